@@ -1,0 +1,127 @@
+"""Pretrain the base of the built-in model `tiny`: a small pixel-patch diffusion model of photos.
+
+    python scripts/pretrain_tiny.py ../shared/photos/train -o runs/tiny-base --steps 3500
+
+The UNet learns to predict the noise (DDPM, Ho et al. 2020, eq. 14) in 4x4-patchified photos. It sees clean crops under the
+`positive` embedding, degraded ones under the `negative` embedding, and both under `null`: the three stand in for the
+prompts of a text encoder, and make guidance and score distillation mean something. The result is a folder in diffusers' layout
+that `srcli train-pixel --base` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from srcli.models.backbone import PatchAutoencoder
+from srcli.training.data import DegradedCrops, find_photos
+
+PROMPTS = ("positive", "negative", "null")
+TOKENS, WIDTH = 4, 64
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+
+def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel:
+    inner = len(channels) - 1
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=48,
+        out_channels=48,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) * inner + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * inner,
+        layers_per_block=2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def draw_batch(batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (N, 3, H, W) and the index of each one's prompt (N,): half clean, half degraded, a quarter under `null`."""
+    clean = torch.rand(len(batch["hq"]), generator=generator) < 0.6
+    unconditional = torch.rand(len(clean), generator=generator) < 0.25
+    pictures = torch.where(clean[:, None, None, None], batch["hq"], batch["lq"])
+    prompts = torch.where(unconditional, 2, torch.where(clean, 0, 1))
+    return pictures, prompts
+
+
+def save(folder: Path, unet: UNet2DConditionModel, prompts: torch.Tensor, vae: PatchAutoencoder, steps: int) -> None:
+    unet.to(torch.float16).save_pretrained(folder / "unet")
+    vae.save_config(folder / "vae")
+    DDPMScheduler(**BETAS).save_pretrained(folder / "scheduler")
+    tensors = {name: prompts[i].half().contiguous() for i, name in enumerate(PROMPTS)}
+    save_file(tensors, folder / "prompt_embeddings.safetensors", {"pretraining_steps": str(steps)})
+    index = {"_class_name": "SrcliPatchDiffusion", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--minutes", type=float, default=1e9, help="end after this long; the schedule follows the clock")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    data = DegradedCrops(find_photos(args.photos), args.crop, args.steps * args.batch, args.seed)
+    loader = DataLoader(data, args.batch, num_workers=1, prefetch_factor=4)
+    vae = PatchAutoencoder()
+    unet = make_unet().to(memory_format=torch.channels_last)
+    prompts = torch.nn.Parameter(torch.randn(len(PROMPTS), TOKENS, WIDTH))
+    weights = [*unet.parameters(), prompts]
+    average = [weight.detach().clone() for weight in weights]
+    optimiser = torch.optim.AdamW(weights, lr=args.lr, weight_decay=1e-2)
+    alphas = DDPMScheduler(**BETAS).alphas_cumprod
+
+    start, mean = time.monotonic(), 0.0
+    for step, batch in enumerate(loader):
+        progress = max(step / args.steps, (time.monotonic() - start) / (60 * args.minutes))
+        if progress >= 1:
+            break
+        warm = min(1.0, (step + 1) / 200)
+        for group in optimiser.param_groups:
+            group["lr"] = args.lr * warm * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
+        pictures, names = draw_batch(batch, generator)
+        # low noise levels matter most to a restorer that works at t = 1: density falls with t
+        t = (1000 * torch.rand(len(pictures), generator=generator) ** 1.5).long()
+        noise = torch.randn(len(pictures), vae.channels, args.crop // 4, args.crop // 4, generator=generator)
+        alpha = alphas[t][:, None, None, None]
+        noisy = alpha.sqrt() * vae.encode(pictures) + (1 - alpha).sqrt() * noise
+        with torch.autocast("cpu", torch.bfloat16):
+            noisy = noisy.to(memory_format=torch.channels_last)
+            predicted = unet(noisy, t, encoder_hidden_states=prompts[names]).sample
+        loss = (predicted.float() - noise).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        decay = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [w.detach() for w in weights], 1 - decay)
+        mean = loss.item() if step == 0 else mean * 0.98 + loss.item() * 0.02
+        if step % 50 == 0:
+            print(f"step {step} loss {mean:.4f} {(time.monotonic() - start) / (step + 1):.3f} s/step", flush=True)
+
+    with torch.no_grad():
+        for weight, kept in zip(weights, average, strict=True):
+            weight.copy_(kept)
+    save(args.output, unet, prompts.detach(), vae, step)
+    print(f"saved `{args.output}` after {step} steps, {(time.monotonic() - start) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""srcli: upscale photos in batches with one-step diffusion super-resolution."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,30 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+MODEL = "Model"
+SIZE = "Size"
+WORK = "Memory and speed"
+FILES = "Files"
+REPORT = "Reporting"
+
+ModelsFile = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    typer.Option("--models-file", help="A models.toml laid over the packaged and your own one.", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, mps, cuda, or one GPU as cuda:1.", rich_help_panel=WORK, metavar="DEVICE")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Precision of the networks: auto, fp32, fp16, bf16. auto takes bf16 where the hardware multiplies it faster.",
+        rich_help_panel=WORK,
+        metavar="DTYPE",
+    ),
+]

@@ -1,0 +1,134 @@
+"""What is told after, and during, a run over many images: the summary for people and scripts, and the report file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.markup import escape
+
+from srcli.console import console, format_duration
+from srcli.errors import UsageError
+from srcli.images.files import Job
+
+if TYPE_CHECKING:
+    from srcli.engine.stream import Outcome, Stream
+
+
+@dataclass
+class Summary:
+    """Counts of a run; `failed` keeps every failure."""
+
+    skipped: int = 0
+    done: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+    megapixels: float = 0.0
+    """Of output."""
+    seconds: float = 0.0
+    exact_tiles: int = 0
+    memory_retries: int = 0
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds that the model's thread waited for input, worked, and waited for output."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one image."""
+        if outcome.status == "failed":
+            failure = {"input": str(outcome.job.source), "reason": outcome.reason, "hint": outcome.hint}
+            self.failed.append(failure)
+            return
+        self.done += 1
+        width, height = outcome.output_size or (0, 0)
+        self.megapixels += width * height / 1e6
+
+    def add_work(self, stream: Stream) -> None:
+        """Take over the engine's counts and clock."""
+        self.exact_tiles = stream.engine.repairs.exact_tiles
+        self.memory_retries = stream.engine.repairs.memory_retries
+        clock = stream.clock
+        self.times = {
+            "waiting_for_input": clock.waiting_for_input,
+            "model": clock.model,
+            "waiting_for_output": clock.waiting_for_output,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: `done` and `skipped` are counts, `failed` is a list."""
+        return {
+            "done": self.done,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 3),
+            "megapixels": round(self.megapixels, 6),
+            "exact_tiles": self.exact_tiles,
+            "memory_retries": self.memory_retries,
+            "times": {name: round(seconds, 3) for name, seconds in self.times.items()},
+        }
+
+    def show(self) -> None:
+        """A few lines on the console; failures are warnings, so `--quiet` keeps them."""
+        for failure in self.failed:
+            console.print(f"[bold red]failed[/]: `{escape(failure['input'])}`: {escape(failure['reason'])}", soft_wrap=True)
+            if failure["hint"]:
+                console.print(f"  [cyan]hint[/]: {escape(failure['hint'])}", soft_wrap=True)
+        parts = [f"{self.done} done", f"{self.skipped} skipped", f"{len(self.failed)} failed"]
+        speed = f", {self.megapixels / self.seconds:.2f} MP/s" if self.done and self.seconds else ""
+        console.print(f"{', '.join(parts)}: {self.megapixels:.1f} MP in {format_duration(self.seconds)}{speed}")
+        if self.times:
+            waits = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items())
+            console.print(f"[dim]{waits}[/]")
+        if self.exact_tiles:
+            console.print(f"{self.exact_tiles} tiles were spoilt by half precision and done again in fp32")
+        if self.memory_retries:
+            console.print(f"memory ran out {self.memory_retries} times; smaller tiles or batches were used")
+
+
+class Report:
+    """The file of `--report`: one JSON line per image, written as soon as it is known. None writes nothing.
+
+    Raises:
+        UsageError: on entering, if the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> Report:
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            except OSError as error:
+                message = f"cannot write the report `{self.path}`: {error.strerror or error}"
+                raise UsageError(message, "give another `--report`") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def skipped(self, job: Job) -> None:
+        """A line for an image that was done before."""
+        self._line({"input": str(job.source), "output": str(job.target), "status": "skipped", "reason": "exists"})
+
+    def finished(self, outcome: Outcome) -> None:
+        """A line for an image that was worked on."""
+        self._line(
+            {
+                "input": str(outcome.job.source),
+                "output": str(outcome.job.target),
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "input_size": outcome.input_size,
+                "output_size": outcome.output_size,
+                "model_seconds": round(outcome.seconds, 4),
+            }
+        )
+
+    def _line(self, content: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(content) + "\n")
+            self._file.flush()

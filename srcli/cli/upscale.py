@@ -1,0 +1,214 @@
+"""`srcli upscale`: photos in, larger photos out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
+from srcli.config import UpscaleConfig
+from srcli.cli.summary import Report, Summary
+from srcli.console import UpscaleProgress, console, format_duration
+from srcli.errors import UsageError
+from srcli.images.files import Job, is_done, plan_jobs
+
+
+def upscale(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT...", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False)
+    ],
+    model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
+    models_file: ModelsFile = None,
+    lambda_pixel: Annotated[
+        Optional[float],
+        typer.Option(help="Weight of pixel fidelity: denoise and deblur. 1 if not given.", rich_help_panel=MODEL),
+    ] = None,
+    lambda_semantic: Annotated[
+        Optional[float],
+        typer.Option(help="Weight of semantic detail: texture and sharpness. 1 if not given.", rich_help_panel=MODEL),
+    ] = None,
+    color_fix: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Take colours from the input: adain, wavelet, none. The model's own if not given.",
+            rich_help_panel=MODEL,
+            metavar="FIX",
+        ),
+    ] = None,
+    scale: Annotated[
+        Optional[float],
+        typer.Option(help="Output sides over input sides, any number up to 8. 4 if not given.", rich_help_panel=SIZE),
+    ] = None,
+    width: Annotated[
+        Optional[int], typer.Option(help="Output width in pixels; with --height, a box to fit in.", rich_help_panel=SIZE)
+    ] = None,
+    height: Annotated[Optional[int], typer.Option(help="Output height in pixels.", rich_help_panel=SIZE)] = None,
+    long_side: Annotated[
+        Optional[int], typer.Option(help="Output's longer side in pixels.", rich_help_panel=SIZE)
+    ] = None,
+    tile: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Side of a tile in output pixels. Chosen from the model and free memory if not given.", rich_help_panel=WORK
+        ),
+    ] = None,
+    overlap: Annotated[
+        Optional[int], typer.Option(help="Overlap of tiles in output pixels.", rich_help_panel=WORK)
+    ] = None,
+    batch: Annotated[
+        Optional[int], typer.Option(help="Tiles at once. Chosen from free memory if not given.", rich_help_panel=WORK)
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    recursive: Annotated[
+        bool, typer.Option("--recursive/--no-recursive", help="Go into folders' folders.", rich_help_panel=FILES)
+    ] = True,
+    format: Annotated[
+        Optional[str],
+        typer.Option(
+            "--format",
+            help="png, jpeg, webp, tiff. The input's own if not given (other kinds become png).",
+            rich_help_panel=FILES,
+            metavar="FORMAT",
+        ),
+    ] = None,
+    quality: Annotated[
+        int, typer.Option(help="Of JPEG and WebP, 1 to 100; WebP at 100 is lossless.", rich_help_panel=FILES)
+    ] = 95,
+    suffix: Annotated[str, typer.Option(help="Added to file names, as in `_x4`.", rich_help_panel=FILES)] = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do again what is done already.", rich_help_panel=FILES)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell what would be done, with sizes and a time estimate.", rich_help_panel=REPORT),
+    ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)
+    ] = False,
+    report: Annotated[
+        Optional[Path], typer.Option(help="Write one JSON line per image to this file.", rich_help_panel=REPORT)
+    ] = None,
+) -> None:
+    """Upscale photos.
+
+    Done files are skipped when the command is repeated, so an interrupted run goes on where it was. One bad file never stops
+    the others; it is named at the end, and the exit code is 1.
+
+    Example: srcli upscale ~/photos -o ~/photos-x4
+    """
+    config = UpscaleConfig(
+        inputs=tuple(inputs),
+        output=output,
+        model=model,
+        models_file=models_file,
+        lambda_pixel=lambda_pixel,
+        lambda_semantic=lambda_semantic,
+        scale=scale,
+        width=width,
+        height=height,
+        long_side=long_side,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        color_fix=color_fix,
+        format=format,
+        quality=quality,
+        suffix=suffix,
+        recursive=recursive,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        json=json_,
+        report=report,
+    )
+    raise typer.Exit(run(config))
+
+
+def run(config: UpscaleConfig) -> int:
+    """Do what `config` says; returns the exit code."""
+    start = time.perf_counter()
+    jobs = plan_jobs(
+        config.inputs, config.output, recursive=config.recursive, format=config.format, suffix=config.suffix
+    )
+    skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
+    already = set(skipped)
+    todo = [job for job in jobs if job not in already]
+    if config.dry_run:
+        return _dry_run(config, todo, skipped)
+    summary = Summary(skipped=len(skipped))
+    interrupted = False
+    with Report(config.report) as report:
+        for job in skipped:
+            report.skipped(job)
+        try:
+            if todo:
+                _restore(config, todo, summary, report)
+        except KeyboardInterrupt:
+            interrupted = True
+    summary.seconds = time.perf_counter() - start
+    summary.show()
+    if config.json:
+        typer.echo(json.dumps(summary.as_dict()))
+    if interrupted:
+        console.print("interrupted: repeat the command to go on")
+        return 130
+    return 1 if summary.failed else 0
+
+
+def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: Report) -> None:
+    _make_folder(todo[0].target.parent)
+    with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
+        from srcli.upscale import megapixels, open_stream, planned
+
+        stream = open_stream(config)
+    expected = {image.job: megapixels(image.output_size) for image in planned(config, todo)}
+    with UpscaleProgress(len(todo), sum(expected.values())) as progress:
+        outcomes = stream.run(todo, lambda job: progress.start(job.source.name))
+        try:
+            for outcome in outcomes:
+                summary.add(outcome)
+                report.finished(outcome)
+                progress.finish(megapixels(outcome.output_size), expected[outcome.job])
+        finally:
+            outcomes.close()
+            summary.add_work(stream)
+
+
+def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job]) -> int:
+    """Tell what would be done; the estimate comes from one tile, timed on this machine now."""
+    from srcli.upscale import estimate_seconds, megapixels, open_stream, planned
+
+    images = list(planned(config, todo))
+    good = [image for image in images if not image.fault]
+    seconds = estimate_seconds(open_stream(config), good) if good else 0.0
+    total = sum(megapixels(image.output_size) for image in good)
+    if config.json:
+        lines = [image.as_dict() for image in images]
+        outline = {"planned": lines, "skipped": len(skipped), "megapixels": total, "estimated_seconds": seconds}
+        typer.echo(json.dumps(outline))
+        return 0
+    for image in images:
+        console.print(image.line(), soft_wrap=True, markup=False)
+    faulty = f", {len(images) - len(good)} that cannot be read" if len(good) < len(images) else ""
+    console.print(
+        f"{len(good)} to do ({total:.1f} MP), {len(skipped)} done already{faulty}; about {format_duration(seconds)} here"
+    )
+    return 0
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot make the folder `{folder}`: {reason}", "give another `--output`") from error

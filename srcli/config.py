@@ -1,0 +1,166 @@
+"""The settings of each command, checked whole: every fault is told at once, before any work.
+
+This is the last place where a command-line flag exists.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from srcli.errors import UsageError, joined_faults
+
+MAX_SCALE = 8
+DTYPE_NAMES = ("auto", "fp32", "fp16", "bf16")
+COLOR_FIX_NAMES = ("adain", "wavelet", "none")
+FORMAT_NAMES = ("png", "jpeg", "webp", "tiff")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class UpscaleConfig:
+    """What `srcli upscale` is to do; None leaves a choice to the model, the input or the free memory."""
+
+    inputs: tuple[str, ...]
+    output: Path
+    model: str = "tiny"
+    models_file: Path | None = None
+    lambda_pixel: float | None = None
+    lambda_semantic: float | None = None
+    scale: float | None = None
+    """Output sides over input sides; 4 where nothing else sets the size."""
+    width: int | None = None
+    height: int | None = None
+    long_side: int | None = None
+    tile: int | None = None
+    """In output pixels, as is `overlap`."""
+    overlap: int | None = None
+    batch: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    color_fix: str | None = None
+    format: str | None = None
+    quality: int = 95
+    suffix: str = ""
+    recursive: bool = True
+    overwrite: bool = False
+    dry_run: bool = False
+    json: bool = False
+    report: Path | None = None
+
+    def __post_init__(self) -> None:
+        faults = [*_size_faults(self), *_work_faults(self)]
+        if not self.inputs:
+            faults.append("no input given")
+        if "/" in self.suffix or "\\" in self.suffix:
+            faults.append(f"`--suffix {self.suffix}` must not hold a path separator")
+        if not 1 <= self.quality <= 100:
+            faults.append(f"`--quality {self.quality}` is not between 1 and 100")
+        _raise(faults, "srcli upscale --help")
+
+    @property
+    def effective_scale(self) -> float | None:
+        """The scale, or None where the size is set by other options."""
+        if self.scale is None and not (self.width or self.height or self.long_side):
+            return 4.0
+        return self.scale
+
+
+@dataclass(frozen=True)
+class TrainPixelConfig:
+    """What `srcli train-pixel` is to do."""
+
+    photos: Path
+    output: Path
+    base_name: str
+    """As the adapter's metadata will name it."""
+    steps: int = 4000
+    batch: int = 16
+    crop: int = 512
+    rank: int = 4
+    alpha: float = 8.0
+    learning_rate: float = 5e-5
+    warmup: int = 100
+    l1_weight: float = 0.0
+    scale: int = 4
+    timestep: int = 1
+    prompt: str = ""
+    seed: int = 0
+    workers: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    gradient_checkpointing: bool = False
+    log_every: int = 50
+    save_every: int = 500
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        faults = []
+        for name in ("steps", "batch", "crop", "rank", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is not positive")
+        for name in ("alpha", "learning_rate"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is not a positive number")
+        for name in ("warmup", "workers", "l1_weight"):
+            if not getattr(self, name) >= 0:
+                faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is negative")
+        if self.crop >= 1 and self.crop % self.scale:
+            faults.append(f"`--crop {self.crop}` is not a multiple of the scale {self.scale}")
+        faults += _device_faults(self.device, self.dtype)
+        _raise(faults, "srcli train-pixel --help")
+
+
+def _size_faults(config: UpscaleConfig) -> list[str]:
+    faults = []
+    if config.scale is not None and not 0 < config.scale <= MAX_SCALE:
+        faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
+    sides = {"--width": config.width, "--height": config.height, "--long-side": config.long_side}
+    given = [name for name, value in sides.items() if value is not None]
+    for name in given:
+        if (sides[name] or 0) < 1:
+            faults.append(f"`{name} {sides[name]}` is not positive")
+    if given and config.scale is not None:
+        faults.append(f"`--scale` and `{given[0]}` both set the size")
+    if config.long_side is not None and len(given) > 1:
+        faults.append(f"`--long-side` and `{given[0]}` both set the size")
+    return faults
+
+
+def _work_faults(config: UpscaleConfig) -> list[str]:
+    faults = []
+    for name, value in (("--lambda-pixel", config.lambda_pixel), ("--lambda-semantic", config.lambda_semantic)):
+        if value is not None and not math.isfinite(value):
+            faults.append(f"`{name} {value}` is not a number")
+    if config.tile is not None and config.tile < 64:
+        faults.append(f"`--tile {config.tile}` is below 64 output pixels")
+    if config.overlap is not None and config.overlap < 0:
+        faults.append(f"`--overlap {config.overlap}` is negative")
+    if config.overlap is not None and config.tile is not None and config.overlap >= config.tile:
+        faults.append(f"`--overlap {config.overlap}` is not below `--tile {config.tile}`")
+    if config.batch is not None and config.batch < 1:
+        faults.append(f"`--batch {config.batch}` is not positive")
+    faults += _device_faults(config.device, config.dtype)
+    if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:
+        faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIX_NAMES)}")
+    if config.format is not None and config.format not in FORMAT_NAMES:
+        faults.append(f"`--format {config.format}` is none of {', '.join(FORMAT_NAMES)}")
+    return faults
+
+
+def _device_faults(device: str, dtype: str) -> list[str]:
+    faults = []
+    if not _DEVICE.fullmatch(device):
+        faults.append(f"`--device {device}` is none of auto, cpu, mps, cuda, cuda:0, …")
+    if dtype not in DTYPE_NAMES:
+        faults.append(f"`--dtype {dtype}` is none of {', '.join(DTYPE_NAMES)}")
+    return faults
+
+
+def _raise(faults: list[str], help_command: str) -> None:
+    if len(faults) == 1:
+        raise UsageError(faults[0], f"see `{help_command}`")
+    if faults:
+        raise UsageError(joined_faults(f"{len(faults)} options are wrong", faults), f"see `{help_command}`")

@@ -1,0 +1,50 @@
+"""The errors that srcli raises on purpose.
+
+Each carries what failed and, apart from it, what the user can do next. They are raised low, where the fault is seen, and
+shown once, at the top (`srcli.cli.main`). Any other exception that reaches the top is a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class SrcliError(Exception):
+    """Something that srcli cannot do, said for its user.
+
+    Attributes:
+        message: what failed, one sentence without a full stop, literal values in backticks.
+        hint: the next action, or an empty string where there is none.
+        exit_code: the process's exit status when this error ends the command.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(SrcliError):
+    """The command line or a configuration file asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class ImageError(SrcliError):
+    """One image could not be read, restored or written; the others go on."""
+
+
+class ModelError(SrcliError):
+    """A model's row, files or weights are missing, damaged or do not fit together."""
+
+
+class OutOfMemoryError(SrcliError):
+    """An image does not fit into memory even at the smallest tile and batch."""
+
+
+def joined_faults(title: str, faults: list[str], hint: str = "") -> str:
+    """Several faults as one message: the title, then a line per fault."""
+    return "\n".join([title, *(f"  - {fault}" for fault in faults)]) + (f"\n{hint}" if hint else "")

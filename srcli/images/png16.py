@@ -1,0 +1,125 @@
+"""PNG with 16 bits per channel, which Pillow can neither read nor write in colour."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> IHDR's colour type
+_ZLIB_LEVEL = 4
+_BAND_BYTES = 1 << 24
+_NEEDED = (b"IHDR", b"tRNS", b"IDAT", b"IEND")
+
+Levels = npt.NDArray[np.uint16]
+
+
+def bit_depth(head: bytes) -> int:
+    """Bits per channel as said in the first 26 bytes of a PNG."""
+    return head[24]
+
+
+def read(data: bytes) -> Levels:
+    """Decode a PNG of 16 bits per channel.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        (H, W, C) uint16: gray, gray and alpha, RGB, or RGBA.
+
+    Raises:
+        ValueError: the file is damaged or truncated.
+    """
+    bare, has_gray = _bare(data)
+    decoded = cv2.imdecode(np.frombuffer(bare, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise ValueError("broken data stream")
+    levels: Levels = decoded.astype(np.uint16, copy=False).reshape(*decoded.shape[:2], -1)
+    if levels.shape[2] >= 3:
+        levels = levels[..., [2, 1, 0, 3][: levels.shape[2]]]  # OpenCV's order is BGR
+    if has_gray and levels.shape[2] >= 3:
+        levels = levels[..., [0, 3]] if levels.shape[2] == 4 else levels[..., :1]
+    return levels
+
+
+def write(
+    file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_profile: bytes | None, exif: bytes | None
+) -> None:
+    """Write a PNG of 16 bits per channel, band by band, so that no second copy of the picture is needed.
+
+    Args:
+        file: where to write.
+        levels: (H, W, C) uint16: gray, gray and alpha, RGB, or RGBA.
+        icc_profile: goes into an iCCP chunk.
+        exif: without the "Exif" prefix; goes into an eXIf chunk.
+    """
+    height, width, channels = levels.shape
+    file.write(SIGNATURE)
+    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, _COLOR_TYPES[channels], 0, 0, 0))
+    if icc_profile is not None:
+        _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
+    if exif is not None:
+        _write_chunk(file, b"eXIf", exif)
+    packer = zlib.compressobj(_ZLIB_LEVEL)
+    for band in _filtered_bands(levels):
+        if packed := packer.compress(band):
+            _write_chunk(file, b"IDAT", packed)
+    _write_chunk(file, b"IDAT", packer.flush())
+    _write_chunk(file, b"IEND", b"")
+
+
+def _write_chunk(file: BinaryIO, kind: bytes, body: bytes) -> None:
+    file.write(struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", zlib.crc32(kind + body)))
+
+
+def _bare(data: bytes) -> tuple[bytes, bool]:
+    """The file with only what makes up its first picture, and whether it is gray.
+
+    OpenCV would otherwise show another frame of an animation, and act on chunks that are no business of the pixels.
+    """
+    kept = [SIGNATURE]
+    at = len(SIGNATURE)
+    while True:
+        size, kind = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (0, b"")
+        chunk = data[at : at + 12 + size]
+        if not kind or len(chunk) != 12 + size or zlib.crc32(chunk[4:-4]) != struct.unpack(">I", chunk[-4:])[0]:
+            raise ValueError("a chunk is cut short or its checksum wrong")
+        if kind in _NEEDED:
+            kept.append(chunk)
+        if kind == b"IEND":
+            return b"".join(kept), data[25] in (0, 4)
+        at += len(chunk)
+
+
+def _filtered_bands(levels: npt.NDArray[np.unsignedinteger[Any]]) -> Iterator[bytes]:
+    """The rows as PNG stores them, big-endian and each after its filter's number (4: Paeth), many at a time."""
+    height, width, channels = levels.shape
+    step = 2 * channels  # bytes from one pixel to the next
+    rows_at_once = max(1, _BAND_BYTES // (width * step))
+    above = np.zeros((1, step + width * step), dtype=np.uint8)  # a pixel of zeros stands left of each row
+    for top in range(0, height, rows_at_once):
+        rows = np.ascontiguousarray(levels[top : top + rows_at_once]).astype(">u2").reshape(-1, width * channels)
+        raw = np.pad(rows.view(np.uint8), ((0, 0), (step, 0)))
+        joined = np.concatenate([above, raw])
+        filtered = np.full((len(raw), 1 + width * step), 4, dtype=np.uint8)
+        filtered[:, 1:] = raw[:, step:] - _paeth(joined[1:, :-step], joined[:-1, step:], joined[:-1, :-step])
+        above = raw[-1:]
+        yield filtered.tobytes()
+
+
+def _paeth(
+    left: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], corner: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """The neighbour that is nearest to left + up - corner; ties go in this order (PNG specification, 9.4)."""
+    by_left = np.abs(up.astype(np.int16) - corner)
+    by_up = np.abs(left.astype(np.int16) - corner)
+    by_corner = np.abs(left.astype(np.int16) + up - 2 * corner.astype(np.int16))
+    nearest = np.where(by_up <= by_corner, up, corner)
+    return np.where((by_left <= by_up) & (by_left <= by_corner), left, nearest)

@@ -1,0 +1,203 @@
+"""TOML tables, for `spec.py`: read with every fault noted, and rows replaced with all around them left alone."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_KINDS = {str: "text in quotes", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
+T = TypeVar("T")
+
+
+def parse(file: Path, faults: list[str]) -> dict[str, Any]:
+    """The content of a file; empty, with a fault noted, where it cannot be read."""
+    try:
+        content: dict[str, Any] = tomllib.loads(file.read_bytes().decode())
+        return content
+    except OSError as fault:
+        faults.append(f"`{file}`: {fault.strerror or fault}")
+    except UnicodeDecodeError:
+        faults.append(f"`{file}`: not UTF-8 text")
+    except tomllib.TOMLDecodeError as fault:
+        faults.append(f"`{file}`: not valid TOML: {fault}")
+    return {}
+
+
+def parsed_or_none(text: str) -> dict[str, Any] | None:
+    """The content of a text, None where it is not TOML."""
+    try:
+        content: dict[str, Any] = tomllib.loads(text)
+        return content
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+@dataclass
+class Table:
+    """A TOML table that hands out checked values and notes every fault, as itself or as one of its keys."""
+
+    values: Any
+    root: str
+    """The file and row, for messages."""
+    faults: list[str]
+    path: str = ""
+    """Where the table stands in the row: empty, or keys joined by points."""
+    sound: bool = True
+    """Whether nothing was wrong with it so far."""
+    _known: list[str] = field(default_factory=list)
+    _hollow: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Mapping):
+            self.fault(f"must be a table, not `{self.values!r}`")
+            self.values, self._hollow = {}, True
+
+    def fault(self, words: str) -> None:
+        self.sound = False
+        self.faults.append(f"{self.root}{f', `{self.path}`' if self.path else ''}: {words}")
+
+    def has(self, key: str) -> bool:
+        return key in self.values
+
+    def find(self, key: str, kind: type[T]) -> T | None:
+        """The value of a key that may be missing."""
+        self._known.append(key)
+        value = self.values.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and kind is float:
+            value = float(value)
+        if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
+            return value
+        self.fault(f"`{key}` must be {_KINDS[kind]}, not `{value!r}`")
+        return None
+
+    def get(self, key: str, default: T) -> T:
+        value = self.find(key, type(default))
+        return default if value is None else value
+
+    def need(self, key: str, stand_in: T) -> T:
+        if not self.has(key) and not self._hollow:
+            self.fault(f"`{key}` is missing")
+        return self.get(key, stand_in)
+
+    def number(self, key: str, default: int | None, least: int, most: float = float("inf")) -> int:
+        """A whole number from `least` to `most`; required if the default is None."""
+        value = self.need(key, least) if default is None else self.get(key, default)
+        if not least <= value <= most:
+            self.fault(f"`{key}` must be {least}{f' to {most}' if most < float('inf') else ' or more'}, not {value}")
+        return value
+
+    def count(self, key: str) -> int | None:
+        """A whole number from 1, or None where the key is missing."""
+        return self.number(key, 1, 1) if self.has(key) else self.find(key, int)
+
+    def rate(self, key: str) -> float | None:
+        """A finite number above 0, or None where the key is missing."""
+        value = self.find(key, float)
+        if value is not None and not 0 < value < float("inf"):
+            self.fault(f"`{key}` must be more than 0, not {value}")
+        return value
+
+    def choice(self, key: str, default: str | None, choices: tuple[str, ...]) -> str:
+        """One of `choices`; required if the default is None."""
+        value = self.need(key, "") if default is None else self.get(key, default)
+        if value not in choices and isinstance(self.values.get(key), str):
+            self.fault(f"unknown `{key}` `{value}`{_meant(value, choices)}")
+        return value
+
+    def table(self, key: str, *, required: bool = False) -> Table:
+        """The table at a key; an empty one, not sound, where it is missing or something else."""
+        values: dict[str, Any] = self.need(key, {}) if required else self.get(key, {})
+        return Table(values, self.root, self.faults, key, isinstance(self.values.get(key), Mapping))
+
+    def tables(self) -> dict[str, Table]:
+        """Each value as a table, whatever the keys are."""
+        return {key: Table(part, self.root, self.faults, f"{self.path}.{key}") for key, part in self.values.items()}
+
+    def close(self) -> None:
+        """Note the keys that nobody asked for."""
+        for key in self.values:
+            if key not in self._known:
+                self.fault(f"unknown key `{key}`{_meant(key, self._known)}")
+
+
+def _meant(word: str, words: list[str] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, words, 1, 0.5)
+    return f", did you mean `{near[0]}`?" if near else f", known are {', '.join(f'`{known}`' for known in words)}"
+
+
+def _value_as_toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_value_as_toml(part)}" for key, part in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value_as_toml, value)) + "]"
+    # JSON's text, numbers and truth values are TOML's, but for one control character that JSON leaves alone
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def row_as_toml(name: str, row: Mapping[str, Any]) -> str:
+    lines = [f"[models.{name}]"]
+    for key, value in row.items():
+        if key == "adapters":
+            lines += [f"{key}.{part} = {_value_as_toml(entry)}" for part, entry in value.items()]
+        else:
+            lines.append(f"{key} = {_value_as_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def with_row(text: str, name: str, row: str) -> str:
+    """The file's text with the row in it: where its `[models.NAME]` tables stood, or else at the end."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    row = row.replace("\n", newline)
+    own = re.compile(rf"""\s*\[\s*models\s*\.\s*(["']?){re.escape(name)}\1\s*[.\]]""")
+    header = re.compile(r"\s*\[{1,2}[^\[\]=,]+\]{1,2}\s*(#.*)?$")
+    kept: list[str] = []
+    tail: list[str] = []  # what ends a removed table may be the comment of the next one
+    place, inside = None, False
+    for line in text.splitlines(keepends=True):
+        if header.match(line):
+            kept, tail = [*kept, *tail], []
+            inside = own.match(line) is not None
+            place = len(kept) if inside and place is None else place
+        if not inside:
+            kept.append(line)
+        elif not line.strip() or line.lstrip().startswith("#"):
+            tail.append(line)
+        else:
+            tail = []
+    kept += tail
+    if place is None:
+        place = len(kept)
+        row = (newline if text and not text.endswith("\n") else "") + (newline if text else "") + row
+    return "".join([*kept[:place], row, *kept[place:]])
+
+
+def replace_file(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        if file.exists():
+            shutil.copymode(file, name)
+        else:
+            Path(name).chmod(0o644)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,254 @@
+"""Adapters: LoRA sets on a UNet. Attach for training, merge for inference, save, load, import the reference's checkpoint.
+
+A LoRA layer adds (alpha / rank) · B · A to a frozen weight (Hu et al. 2021, eq. 3); for a convolution A has the kernel's shape and B
+is 1x1. An adapter's file is safetensors in peft's layout, with `adapter_config.json` beside it for peft's own loader; all that srcli
+needs is in the file's header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srcli.errors import ModelError, joined_faults
+from srcli.models.weights import load_pickle, load_tensors
+
+ADAPTER_FILE = "adapter_model.safetensors"
+TARGETS = (
+    r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
+)
+"""The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
+REFERENCE_ALPHA = 8
+"""peft's default, which the reference code uses and its checkpoint does not store."""
+_PREFIX = "base_model.model."
+_REFERENCE_NAMES = {"pix": "pixel", "sem": "semantic"}
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter's file says of itself."""
+
+    rank: int
+    alpha: float
+    base: str = ""
+    """The base it was trained on."""
+    stage: str = ""
+    """`pixel` or `semantic`."""
+    steps: int = 0
+    licence: str = ""
+
+    def to_metadata(self) -> dict[str, str]:
+        return {key: str(value) for key, value in self.__dict__.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> AdapterInfo:
+        """Raises: ModelError: rank or alpha are missing or no numbers."""
+        try:
+            return cls(
+                rank=int(metadata["rank"]),
+                alpha=float(metadata["alpha"]),
+                base=metadata.get("base", ""),
+                stage=metadata.get("stage", ""),
+                steps=int(metadata.get("steps", "0")),
+                licence=metadata.get("licence", ""),
+            )
+        except (KeyError, ValueError) as error:
+            message = f"`{path}` does not say its rank and alpha"
+            raise ModelError(message, "take a file that `srcli train-pixel` or `srcli models import` wrote") from error
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA set in memory.
+
+    Attributes:
+        name: under which it is attached.
+        tensors: `<module>.lora_A.weight` and `<module>.lora_B.weight`, float32.
+        info: rank, alpha and origin.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    info: AdapterInfo
+
+    @property
+    def modules(self) -> list[str]:
+        return sorted({key.rsplit(".lora_", 1)[0] for key in self.tensors})
+
+
+@dataclass(frozen=True)
+class ImportedAdapter:
+    """An adapter that `import_reference` wrote."""
+
+    name: str
+    path: Path
+    rank: int
+
+
+def attach(unet: Any, name: str, rank: int, alpha: float) -> list[torch.nn.Parameter]:
+    """Add a fresh, trainable adapter to `unet` (A Gaussian, B zero) and return its parameters; all else stays as it was."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=TARGETS)
+    unet.add_adapter(config, adapter_name=name)
+    marks = (f"lora_A.{name}.", f"lora_B.{name}.")
+    parameters = []
+    for key, parameter in unet.named_parameters():
+        mine = any(mark in key for mark in marks)
+        parameter.requires_grad_(mine)
+        if mine:
+            parameters.append(parameter)
+    return parameters
+
+
+def extract(unet: Any, name: str, info: AdapterInfo) -> Adapter:
+    """The attached adapter `name` as it is now, copied to the CPU in float32."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(unet, adapter_name=name)
+    return Adapter(name, {key: value.detach().float().cpu().clone() for key, value in state.items()}, info)
+
+
+def restore_state(unet: Any, adapter: Adapter) -> None:
+    """Put an adapter's values into the attached adapter of the same name."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(unet, adapter.tensors, adapter_name=adapter.name)
+
+
+def merge(unet: Any, adapters: Sequence[Adapter]) -> None:
+    """Add the adapters to the weights of `unet`, W + Σ (alpha / rank) · B · A; computed in the weights' dtype: float32, please.
+
+    Raises:
+        ModelError: an adapter does not fit the UNet; every such layer is named.
+    """
+    from peft import LoraConfig
+
+    for adapter in adapters:
+        check_fit(unet, adapter)
+        config = LoraConfig(r=adapter.info.rank, lora_alpha=adapter.info.alpha, target_modules=adapter.modules)
+        unet.add_adapter(config, adapter_name=adapter.name)
+        restore_state(unet, adapter)
+        unet.fuse_lora(adapter_names=[adapter.name])
+        unet.unload_lora()
+    unet.requires_grad_(False)
+
+
+def check_fit(unet: Any, adapter: Adapter) -> None:
+    """Raises: ModelError: layers that the UNet lacks, halves that are missing, shapes that differ; all of them."""
+    layers = {name: module.weight for name, module in unet.named_modules() if hasattr(module, "weight")}
+    faults = []
+    for name in adapter.modules:
+        down, up = (adapter.tensors.get(f"{name}.lora_{half}.weight") for half in "AB")
+        weight = layers.get(name)
+        if weight is None:
+            faults.append(f"the base has no layer `{name}`")
+        elif down is None or up is None:
+            faults.append(f"`{name}` lacks one of lora_A and lora_B")
+        elif (up.shape[0], *down.shape[1:]) != tuple(weight.shape) or not down.shape[0] == up.shape[1] == adapter.info.rank:
+            shapes = f"A {tuple(down.shape)}, B {tuple(up.shape)}, layer {tuple(weight.shape)}, rank {adapter.info.rank}"
+            faults.append(f"`{name}` has other shapes: {shapes}")
+    if faults:
+        more = [f"… and {len(faults) - 10} more"] if len(faults) > 10 else []
+        message = joined_faults(f"the adapter `{adapter.name}` does not fit the base", faults[:10] + more)
+        raise ModelError(message, "use the base that the adapter was trained on")
+
+
+def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
+    part = folder / f".{ADAPTER_FILE}.part"
+    save_file(tensors, part, {"format": "pt", **adapter.info.to_metadata()})
+    part.replace(folder / ADAPTER_FILE)
+    config = LoraConfig(
+        r=adapter.info.rank,
+        lora_alpha=adapter.info.alpha,
+        target_modules=adapter.modules,
+        base_model_name_or_path=adapter.info.base,
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+    return folder / ADAPTER_FILE
+
+
+def load_adapter(path: Path, name: str) -> Adapter:
+    """Read an adapter's file.
+
+    Raises:
+        ModelError: damaged, not an adapter, or without rank and alpha.
+    """
+    tensors, metadata = load_tensors(path)
+    stripped = {key.removeprefix(_PREFIX): value.float() for key, value in tensors.items()}
+    strange = [key for key in stripped if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if strange or not stripped:
+        raise ModelError(f"`{path}` is not an adapter in peft's format", "its keys end in `.lora_A.weight`, `.lora_B.weight`")
+    return Adapter(name, stripped, AdapterInfo.from_metadata(metadata, path))
+
+
+def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str, licence: str) -> list[ImportedAdapter]:
+    """Convert the reference's checkpoint (`pisa_sr.pkl`) into two adapters.
+
+    Args:
+        file: the checkpoint; read with `weights_only=True`, so it can run no code.
+        unet_folder: the base's `unet` folder, against which shapes are checked before anything is written.
+        out_folder: gets a folder for each adapter.
+        base: what the adapters' metadata name as their base.
+        licence: likewise.
+
+    Raises:
+        ModelError: not such a checkpoint, damaged, or for another base.
+    """
+    from srcli.models.backbone import load_unet
+
+    adapters = read_reference(load_pickle(file), file, base, licence)
+    unet = load_unet(unet_folder.parent)
+    for adapter in adapters:
+        check_fit(unet, adapter)
+    return [
+        ImportedAdapter(adapter.name, save_adapter(adapter, out_folder / adapter.name), adapter.info.rank)
+        for adapter in adapters
+    ]
+
+
+def read_reference(checkpoint: Mapping[str, Any], file: Path, base: str = "", licence: str = "") -> list[Adapter]:
+    """The pixel and the semantic adapter of a loaded reference checkpoint.
+
+    Its keys are `<module>.lora_A.default_<part>_<pix|sem>.weight`, where the part (encoder, decoder, others) only groups modules.
+
+    Raises:
+        ModelError: keys are missing.
+    """
+    try:
+        state = {str(key): value for key, value in checkpoint["state_dict_unet"].items()}
+        ranks = {short: int(checkpoint[f"lora_rank_unet_{short}"]) for short in _REFERENCE_NAMES}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        message = f"`{file}` is not a PiSA-SR checkpoint: {type(error).__name__} {error}"
+        raise ModelError(message, "it should hold `state_dict_unet` and the two ranks, as `pisa_sr.pkl` does") from error
+    adapters = []
+    for short, name in _REFERENCE_NAMES.items():
+        info = AdapterInfo(ranks[short], REFERENCE_ALPHA, base, name, 0, licence)
+        adapters.append(Adapter(name, _reference_tensors(state, short), info))
+        if not adapters[-1].tensors:
+            raise ModelError(f"`{file}` holds no {name} adapter", "take the complete `pisa_sr.pkl`")
+    return adapters
+
+
+def _reference_tensors(state: Mapping[str, Any], short: str) -> dict[str, Tensor]:
+    tensors = {}
+    for key, value in state.items():
+        for half in "AB":
+            module, mark, rest = key.partition(f".lora_{half}.default_")
+            if mark and rest.endswith(f"_{short}.weight") and isinstance(value, Tensor):
+                tensors[f"{module}.lora_{half}.weight"] = value.float()
+    return tensors
+
+

@@ -1,0 +1,56 @@
+"""Which device and which precision to work with."""
+
+from __future__ import annotations
+
+import torch
+
+from srcli.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; other names must exist.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+            raise UsageError(f"there is no `{name}`: torch sees {found}", "use `--device cpu`, or check the driver")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("there is no `mps` device here", "use `--device cpu`")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bf16 where the hardware multiplies it faster, fp16 on other GPUs, fp32 on other CPUs."""
+    if name != "auto":
+        return DTYPES[name]
+    if bf16_pays(device):
+        return torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 matrix instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return False
+
+
+def make_deterministic() -> None:
+    """The same command gives the same bytes: no autotuned kernels, no TF32."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

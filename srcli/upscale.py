@@ -1,0 +1,112 @@
+"""The composition behind `srcli upscale`: from a config to a stream that is ready to run, and to a plan of what it would do."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from srcli.config import UpscaleConfig
+from srcli.engine.restore import Engine, choose_limits
+from srcli.engine.stream import Size, Stream
+from srcli.errors import SrcliError
+from srcli.images.codec import probe
+from srcli.images.files import Job
+from srcli.models.base import LoadOptions
+from srcli.models.device import choose_device, choose_dtype, make_deterministic
+from srcli.models.registry import load_restorer
+from srcli.models.spec import find_model
+
+log = logging.getLogger("srcli")
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """What would become of one input."""
+
+    job: Job
+    input_size: tuple[int, int] | None = None
+    """(width, height) in pixels, as is `output_size`."""
+    output_size: tuple[int, int] | None = None
+    fault: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        if self.fault or self.input_size is None or self.output_size is None:
+            return f"{self.job.source}: {self.fault}"
+        (w, h), (ow, oh) = self.input_size, self.output_size
+        return f"{self.job.source} {w}x{h} -> {self.job.target} {ow}x{oh}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "input": str(self.job.source),
+            "output": str(self.job.target),
+            "input_size": self.input_size,
+            "output_size": self.output_size,
+            "fault": self.fault,
+        }
+
+
+def open_stream(config: UpscaleConfig) -> Stream:
+    """Load the model of `config` and set up engine and stream.
+
+    Raises:
+        UsageError: a device or tile that cannot be.
+        ModelError: an unknown model, or weights that are missing or damaged.
+    """
+    spec = find_model(config.model, config.models_file)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    make_deterministic()
+    defaults = (1.0 if config.lambda_pixel is None else config.lambda_pixel,)
+    defaults += (1.0 if config.lambda_semantic is None else config.lambda_semantic,)
+    restorer = load_restorer(spec, LoadOptions(device, dtype, *defaults))
+    level = logging.WARNING if config.lambda_semantic is not None else logging.INFO
+    for note in restorer.notes:
+        log.log(level, note)
+    limits = choose_limits(restorer, config.tile, config.overlap, config.batch)
+    log.debug("%s on %s in %s, %s", spec.name, device, dtype, limits)
+    color_fix = config.color_fix or restorer.color_fix
+    return Stream(Engine(restorer, limits), output_size(config), color_fix, config.quality)
+
+
+def output_size(config: UpscaleConfig) -> Size:
+    """How `config` sets the outputs' size."""
+    return Size(config.effective_scale, config.width, config.height, config.long_side)
+
+
+def planned(config: UpscaleConfig, jobs: Iterable[Job]) -> Iterator[PlannedImage]:
+    """Sizes from the files' headers; nothing is decoded. A fault is told in its image."""
+    size = output_size(config)
+    for job in jobs:
+        try:
+            header = probe(job.source)
+            yield PlannedImage(job, (header.width, header.height), size.of(header.width, header.height))
+        except SrcliError as error:
+            yield PlannedImage(job, fault=error.message)
+
+
+def estimate_seconds(stream: Stream, images: Iterable[PlannedImage]) -> float:
+    """How long the model would take over `images`, from one tile timed now; reading and writing go on beside it."""
+    engine = stream.engine
+    scale = engine.restorer.native_scale
+    canvases = [(image.input_size[1] * scale, image.input_size[0] * scale) for image in images if image.input_size]
+    side = min(engine.limits.tile_lat * engine.restorer.factor, max(max(canvas) for canvas in canvases))
+    sample = torch.zeros(3, side, side)
+    engine.restore([sample])  # the first run pays for set-up
+    start = time.perf_counter()
+    engine.restore([sample])
+    per_pixel = (time.perf_counter() - start) / side**2
+    tile_pixels = (engine.limits.tile_lat * engine.restorer.factor) ** 2
+    work = sum(min(height * width, tile_pixels) * engine.tile_count(height, width) for height, width in canvases)
+    return per_pixel * work
+
+
+def megapixels(size: tuple[int, int] | None) -> float:
+    """Of a (width, height) in pixels; 0 if unknown."""
+    return size[0] * size[1] / 1e6 if size else 0.0

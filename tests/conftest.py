@@ -1,0 +1,47 @@
+"""Fixtures shared by the tests: a tiny base that is made in a second, and places for files that no user's settings reach."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["COLUMNS"] = "80"
+os.environ["NO_COLOR"] = "1"
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees or touches the user's configuration and data."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(home / name))
+    return home
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """A picture with edges, gradients and texture: (60, 84, 3), uint8."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[0:60, 0:84]
+    picture = np.stack([x * 3, y * 4, (x + y) * 1.7], -1) % 256
+    picture[20:40, 30:60] = [220, 40, 30]
+    return (picture + rng.normal(0, 4, picture.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path, photo: np.ndarray) -> Path:
+    """Three files in two folders: `a.png`, `b.jpg`, `sub/c.png`, of different sizes."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(photo).save(folder / "a.png")
+    Image.fromarray(photo[:31, :50]).save(folder / "b.jpg", quality=95)
+    Image.fromarray(photo[10:, :33]).save(folder / "sub" / "c.png")
+    return folder

@@ -1,0 +1,152 @@
+"""Our PiSA-SR beside the recorded results of the reference implementation: `python tests/parity.py FOLDER` prints the errors.
+
+The folder holds `cases.json`, a tiny base, the reference's checkpoint and what its official code computed (see the README there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from srcli.engine.restore import Engine, Limits
+from srcli.engine.stream import finish, prepare_canvas
+from srcli.images.codec import decode
+from srcli.models.adapters import import_reference
+from srcli.models.base import LoadOptions
+from srcli.models.pisasr import PisaRestorer, load
+from srcli.models.spec import load_registry
+from srcli.models.weights import sha256_of
+
+COLOR_FIXES = {"nofix": "none", "adain": "adain", "wavelet": "wavelet"}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest absolute errors of one case; levels are None where size or enlargement differ on purpose."""
+
+    latent: float
+    residual: float
+    decoded: float
+    levels: int | None
+    fraction_differing: float | None
+
+    def within(self, tolerance: dict[str, float]) -> bool:
+        fine = self.latent <= tolerance["latent_max_abs"] and self.residual <= tolerance["residual_max_abs"]
+        fine = fine and self.decoded <= tolerance["decoded_max_abs"]
+        return fine and (self.levels is None or self.levels <= tolerance["png_max_levels"])
+
+
+class Parity:
+    """The cases of one folder, with the adapters converted once into `work`."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder = folder
+        self.cases: list[dict[str, Any]] = json.loads((folder / "cases.json").read_text())["cases"]
+        import_reference(folder / "pisa_sr.pkl", folder / "base" / "unet", work, str(folder / "base"), "test")
+        row = ["[models.parity]", 'family = "pisasr"', f'base = {{ path = "{folder / "base"}" }}']
+        row += ['licence = "test"', 'source = "test"', "native_scale = 4", "timestep = 1", "tile = 768", "overlap = 256"]
+        row += ["min_side = 128", 'description = "test"']
+        for name in ("pixel", "semantic"):
+            path = work / name / "adapter_model.safetensors"
+            row += [f"[models.parity.adapters.{name}]", f'path = "{path}"', f'sha256 = "{sha256_of(path)}"']
+        (work / "models.toml").write_text("\n".join(row) + "\n")
+        self.spec = load_registry(work / "models.toml")["parity"]
+
+    def restorer(self, lambda_pixel: float, lambda_semantic: float, dtype: torch.dtype = torch.float32) -> PisaRestorer:
+        return load(self.spec, LoadOptions(torch.device("cpu"), dtype, lambda_pixel, lambda_semantic))
+
+    @torch.inference_mode()
+    def measure(self, case: dict[str, Any]) -> Errors:
+        args = case["args"]
+        restorer = self.restorer(args["lambda_pix"], args["lambda_sem"])
+        limits = Limits(args["latent_tiled_size"], args["latent_tiled_overlap"], 2, None)
+        engine = Engine(restorer, limits)
+        picture = decode(self.folder / case["input"])
+        canvas = reference_canvas(self.folder / case["input"])
+        assert _sha(canvas) == case["latent"]["upscaled_sha256_of_rgb_bytes"]
+        lq = torch.from_numpy(canvas.astype(np.float32) / 255).permute(2, 0, 1) * 2 - 1
+        run = np.load(self.folder / case["run"]["file"])
+
+        latent = engine._encode([lq])[0]
+        grid = (limits.tile_lat, limits.overlap_lat, restorer.channels, "predict")
+        residual = engine._map(restorer.predict, [latent], *grid)[0]
+        (sr,) = engine.restore([lq])
+        windows = np.stack([sr[:, y : y + 40, x : x + 40].numpy() for x, y in case["run"]["windows_xy"]])
+        levels, fraction = None, None
+        ours = prepare_canvas(picture, 4, 128)
+        if ours.shape == canvas.shape:
+            assert np.array_equal((ours * 255).round().astype(np.uint8), canvas), "our own preparation differs"
+            (x, y) = (4 * side for side in case["input_size_wh"])
+            finished = finish(picture, sr, ours, (x, y), COLOR_FIXES[args["align_method"]])
+            levels, fraction = self._compare_file(case, (finished.rgb * 255).round().astype(np.int16))
+        return Errors(
+            float(np.abs(latent.numpy() - np.load(self.folder / case["latent"]["file"])["latent"]).max()),
+            float(np.abs(residual.numpy() - run["residual"]).max()),
+            float(np.abs(windows - run["decoded_windows"]).max()),
+            levels,
+            fraction,
+        )
+
+    def _compare_file(self, case: dict[str, Any], ours: np.ndarray) -> tuple[int, float]:
+        crops = [(crop["file"], crop["box_xyxy"]) for crop in case["output_png_crops"] or []]
+        if case["output_png"]:
+            crops = [(case["output_png"], [0, 0, ours.shape[1], ours.shape[0]])]
+        worst, differing, count = 0, 0, 0
+        for file, (x0, y0, x1, y1) in crops:
+            theirs = np.asarray(Image.open(self.folder / file).convert("RGB")).astype(np.int16)
+            difference = np.abs(ours[y0:y1, x0:x1] - theirs)
+            worst = max(worst, int(difference.max()))
+            differing += int((difference > 1).sum())
+            count += difference.size
+        return worst, differing / count
+
+
+@lru_cache
+def reference_canvas(path: Path) -> np.ndarray:
+    """The reference's own preparation, which also floors the size to multiples of 8: (H, W, 3) uint8."""
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    if min(width, height) < 128:
+        factor = 128 / min(width, height)
+        image = image.resize((int(factor * width), int(factor * height)), Image.Resampling.BICUBIC)
+    image = image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC)
+    floored = (image.width // 8 * 8, image.height // 8 * 8)
+    return np.asarray(image if image.size == floored else image.resize(floored, Image.Resampling.LANCZOS))
+
+
+def _sha(canvas: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(canvas).tobytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    bad = 0
+    with tempfile.TemporaryDirectory() as work:
+        parity = Parity(folder.resolve(), Path(work))
+        print(f"{'case':34} {'latent':>9} {'residual':>9} {'decoded':>9} {'levels':>6} {'>1 level':>9}")
+        for case in parity.cases:
+            errors = parity.measure(case)
+            fine = errors.within(case["tolerance"])
+            bad += not fine
+            levels = "-" if errors.levels is None else str(errors.levels)
+            fraction = "-" if errors.fraction_differing is None else f"{errors.fraction_differing:.5f}"
+            numbers = f"{errors.latent:9.1e} {errors.residual:9.1e} {errors.decoded:9.1e} {levels:>6} {fraction:>9}"
+            print(f"{case['name']:34} {numbers}{'' if fine else '  OUTSIDE'}")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The arrows of the design, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import srcli
+
+PACKAGE = Path(srcli.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = {  # what each room may import of srcli, besides itself
+    "errors": set(),
+    "config": {"errors"},
+    "console": {"errors"},
+    "images": {"errors"},
+    "models": {"errors", "images"},
+    "engine": {"errors", "images", "models"},
+    "training": {"errors", "images", "models", "config"},
+    "upscale": {"errors", "images", "models", "engine", "config"},
+    "cli": {"errors", "images", "models", "engine", "training", "config", "console", "upscale", ""},
+    "__main__": {"cli"},
+    "": set(),
+}
+METHODS = {"pisasr", "s3diff", "adaptsr"}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def eager(path: Path) -> Iterator[str]:
+    """Modules that importing `path` imports: not those of functions or of `if TYPE_CHECKING`."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    plain = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    yield from imported(ast.Module(plain, []))
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_run_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+    for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        if not module.startswith("srcli."):
+            continue
+        target = room(module)
+        if target == "__version__":
+            continue
+        assert target == own or target in LAYERS[own], f"{path.name} imports {module}"
+
+
+def test_the_engine_knows_models_base_only() -> None:
+    for path in (PACKAGE / "engine").glob("*.py"):
+        for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not module.startswith("srcli.models") or module.startswith("srcli.models.base"), module
+
+
+def test_no_method_is_imported_by_name() -> None:
+    for path in FILES:
+        for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not METHODS & set(module.split(".")), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("module", ["tiles", "cli", "config", "console", "files", "spec"])
+def test_light_modules_import_no_heavy_library(module: str) -> None:
+    heavy = {"torch", "diffusers", "peft", "transformers", "cv2", "accelerate", "torchvision"}
+    paths = [path for path in FILES if path.stem == module or (module == "cli" and path.parent.name == "cli")]
+    assert paths
+    for path in paths:
+        assert not heavy & {name.split(".")[0] for name in eager(path)}, path
+
+
+def test_nothing_imports_torchvision() -> None:
+    for path in FILES:
+        names = imported(ast.parse(path.read_text(encoding="utf-8")))
+        assert "torchvision" not in {name.split(".")[0] for name in names}, path
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from srcli.cli.main import app\n"
+        "try: app(['upscale', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'cv2', 'diffusers', 'numpy') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

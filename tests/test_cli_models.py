@@ -1,0 +1,254 @@
+"""`srcli models`: list, show, fetch, import."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from srcli.cli.models import app
+from srcli.errors import ModelError, SrcliError, UsageError
+from srcli.models.adapters import ImportedAdapter
+from srcli.models.spec import BUILTIN, find_model, user_models_file
+from srcli.models.weights import adapter_path, base_folder, sha256_of
+
+PISA = Path(__file__).resolve().parents[2] / "shared/parity/open/pisa"
+needs_parity_data = pytest.mark.skipif(not PISA.is_dir(), reason="the parity data are not here")
+
+
+def run(*arguments: object) -> str:
+    """What the command prints on stdout; its SrcliError is raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
+    if isinstance(result.exception, SrcliError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    for part in ("unet", "vae"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def models_file(tmp_path: Path, base: Path) -> Path:
+    """Model `mine`: a local base and one adapter, all there."""
+    adapter = tmp_path / "pixel.safetensors"
+    save_file({"x": torch.zeros(2)}, adapter, {"rank": "4", "licence": "MIT"})
+    file = tmp_path / "models.toml"
+    file.write_text(
+        '[models.mine]\nfamily = "pisasr"\nnative_scale = 4\ndescription = "[bold]mine[/]"\n'
+        'base = { path = "base" }\n'
+        f'adapters.pixel = {{ path = "pixel.safetensors", sha256 = "{sha256_of(adapter)}" }}\n'
+    )
+    return file
+
+
+@pytest.fixture
+def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that a stand-in for `import_reference` takes; it refuses a file that says `wrong`."""
+
+    def import_reference(
+        file: Path, unet_folder: Path, out_folder: Path, base: str, licence: str
+    ) -> list[ImportedAdapter]:
+        assert (unet_folder / "config.json").is_file()
+        path = out_folder / "pixel" / "adapter_model.safetensors"
+        path.parent.mkdir()
+        save_file({"x": torch.zeros(2)}, path, {"base": base, "licence": licence})
+        if file.read_text() == "wrong":
+            raise ModelError("wrong file")
+        return [ImportedAdapter("pixel", path, 4)]
+
+    monkeypatch.setattr("srcli.models.adapters.import_reference", import_reference)
+    file = tmp_path / "pisa_sr.pkl"
+    file.write_text("right")
+    return file
+
+
+def data_folder() -> Path:
+    return platformdirs.user_data_path("srcli") / "models"
+
+
+def leftovers() -> list[str]:
+    return sorted(path.name for path in data_folder().glob("*"))
+
+
+# list, show, fetch ---------------------------------------------------------------------------------------------------
+
+
+def test_list(models_file: Path) -> None:
+    lines = run("list", "--models-file", models_file).splitlines()
+    assert lines[0].split() == ["NAME", "FAMILY", "SCALE", "STATE", "DESCRIPTION"]
+    assert all(len(line) <= 80 for line in lines)
+    mine = next(line for line in lines if line.startswith("mine"))
+    assert mine.split() == ["mine", "pisasr", "4", "ready", "[bold]mine[/]"]
+    assert any(line.startswith("tiny") for line in lines)
+
+
+def test_list_with_a_long_name_fits(models_file: Path) -> None:
+    models_file.write_text(models_file.read_text().replace("mine]", "m" * 60 + "]"))
+    lines = run("list", "--models-file", models_file).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "".join(line.split()[0] for line in lines if line.startswith("m")) == "m" * 60
+
+
+def test_list_json(models_file: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(run("list", "--json", "--models-file", models_file))}
+    assert rows["mine"]["state"] == "ready"
+    assert rows["mine"]["adapters"]["pixel"]["metadata"] == {"licence": "MIT", "rank": "4"}
+    assert rows["tiny"]["training"]["learning_rate"] == 5e-4
+
+
+def test_states(models_file: Path) -> None:
+    def states() -> tuple[str, str]:
+        data = json.loads(run("show", "mine", "--json", "--models-file", models_file))
+        return data["state"], data["adapters"]["pixel"]["state"]
+
+    assert states() == ("ready", "present")
+    adapter = models_file.parent / "pixel.safetensors"
+    adapter.write_bytes(b"x")
+    assert states()[1].endswith("no usable safetensors file: Error while deserializing header: header too small")
+    save_file({"x": torch.ones(2)}, adapter)
+    assert states() == ("ready", "another file: its sha256 differs")
+    adapter.unlink()
+    assert states() == ("files missing", "missing")
+    models_file.write_text(models_file.read_text().replace('path = "base"', 'repo = "no/such"'))
+    assert states()[0] == "to fetch"
+
+
+def test_show(models_file: Path, base: Path) -> None:
+    pairs = dict(line.split(maxsplit=1) for line in run("show", "mine", "--models-file", models_file).splitlines())
+    assert pairs["base.path"] == str(base)
+    assert pairs["base.state"] == "present"
+    assert pairs["adapters.pixel.metadata.rank"] == "4"
+    assert pairs["prompt"] == '""'
+    with pytest.raises(ModelError, match="unknown model `mime`; did you mean `mine`"):
+        run("show", "mime", "--models-file", models_file)
+
+
+def test_fetch(models_file: Path, base: Path) -> None:
+    assert run("fetch", "mine", "--models-file", models_file) == f"{base}\n"
+    (models_file.parent / "pixel.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="not the file its row describes"):
+        run("fetch", "mine", "--models-file", models_file)
+
+
+@pytest.mark.skipif(not (BUILTIN / "tiny/pixel").is_dir(), reason="the built-in model is not trained yet")
+def test_the_built_in_model_is_ready() -> None:
+    assert run("fetch", "tiny") == f"{BUILTIN / 'tiny'}\n"
+
+
+@pytest.mark.parametrize("command", ["list", "show", "fetch", "import"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"Example: srcli models {command}" in run(command, "--help")
+
+
+# import --------------------------------------------------------------------------------------------------------------
+
+
+def test_import(reference: Path, base: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("srcli"), "propagate", True)
+    with caplog.at_level(logging.INFO, "srcli"):
+        assert run("import", "new", reference, "--base", base, "--licence", 'MIT "x"') == ""
+    assert "use it: `srcli upscale --model new`" in caplog.messages
+    spec = find_model("new")
+    assert spec.origin == user_models_file()
+    assert (spec.native_scale, spec.timestep, spec.prompt, spec.tile, spec.overlap) == (4, 1, "", 768, 256)
+    assert (spec.min_side, spec.color_fix, spec.licence) == (128, "adain", 'MIT "x"')
+    assert base_folder(spec) == base
+    assert adapter_path(spec, "pixel") == data_folder() / "new/pixel/adapter_model.safetensors"
+    assert leftovers() == ["new"]
+
+
+def test_import_into_another_file(reference: Path, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other/models.toml"
+    run("import", "new", reference, "--base", base, "--models-file", file)
+    assert find_model("new", file).origin == file
+    assert not user_models_file().exists()
+
+
+def test_import_replaces_with_force_only(reference: Path, base: Path) -> None:
+    run("import", "new", reference, "--base", base)
+    row = user_models_file().read_text()
+    with pytest.raises(UsageError, match="model `new` exists"):
+        run("import", "new", reference, "--base", base)
+    with pytest.raises(UsageError, match="model `tiny` exists"):
+        run("import", "tiny", reference, "--base", base)
+    assert user_models_file().read_text() == row
+    run("import", "new", reference, "--base", base, "--force", "--licence", "MIT")
+    assert find_model("new").licence == "MIT"
+    assert leftovers() == ["new"]
+    user_models_file().unlink()
+    with pytest.raises(UsageError, match=r"models/new` exists"):
+        run("import", "new", reference, "--base", base)
+
+
+def test_failed_import_leaves_everything_as_it_was(
+    reference: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "wrong.pkl"
+    wrong.write_text("wrong")
+    with pytest.raises(ModelError, match="wrong file"):
+        run("import", "new", wrong, "--base", base)
+    assert leftovers() == []
+    assert not user_models_file().exists()
+
+    run("import", "new", reference, "--base", base)
+    row, kept = user_models_file().read_text(), adapter_path(find_model("new"), "pixel").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise ModelError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("srcli.cli.models.add_user_row", full)
+        for name, flags in (("new", ["--force", "--licence", "x"]), ("other", [])):
+            with pytest.raises(ModelError, match="disk full"):
+                run("import", name, reference, "--base", base, *flags)
+    assert user_models_file().read_text() == row
+    assert adapter_path(find_model("new"), "pixel").read_bytes() == kept
+    assert leftovers() == ["new"]
+
+
+def test_import_wants_sensible_arguments(reference: Path, base: Path, tmp_path: Path) -> None:
+    for name in ("../x", "a b", ".hidden", ""):
+        with pytest.raises(UsageError, match="cannot be a model's name"):
+            run("import", name, reference, "--base", base)
+    with pytest.raises(UsageError, match="is no file"):
+        run("import", "new", tmp_path / "none.pkl", "--base", base)
+    with pytest.raises(UsageError, match="is no base"):
+        run("import", "new", reference, "--base", tmp_path / "none")
+    with pytest.raises(ModelError, match=r"lacks `unet/config.json` and `vae/config.json`"):
+        run("import", "new", reference, "--base", reference.parent)
+    assert leftovers() == []
+
+
+@needs_parity_data
+def test_import_of_the_reference_checkpoint() -> None:
+    run("import", "pisa", PISA / "pisa_sr.pkl", "--base", PISA / "base")
+    spec = find_model("pisa")
+    assert set(spec.adapters) == {"pixel", "semantic"}
+    assert all(adapter_path(spec, name).is_file() for name in spec.adapters)
+    shown = json.loads(run("show", "pisa", "--json"))
+    assert shown["state"] == "ready"
+    assert shown["adapters"]["semantic"]["metadata"]["rank"] == "4"
+
+
+@needs_parity_data
+def test_import_of_a_wrong_checkpoint(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.pkl"
+    torch.save({"state_dict": {}}, wrong)
+    with pytest.raises(ModelError, match="is not a PiSA-SR checkpoint"):
+        run("import", "pisa", wrong, "--base", PISA / "base")
+    assert leftovers() == []
+    assert not user_models_file().exists()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from mock_restorer import HalfBrokenRestorer, HungryRestorer, MeanRestorer, MockRestorer
+
+from srcli.engine.restore import Engine, Limits, choose_limits, is_out_of_memory
+from srcli.errors import ImageError, OutOfMemoryError, UsageError
+
+LIMITS = Limits(tile_lat=16, overlap_lat=4, batch=3, autoencoder_tile=None)
+
+
+def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, h, w, generator=generator) * 1.6 - 0.8 for h, w in sizes]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 5), (64, 64), (65, 63), (256, 1600), (131, 77)])
+def test_output_has_the_size_of_the_input_and_identity_stays_identity(size: tuple[int, int]) -> None:
+    (source,) = pictures(size)
+    (result,) = Engine(MockRestorer(), LIMITS).restore([source])
+    assert result.shape == source.shape
+    assert torch.allclose(result, source, atol=1e-6)
+
+
+def test_autoencoder_tiles_are_blended_too() -> None:
+    (source,) = pictures((300, 200))
+    limits = Limits(16, 4, 2, autoencoder_tile=128)
+    (result,) = Engine(MockRestorer(0.5), limits).restore([source])
+    assert torch.allclose(result, source * 0.5, atol=1e-6)
+
+
+def test_tiles_of_several_pictures_share_batches() -> None:
+    mock = MockRestorer()
+    Engine(mock, LIMITS).restore(pictures((60, 60), (60, 60), (60, 60), (60, 60)))
+    assert [shape[0] for shape in mock.batches] == [3, 1]
+
+
+def test_neighbours_in_a_batch_change_nothing() -> None:
+    sources = pictures((100, 130), (64, 64), (64, 64), (200, 40))
+    together = Engine(MeanRestorer(), LIMITS).restore(sources)
+    for source, result in zip(sources, together, strict=True):
+        (alone,) = Engine(MeanRestorer(), Limits(16, 4, 1, None)).restore([source])
+        assert torch.allclose(alone, result, atol=1e-6)
+
+
+def test_out_of_memory_halves_the_batch_then_the_tile_and_does_the_picture_again() -> None:
+    (source,) = pictures((300, 300))
+    engine = Engine(HungryRestorer(most_cells=20 * 20), Limits(32, 8, 4, None))
+    (result,) = engine.restore([source])
+    assert torch.allclose(result, source, atol=1e-6)
+    assert engine.limits == Limits(16, 5, 1, None)
+    assert engine.repairs.memory_retries == 3
+
+
+def test_out_of_memory_at_the_smallest_tile_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(OutOfMemoryError, match="200x300") as caught:
+        Engine(HungryRestorer(most_cells=10), Limits(32, 8, 4, None)).restore(pictures((300, 200)))
+    assert "--device cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("step", ["predict", "decode"])
+def test_only_tiles_that_half_precision_spoilt_are_redone(step: str) -> None:
+    dark, bright = pictures((64, 64))[0].clamp(max=0.5), torch.full((3, 64, 64), 0.95)
+    restorer = HalfBrokenRestorer(step)
+    engine = Engine(restorer, LIMITS)
+    results = engine.restore([dark, bright])
+    assert torch.allclose(results[0], dark, atol=1e-6)
+    assert torch.allclose(results[1], bright, atol=1e-6)
+    assert engine.repairs.exact_tiles == 1
+    assert restorer.exact_calls == 1
+
+
+def test_a_picture_that_is_black_indeed_counts_as_no_repair() -> None:
+    engine = Engine(HalfBrokenRestorer("decode"), LIMITS)
+    (result,) = engine.restore([torch.full((3, 64, 64), -1.0)])
+    assert (result == -1).all()
+    assert engine.repairs.exact_tiles == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_nan_in_float32_too_is_an_error(dtype: torch.dtype) -> None:
+    with pytest.raises(ImageError, match="not a number"):
+        Engine(HalfBrokenRestorer("predict", dtype, always=True), LIMITS).restore([torch.full((3, 64, 64), 0.95)])
+
+
+def test_limits_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    mock = MockRestorer()
+    mock.device = torch.device("meta")  # no CPU: batches may grow
+    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: 2 * 16 * 16 * 1000 * 5)
+    assert choose_limits(mock, None, None, None) == Limits(16, 4, 4, None)
+    mock.tile = 256
+    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: 2 * 32 * 32 * 1000)
+    assert choose_limits(mock, None, None, None) == Limits(32, 4, 1, None)
+    assert choose_limits(mock, 128, 64, 7) == Limits(32, 16, 7, None)
+
+
+def test_an_overlap_that_the_default_tile_cannot_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match="overlap"):
+        choose_limits(MockRestorer(), None, 64, None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    ],
+)
+def test_every_way_to_say_out_of_memory_is_understood(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

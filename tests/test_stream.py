@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mock_restorer import HungryRestorer, MockRestorer
+from PIL import Image
+from torch import Tensor
+
+from srcli.engine import stream as stream_module
+from srcli.engine.restore import Engine, Limits
+from srcli.engine.stream import Outcome, Size, Stream, prepare_canvas
+from srcli.errors import ImageError
+from srcli.images.codec import Picture, decode
+from srcli.images.files import Job, plan_jobs
+from srcli.images.resize import enlarge_bicubic
+
+
+def make_stream(restorer: MockRestorer, size: Size | None = None, batch: int = 2, **options: int) -> Stream:
+    return Stream(Engine(restorer, Limits(16, 4, batch, None)), size or Size(scale=4), "none", 95, **options)
+
+
+def jobs_of(folder: Path, output: Path) -> list[Job]:
+    return plan_jobs([str(folder)], output)
+
+
+def many(folder: Path, count: int, side: int = 20) -> list[Job]:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        picture = rng.integers(0, 256, (side, side + index % 3, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{index:03}.png")
+    return jobs_of(folder, folder.parent / "out")
+
+
+def test_a_folder_comes_out_in_order_with_its_tree(photo_folder: Path, tmp_path: Path) -> None:
+    jobs = jobs_of(photo_folder, tmp_path / "out")
+    outcomes = list(make_stream(MockRestorer()).run(jobs))
+    assert [outcome.job for outcome in outcomes] == jobs
+    assert {outcome.status for outcome in outcomes} == {"done"}
+    with Image.open(tmp_path / "out" / "sub" / "c.png") as image:
+        assert image.size == (33 * 4, 50 * 4)
+
+
+def test_an_identity_model_writes_the_bicubic_enlargement(photo_folder: Path, tmp_path: Path) -> None:
+    job = Job(photo_folder / "a.png", tmp_path / "a.png")
+    list(make_stream(MockRestorer()).run([job]))
+    source = decode(job.source)
+    expected = enlarge_bicubic(source.rgb, (source.height * 4, source.width * 4), 8)
+    assert np.array_equal(decode(job.target).rgb, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (Size(scale=2.5), (210, 150)),
+        (Size(scale=8), (672, 480)),
+        (Size(scale=1), (84, 60)),
+        (Size(width=100), (100, 71)),
+        (Size(height=90), (126, 90)),
+        (Size(long_side=200), (200, 143)),
+        (Size(width=100, height=50), (70, 50)),
+    ],
+)
+def test_size_is_exact(photo_folder: Path, tmp_path: Path, size: Size, expected: tuple[int, int]) -> None:
+    job = Job(photo_folder / "a.png", tmp_path / "a.png")
+    (outcome,) = make_stream(MockRestorer(), size).run([job])
+    assert outcome.output_size == expected
+    with Image.open(job.target) as image:
+        assert image.size == expected
+
+
+def test_one_bad_file_stops_nothing_and_is_told(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "broken.jpg").write_bytes((photo_folder / "b.jpg").read_bytes()[:300])
+    (photo_folder / "empty.png").touch()
+    outcomes = list(make_stream(MockRestorer()).run(jobs_of(photo_folder, tmp_path / "out")))
+    status = {outcome.job.source.name: outcome.status for outcome in outcomes}
+    assert status == {"a.png": "done", "b.jpg": "done", "c.png": "done", "broken.jpg": "failed", "empty.png": "failed"}
+    assert all(outcome.reason for outcome in outcomes if outcome.status == "failed")
+
+
+def test_a_picture_that_spoils_a_batch_fails_alone(tmp_path: Path) -> None:
+    class Picky(MockRestorer):
+        def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
+            if (latent.amin(dim=(1, 2, 3)) == 1).any():
+                raise ImageError("the white one")
+            return super().predict(latent)
+
+    jobs = many(tmp_path / "in", 4, 12)
+    Image.new("RGB", (12, 12), "white").save(jobs[1].source)
+    outcomes = list(make_stream(Picky(), batch=8).run(jobs))
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "done", "done"]
+    assert outcomes[1].reason == "the white one"
+
+
+def test_a_bug_in_one_image_is_a_failure_with_its_kind(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(picture: Picture, *rest: object) -> Picture:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(stream_module, "finish", finish)
+    (outcome,) = make_stream(MockRestorer()).run([Job(photo_folder / "a.png", tmp_path / "a.png")])
+    assert (outcome.status, outcome.reason) == ("failed", "unexpected ZeroDivisionError: oops")
+
+
+def test_memory_errors_of_every_thread_are_failures_with_a_hint(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(photo_folder / "a.png", tmp_path / "a.png")
+    for name in ("decode", "encode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stream_module, name, _raise_memory_error)
+            (outcome,) = make_stream(MockRestorer()).run([job])
+        assert (outcome.status, outcome.reason) == ("failed", "not enough memory for this picture")
+        assert outcome.hint
+    (outcome,) = make_stream(HungryRestorer(most_cells=1)).run([job])
+    assert outcome.status == "failed"
+    assert "not enough memory" in outcome.reason
+
+
+def _raise_memory_error(*args: object) -> None:
+    raise MemoryError
+
+
+def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    jobs = many(tmp_path / "in", 7)
+    again = [Job(job.source, tmp_path / "again" / job.target.name) for job in jobs]
+    list(make_stream(MockRestorer(0.3), batch=3).run(jobs))
+    list(make_stream(MockRestorer(0.3), batch=3).run(again))
+    for one, two in zip(jobs, again, strict=True):
+        assert one.target.read_bytes() == two.target.read_bytes()
+
+
+def test_batches_depend_on_the_order_of_images_not_on_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = many(tmp_path / "in", 9, 40)
+    seen = []
+    for delay in (0.0, 0.02):
+        real = stream_module.decode
+
+        def slow(path: Path, wait: float = delay, read: object = real) -> Picture:
+            time.sleep(wait * (hash(path.name) % 3))
+            return read(path)  # type: ignore[operator]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stream_module, "decode", slow)
+            mock = MockRestorer()
+            list(make_stream(mock, batch=4).run(jobs))
+            seen.append(mock.batches)
+    assert seen[0] == seen[1]
+    assert max(shape[0] for shape in seen[0]) == 4
+
+
+def test_what_is_in_flight_is_bounded_by_the_queue_not_by_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = many(tmp_path / "in", 60)
+    alive, most, lock = 0, 0, threading.Lock()
+    real_decode, real_encode = stream_module.decode, stream_module.encode
+
+    def counted_decode(path: Path) -> Picture:
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return real_decode(path)
+
+    def slow_encode(picture: Picture, path: Path, format: str, quality: int) -> None:
+        nonlocal alive
+        time.sleep(0.005)
+        real_encode(picture, path, format, quality)
+        with lock:
+            alive -= 1
+
+    monkeypatch.setattr(stream_module, "decode", counted_decode)
+    monkeypatch.setattr(stream_module, "encode", slow_encode)
+    list(make_stream(MockRestorer(), batch=1).run(jobs))
+    assert most <= 2 * stream_module.QUEUE_IMAGES + 2
+
+
+def test_a_small_memory_budget_reads_one_picture_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = many(tmp_path / "in", 10)
+    stream = make_stream(MockRestorer(), batch=1, queue_bytes=1)
+    assert [outcome.status for outcome in stream.run(jobs)] == ["done"] * 10
+
+
+def test_interruption_keeps_what_was_restored_and_leaves_no_part(tmp_path: Path) -> None:
+    jobs = many(tmp_path / "in", 12)
+
+    class Interrupting(MockRestorer):
+        def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
+            if len(self.batches) == 4:
+                raise KeyboardInterrupt
+            return super().predict(latent)
+
+    outcomes: list[Outcome] = []
+    with pytest.raises(KeyboardInterrupt):
+        outcomes.extend(make_stream(Interrupting(), batch=1).run(jobs))
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == [job.target.name for job in jobs[: len(written)]]
+    assert len(written) >= 1
+    for path in (tmp_path / "out").iterdir():
+        decode(path)
+
+
+def test_the_clock_tells_who_waited_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = many(tmp_path / "in", 6)
+    real = stream_module.decode
+    monkeypatch.setattr(stream_module, "decode", lambda path: time.sleep(0.05) or real(path))
+    slow_input = make_stream(MockRestorer(), batch=1)
+    list(slow_input.run(jobs))
+    assert slow_input.clock.waiting_for_input > 0.05
+    assert slow_input.clock.model > 0
+
+
+def test_small_inputs_are_enlarged_first_and_narrow_ones_within_bounds(photo: np.ndarray) -> None:
+    def canvas_size(height: int, width: int, min_side: int) -> tuple[int, ...]:
+        rgb = np.zeros((height, width, 3), dtype=np.float32)
+        picture = Picture(rgb, None, 8, False, 1, None, None, "png")
+        return prepare_canvas(picture, 4, min_side).shape[:2]
+
+    assert canvas_size(64, 96, 0) == (256, 384)
+    assert canvas_size(64, 96, 128) == (512, 768)
+    assert canvas_size(1, 4000, 128) == (4, 16000)
+    assert canvas_size(1, 100, 128) == (40, 4096)
+
+
+def test_alpha_and_depth_survive(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:24, 0:30]
+    rgba = np.stack([x * 8, y * 10, x + y, np.where(x > 15, 255, 0)], -1).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    list(make_stream(MockRestorer()).run([Job(tmp_path / "a.png", tmp_path / "b.png")]))
+    result = decode(tmp_path / "b.png")
+    assert result.alpha is not None
+    assert result.alpha.shape == (96, 120)
+    assert result.alpha[50, 10] == 0
+    assert result.alpha[50, 110] == 1
+
+
+def test_restored_tensors_are_not_changed_by_later_pictures(photo_folder: Path, tmp_path: Path) -> None:
+    jobs = jobs_of(photo_folder, tmp_path / "out")
+    list(make_stream(MockRestorer(), batch=8).run(jobs))
+    source = decode(jobs[0].source)
+    expected = enlarge_bicubic(source.rgb, (source.height * 4, source.width * 4), 8)
+    assert np.array_equal(decode(jobs[0].target).rgb, expected)
+    assert torch.is_inference_mode_enabled() is False
