@@ -466,12 +466,16 @@ def test_tiff_keeps_text_tags_and_directories(tmp_path: Path, depth: int) -> Non
     assert first.icc_profile == PROFILE
 
 
-def test_tiff_keeps_letters_beyond_ascii_and_the_resolution(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["tiff", "jpeg", "png"])
+def test_letters_beyond_ascii_and_the_resolution_stay(tmp_path: Path, format: str) -> None:
     exif = Image.Exif()
-    exif[ARTIST], exif[0x011A], exif[0x011B], exif[0x0128] = "Zoë", 300.0, 300.0, 2
-    encode(replace(picture_of(), exif=exif.tobytes()), tmp_path / "a.tif", "tiff", 90)
-    back = opened_exif(tmp_path / "a.tif")
-    assert (back[ARTIST], back[0x011A], back[0x0128]) == ("Zoë", 300.0, 2)
+    exif[ARTIST], exif[0x011A], exif[0x011B], exif[0x0128] = "Zo12", 300.0, 300.0, 2
+    block = exif.tobytes().replace(b"Zo12", "Zoë".encode())
+    encode(replace(picture_of(), exif=block), tmp_path / "a.tif", "tiff", 90)
+    encode(decode(tmp_path / "a.tif"), tmp_path / "b", format, 90)
+    back = opened_exif(tmp_path / "b")
+    assert back[ARTIST].encode("latin-1").decode().strip() == "Zoë"
+    assert (back[0x011A], back[0x0128]) == (300.0, 2)
 
 
 @pytest.mark.parametrize(

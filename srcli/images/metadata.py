@@ -87,7 +87,7 @@ def exif_from_tags(tags: Image.Exif) -> bytes | None:
     try:
         for tag, value in tags.items():
             if tag in DESCRIPTIVE_TAGS:
-                kept[tag] = value
+                kept[tag] = _writable(value)
         for tag in (EXIF_IFD, GPS_IFD):
             if directory := directory_of(tags, tag):
                 kept[tag] = directory
@@ -98,7 +98,12 @@ def exif_from_tags(tags: Image.Exif) -> bytes | None:
 
 def directory_of(tags: Image.Exif, tag: int) -> dict[int, Any]:
     """The Exif or GPS directory, without the link to the interoperability directory, which would point nowhere."""
-    return {key: value for key, value in tags.get_ifd(tag).items() if key != _INTEROP_IFD}
+    return {key: _writable(value) for key, value in tags.get_ifd(tag).items() if key != _INTEROP_IFD}
+
+
+def _writable(value: Any) -> Any:
+    """Pillow reads text as Latin-1 (it mostly is UTF-8) but writes question marks; bytes come through unchanged."""
+    return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
 
 
 def checked_exif(raw: bytes) -> bytes | None:

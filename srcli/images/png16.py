@@ -15,7 +15,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> IHDR's colour type
 _ZLIB_LEVEL = 4
 _BAND_BYTES = 1 << 24
-_NEEDED = (b"IHDR", b"tRNS", b"IDAT", b"IEND")
+_NEEDED = (b"IHDR", b"IDAT", b"IEND")
 
 Levels = npt.NDArray[np.uint16]
 
@@ -37,15 +37,19 @@ def read(data: bytes) -> Levels:
     Raises:
         ValueError: the file is damaged or truncated.
     """
-    bare, has_gray = _bare(data)
+    bare, transparent = _bare(data)
     decoded = cv2.imdecode(np.frombuffer(bare, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError("broken data stream")
     levels: Levels = decoded.astype(np.uint16, copy=False).reshape(*decoded.shape[:2], -1)
     if levels.shape[2] >= 3:
         levels = levels[..., [2, 1, 0, 3][: levels.shape[2]]]  # OpenCV's order is BGR
-    if has_gray and levels.shape[2] >= 3:
-        levels = levels[..., [0, 3]] if levels.shape[2] == 4 else levels[..., :1]
+    if data[25] == _COLOR_TYPES[2]:
+        levels = levels[..., [0, 3]]  # OpenCV has no gray with alpha
+    if transparent:
+        level = np.frombuffer(transparent, dtype=">u2", count=levels.shape[2])
+        alpha = np.where((levels == level).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
+        levels = np.concatenate([levels, alpha], axis=2)
     return levels
 
 
@@ -79,12 +83,13 @@ def _write_chunk(file: BinaryIO, kind: bytes, body: bytes) -> None:
     file.write(struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", zlib.crc32(kind + body)))
 
 
-def _bare(data: bytes) -> tuple[bytes, bool]:
-    """The file with only what makes up its first picture, and whether it is gray.
+def _bare(data: bytes) -> tuple[bytes, bytes]:
+    """The file with only what makes up its first picture, and the level that stands for transparency, if any.
 
     OpenCV would otherwise show another frame of an animation, and act on chunks that are no business of the pixels.
     """
     kept = [SIGNATURE]
+    transparent = b""
     at = len(SIGNATURE)
     while True:
         size, kind = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (0, b"")
@@ -93,8 +98,10 @@ def _bare(data: bytes) -> tuple[bytes, bool]:
             raise ValueError("a chunk is cut short or its checksum wrong")
         if kind in _NEEDED:
             kept.append(chunk)
+        if kind == b"tRNS" and data[25] in (_COLOR_TYPES[1], _COLOR_TYPES[3]):
+            transparent = chunk[8:-4]
         if kind == b"IEND":
-            return b"".join(kept), data[25] in (0, 4)
+            return b"".join(kept), transparent
         at += len(chunk)
 
 

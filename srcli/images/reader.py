@@ -153,13 +153,13 @@ def _about(image: Image.Image, head: bytes) -> About:
 
 def _about_tiff(file: BinaryIO, size: tuple[int, int]) -> About:
     tags = Image.Exif()
-    profile = None
+    profile = exif = None
     with _warnings_lock, warnings.catch_warnings(), suppress(Exception):  # metadata must not cost the image
         warnings.simplefilter("ignore")
         tags.bigtiff, tags.endian, first = tiff.first_directory(file)
         tags.load_from_fp(file, first)
+        exif = metadata.exif_from_tags(tags)
         profile = tags.get(_ICC_TAG)
-    exif = metadata.exif_from_tags(tags)
     return About("tiff", size, 16, metadata.orientation_of(tags), profile if isinstance(profile, bytes) else None, exif)
 
 

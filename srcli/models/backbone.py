@@ -157,7 +157,7 @@ def _encode_text(base: Path, prompt: str) -> Tensor:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
         encoder = CLIPTextModel.from_pretrained(base / "text_encoder", use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"`{base}` has no usable text encoder: {_first_line(error)}", _BASE_HINT) from error
     tokens = tokenizer(
         prompt,
