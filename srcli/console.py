@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
+from typing import ClassVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,7 +32,7 @@ def show_error(error: SrcliError) -> None:
 
 
 class _ConsoleHandler(logging.Handler):
-    _STYLES = {logging.WARNING: "[bold yellow]warning[/]: ", logging.ERROR: "[bold red]error[/]: "}
+    _STYLES: ClassVar = {logging.WARNING: "[bold yellow]warning[/]: ", logging.ERROR: "[bold red]error[/]: "}
 
     def emit(self, record: logging.LogRecord) -> None:
         console.print(self._STYLES.get(record.levelno, "") + escape(self.format(record)), soft_wrap=True)

@@ -63,9 +63,9 @@ def open_stream(config: UpscaleConfig) -> Stream:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     make_deterministic()
-    defaults = (1.0 if config.lambda_pixel is None else config.lambda_pixel,)
-    defaults += (1.0 if config.lambda_semantic is None else config.lambda_semantic,)
-    restorer = load_restorer(spec, LoadOptions(device, dtype, *defaults))
+    lambda_pixel = 1.0 if config.lambda_pixel is None else config.lambda_pixel
+    lambda_semantic = 1.0 if config.lambda_semantic is None else config.lambda_semantic
+    restorer = load_restorer(spec, LoadOptions(device, dtype, lambda_pixel, lambda_semantic))
     level = logging.WARNING if config.lambda_semantic is not None else logging.INFO
     for note in restorer.notes:
         log.log(level, note)

@@ -55,7 +55,14 @@ class Parity:
         self.cases: list[dict[str, Any]] = json.loads((folder / "cases.json").read_text())["cases"]
         import_reference(folder / "pisa_sr.pkl", folder / "base" / "unet", work, str(folder / "base"), "test")
         row = ["[models.parity]", 'family = "pisasr"', f'base = {{ path = "{folder / "base"}" }}']
-        row += ['licence = "test"', 'source = "test"', "native_scale = 4", "timestep = 1", "tile = 768", "overlap = 256"]
+        row += [
+            'licence = "test"',
+            'source = "test"',
+            "native_scale = 4",
+            "timestep = 1",
+            "tile = 768",
+            "overlap = 256",
+        ]
         row += ["min_side = 128", 'description = "test"']
         for name in ("pixel", "semantic"):
             path = work / name / "adapter_model.safetensors"

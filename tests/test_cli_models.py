@@ -59,9 +59,7 @@ def models_file(tmp_path: Path, base: Path) -> Path:
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint that a stand-in for `import_reference` takes; it refuses a file that says `wrong`."""
 
-    def import_reference(
-        file: Path, unet_folder: Path, out_folder: Path, base: str, licence: str
-    ) -> list[ImportedAdapter]:
+    def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str, licence: str) -> list[ImportedAdapter]:
         assert (unet_folder / "config.json").is_file()
         path = out_folder / "pixel" / "adapter_model.safetensors"
         path.parent.mkdir()

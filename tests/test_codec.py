@@ -38,9 +38,7 @@ def levels_of(shape: tuple[int, ...], depth: int = 8, seed: int = 0) -> np.ndarr
     return np.rint(values * (2**depth - 1)).astype(np.uint16 if depth == 16 else np.uint8)
 
 
-def picture_of(
-    width: int = 30, height: int = 20, *, depth: int = 8, gray: bool = False, alpha: bool = False
-) -> Picture:
+def picture_of(width: int = 30, height: int = 20, *, depth: int = 8, gray: bool = False, alpha: bool = False) -> Picture:
     top = np.float32(2**depth - 1)
     rgb = levels_of((height, width, 3), depth).astype(np.float32) / top
     if gray:
@@ -217,9 +215,7 @@ def palette_with_transparency() -> Image.Image:
         (Image.new("RGB", (2, 1), (1, 2, 3)), "PPM", [[1, 2, 3]] * 2, None, False),
     ],
 )
-def test_kinds_of_8_bit_files(
-    tmp_path: Path, image: Image.Image, format: str, rgb: Any, alpha: Any, gray: bool
-) -> None:
+def test_kinds_of_8_bit_files(tmp_path: Path, image: Image.Image, format: str, rgb: Any, alpha: Any, gray: bool) -> None:
     path = tmp_path / "a"
     image.save(path, format)
     picture = decode(path)
@@ -327,9 +323,7 @@ def test_16_bit_pgm(tmp_path: Path) -> None:
 
 def test_12_bit_tiff_reaches_from_black_to_white(tmp_path: Path) -> None:
     tags = [(256, 3, 2), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 3)]
-    directory = struct.pack("<H", len(tags)) + b"".join(
-        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
-    )
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     header = struct.pack("<2sHI", b"II", 42, 12)
     (tmp_path / "a.tif").write_bytes(header + b"\x00\x0f\xff\0" + directory + b"\0\0\0\0")
     picture = decode(tmp_path / "a.tif")
@@ -513,9 +507,7 @@ def test_exif_too_long_for_jpeg_leaves_the_orientation(tmp_path: Path) -> None:
 def saved(format: str, **options: Any) -> Callable[[], bytes]:
     def make() -> bytes:
         buffer = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(
-            buffer, format, **options
-        )
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(buffer, format, **options)
         return buffer.getvalue()
 
     return make

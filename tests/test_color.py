@@ -13,9 +13,7 @@ SIZES = [(1, 1), (1, 7), (2, 2), (5, 3), (33, 20), (70, 64)]
 def pair(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(height * 100 + width)
     picture = rng.random((height, width, 3), dtype=np.float32) * 0.8
-    reference = (rng.random((height, width, 3), dtype=np.float32) * [0.3, 0.5, 0.2] + [0.4, 0.1, 0.7]).astype(
-        np.float32
-    )
+    reference = (rng.random((height, width, 3), dtype=np.float32) * [0.3, 0.5, 0.2] + [0.4, 0.1, 0.7]).astype(np.float32)
     return picture, reference
 
 
@@ -70,9 +68,7 @@ def test_adain_of_one_pixel_takes_the_reference() -> None:
 def test_adain_of_a_flat_picture_stays_finite() -> None:
     flat = np.full((9, 9, 3), 0.25, dtype=np.float32)
     _, reference = pair(9, 9)
-    np.testing.assert_allclose(
-        adain(flat, reference), np.broadcast_to(reference.mean(axis=(0, 1)), flat.shape), atol=1e-5
-    )
+    np.testing.assert_allclose(adain(flat, reference), np.broadcast_to(reference.mean(axis=(0, 1)), flat.shape), atol=1e-5)
 
 
 def test_adain_is_exact_enough_on_many_pixels() -> None:

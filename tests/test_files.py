@@ -31,9 +31,7 @@ def pairs(jobs: list[Job]) -> list[tuple[str, str]]:
 
 
 def test_a_folder_keeps_its_tree_in_order(here: Path) -> None:
-    make(
-        "in/b.jpg", "in/a.png", "in/sub/deep/c.TIF", "in/sub/d.webp", "in/notes.txt", "in/.hidden.png", "in/.git/e.png"
-    )
+    make("in/b.jpg", "in/a.png", "in/sub/deep/c.TIF", "in/sub/d.webp", "in/notes.txt", "in/.hidden.png", "in/.git/e.png")
     assert pairs(plan_jobs(["in"], Path("out"))) == [
         ("in/a.png", "out/a.png"),
         ("in/b.jpg", "out/b.jpg"),
@@ -67,9 +65,7 @@ def test_every_input_suffix_is_found_in_any_case(here: Path, suffix: str) -> Non
     ],
 )
 @pytest.mark.parametrize("absolute", [False, True])
-def test_globs_keep_the_tree_below_their_fixed_part(
-    here: Path, pattern: str, expected: list[str], absolute: bool
-) -> None:
+def test_globs_keep_the_tree_below_their_fixed_part(here: Path, pattern: str, expected: list[str], absolute: bool) -> None:
     make("in/a.jpg", "in/x/b.jpg", "in/x/y/c.jpg", "in/z/d.png", "in/notes.txt", "in/README", "in/f.psd")
     jobs = plan_jobs([str(here / pattern) + "/" * pattern.endswith("/") if absolute else pattern], Path("out"))
     assert sorted(job.target.as_posix() for job in jobs) == expected
@@ -226,9 +222,7 @@ def test_an_original_is_not_overwritten_through_a_link_or_by_another(here: Path)
         (["a.png"], "c.png", {"format": "jpeg"}, "is not a jpeg file"),
     ],
 )
-def test_requests_that_make_no_sense(
-    here: Path, inputs: list[str], output: str, options: dict[str, str], reason: str
-) -> None:
+def test_requests_that_make_no_sense(here: Path, inputs: list[str], output: str, options: dict[str, str], reason: str) -> None:
     make("a.png", "b.png", "notes.txt")
     with pytest.raises(UsageError, match=reason):
         plan_jobs(inputs, Path(output), **options)  # type: ignore[arg-type]

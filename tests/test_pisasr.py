@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,11 +220,9 @@ def test_the_empty_prompt_is_encoded_as_the_reference_does() -> None:
 
 
 @pytest.fixture
-def broken_base(tmp_path: Path) -> Iterator[Path]:
-    import shutil
-
+def broken_base(tmp_path: Path) -> Path:
     shutil.copytree(DATA / "base", tmp_path / "base")
-    yield tmp_path / "base"
+    return tmp_path / "base"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])

@@ -155,9 +155,7 @@ def test_batches_depend_on_the_order_of_images_not_on_timing(tmp_path: Path, mon
     assert max(shape[0] for shape in seen[0]) == 4
 
 
-def test_what_is_in_flight_is_bounded_by_the_queue_not_by_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_in_flight_is_bounded_by_the_queue_not_by_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = many(tmp_path / "in", 60)
     alive, most, lock = 0, 0, threading.Lock()
     real_decode, real_encode = stream_module.decode, stream_module.encode

@@ -121,9 +121,7 @@ def import_model(
     name: Annotated[
         str, typer.Argument(help="Name of the new model: letters, digits, - and _.", metavar="NAME", show_default=False)
     ],
-    file: Annotated[
-        Path, typer.Argument(help="PiSA-SR's own checkpoint, pisa_sr.pkl.", metavar="FILE", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="PiSA-SR's own checkpoint, pisa_sr.pkl.", metavar="FILE", show_default=False)],
     base: Annotated[
         str,
         typer.Option(
@@ -136,9 +134,7 @@ def import_model(
     licence: Annotated[
         str, typer.Option(help="Licence of the checkpoint, kept with it.", metavar="TEXT", rich_help_panel=FILES)
     ] = "unknown",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a model of that name.", rich_help_panel=FILES)
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.", rich_help_panel=FILES)] = False,
     models_file: ModelsFile = None,
 ) -> None:
     """Import PiSA-SR's own checkpoint as a model.

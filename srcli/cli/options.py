@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,12 +14,10 @@ FILES = "Files"
 REPORT = "Reporting"
 
 ModelsFile = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    Path | None,
     typer.Option("--models-file", help="A models.toml laid over the packaged and your own one.", rich_help_panel=MODEL),
 ]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, mps, cuda, or one GPU as cuda:1.", rich_help_panel=WORK, metavar="DEVICE")
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda, or one GPU as cuda:1.", rich_help_panel=WORK, metavar="DEVICE")]
 Dtype = Annotated[
     str,
     typer.Option(

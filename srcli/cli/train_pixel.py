@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ def train_pixel(
         typer.Option(help="The model whose base, prompt and recipe are used.", rich_help_panel=MODEL),
     ] = "tiny",
     base: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Another base than the model's: a folder in diffusers' layout, or a hub repository.",
             rich_help_panel=MODEL,
@@ -30,24 +30,21 @@ def train_pixel(
         ),
     ] = None,
     models_file: ModelsFile = None,
-    rank: Annotated[
-        Optional[int], typer.Option(help="Of the adapter. The recipe's, else 4.", rich_help_panel=TRAINING)
-    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the adapter. The recipe's, else 4.", rich_help_panel=TRAINING)] = None,
     alpha: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="The adapter is scaled by alpha / rank. The recipe's, else 8.", rich_help_panel=TRAINING),
     ] = None,
-    steps: Annotated[
-        Optional[int], typer.Option(help="The recipe's, else 4000.", rich_help_panel=TRAINING)
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="The recipe's, else 4000.", rich_help_panel=TRAINING)] = None,
     batch: Annotated[
-        Optional[int], typer.Option(help="Crops a step and process. The recipe's, else 16.", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Crops a step and process. The recipe's, else 16.", rich_help_panel=TRAINING)
     ] = None,
     crop: Annotated[
-        Optional[int], typer.Option(help="Side of the crops in pixels. The recipe's, else 512.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(help="Side of the crops in pixels. The recipe's, else 512.", rich_help_panel=TRAINING),
     ] = None,
     learning_rate: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Peak, of AdamW on a half cosine. The recipe's, else 5e-5.", rich_help_panel=TRAINING),
     ] = None,
     l1_weight: Annotated[
@@ -67,9 +64,7 @@ def train_pixel(
     save_every: Annotated[
         int, typer.Option(help="Steps between checkpoints; a killed run goes on from the last.", rich_help_panel=FILES)
     ] = 500,
-    licence: Annotated[
-        str, typer.Option(help="Of the adapter, kept in its metadata.", rich_help_panel=FILES)
-    ] = "",
+    licence: Annotated[str, typer.Option(help="Of the adapter, kept in its metadata.", rich_help_panel=FILES)] = "",
 ) -> None:
     """Train a pixel adapter: PiSA-SR's first stage.
 
@@ -102,9 +97,7 @@ def train_pixel(
         log_every=log_every,
         save_every=save_every,
         licence=licence,
-        **_settled(
-            recipe, rank=rank, alpha=alpha, steps=steps, batch=batch, crop=crop, learning_rate=learning_rate
-        ),
+        **_settled(recipe, rank=rank, alpha=alpha, steps=steps, batch=batch, crop=crop, learning_rate=learning_rate),
     )
     from srcli.training.loop import train_pixel as run
 

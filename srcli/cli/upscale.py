@@ -6,13 +6,13 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
-from srcli.config import UpscaleConfig
 from srcli.cli.summary import Report, Summary
+from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
@@ -23,20 +23,21 @@ def upscale(
         list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT...", show_default=False)
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False)
+        Path,
+        typer.Option("-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False),
     ],
     model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
     models_file: ModelsFile = None,
     lambda_pixel: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Weight of pixel fidelity: denoise and deblur. 1 if not given.", rich_help_panel=MODEL),
     ] = None,
     lambda_semantic: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Weight of semantic detail: texture and sharpness. 1 if not given.", rich_help_panel=MODEL),
     ] = None,
     color_fix: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Take colours from the input: adain, wavelet, none. The model's own if not given.",
             rich_help_panel=MODEL,
@@ -44,27 +45,25 @@ def upscale(
         ),
     ] = None,
     scale: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Output sides over input sides, any number up to 8. 4 if not given.", rich_help_panel=SIZE),
     ] = None,
     width: Annotated[
-        Optional[int], typer.Option(help="Output width in pixels; with --height, a box to fit in.", rich_help_panel=SIZE)
+        int | None,
+        typer.Option(help="Output width in pixels; with --height, a box to fit in.", rich_help_panel=SIZE),
     ] = None,
-    height: Annotated[Optional[int], typer.Option(help="Output height in pixels.", rich_help_panel=SIZE)] = None,
-    long_side: Annotated[
-        Optional[int], typer.Option(help="Output's longer side in pixels.", rich_help_panel=SIZE)
-    ] = None,
+    height: Annotated[int | None, typer.Option(help="Output height in pixels.", rich_help_panel=SIZE)] = None,
+    long_side: Annotated[int | None, typer.Option(help="Output's longer side in pixels.", rich_help_panel=SIZE)] = None,
     tile: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
-            help="Side of a tile in output pixels. Chosen from the model and free memory if not given.", rich_help_panel=WORK
+            help="Side of a tile in output pixels. Chosen from the model and free memory if not given.",
+            rich_help_panel=WORK,
         ),
     ] = None,
-    overlap: Annotated[
-        Optional[int], typer.Option(help="Overlap of tiles in output pixels.", rich_help_panel=WORK)
-    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Overlap of tiles in output pixels.", rich_help_panel=WORK)] = None,
     batch: Annotated[
-        Optional[int], typer.Option(help="Tiles at once. Chosen from free memory if not given.", rich_help_panel=WORK)
+        int | None, typer.Option(help="Tiles at once. Chosen from free memory if not given.", rich_help_panel=WORK)
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -72,7 +71,7 @@ def upscale(
         bool, typer.Option("--recursive/--no-recursive", help="Go into folders' folders.", rich_help_panel=FILES)
     ] = True,
     format: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--format",
             help="png, jpeg, webp, tiff. The input's own if not given (other kinds become png).",
@@ -84,18 +83,14 @@ def upscale(
         int, typer.Option(help="Of JPEG and WebP, 1 to 100; WebP at 100 is lossless.", rich_help_panel=FILES)
     ] = 95,
     suffix: Annotated[str, typer.Option(help="Added to file names, as in `_x4`.", rich_help_panel=FILES)] = "",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do again what is done already.", rich_help_panel=FILES)
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.", rich_help_panel=FILES)] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Tell what would be done, with sizes and a time estimate.", rich_help_panel=REPORT),
     ] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)] = False,
     report: Annotated[
-        Optional[Path], typer.Option(help="Write one JSON line per image to this file.", rich_help_panel=REPORT)
+        Path | None, typer.Option(help="Write one JSON line per image to this file.", rich_help_panel=REPORT)
     ] = None,
 ) -> None:
     """Upscale photos.
@@ -137,9 +132,7 @@ def upscale(
 def run(config: UpscaleConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
-    jobs = plan_jobs(
-        config.inputs, config.output, recursive=config.recursive, format=config.format, suffix=config.suffix
-    )
+    jobs = plan_jobs(config.inputs, config.output, recursive=config.recursive, format=config.format, suffix=config.suffix)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
     already = set(skipped)
     todo = [job for job in jobs if job not in already]

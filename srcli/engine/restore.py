@@ -157,8 +157,7 @@ class Engine:
         tile_lat, overlap_lat = self._autoencoder_tiles()
         decoded = self._map(net.decode, restored, tile_lat, overlap_lat, 3, "decode", net.factor)
         return [
-            sr[:, : picture.shape[1], : picture.shape[2]].clamp_(-1, 1)
-            for sr, picture in zip(decoded, pictures, strict=True)
+            sr[:, : picture.shape[1], : picture.shape[2]].clamp_(-1, 1) for sr, picture in zip(decoded, pictures, strict=True)
         ]
 
     def _encode(self, padded: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -44,9 +44,7 @@ class Size:
 
     def of(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the output of a `width` x `height` input, in pixels."""
-        return target_size(
-            width, height, scale=self.scale, to_width=self.width, to_height=self.height, long_side=self.long_side
-        )
+        return target_size(width, height, scale=self.scale, to_width=self.width, to_height=self.height, long_side=self.long_side)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Stream:
         self.queue_bytes = queue_bytes or max(256 << 20, psutil.virtual_memory().available // 8)
         self.clock = Clock()
 
-    def run(self, jobs: Iterable[Job], on_start: Callable[[Job], None] = lambda job: None) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job], on_start: Callable[[Job], None] = lambda job: None) -> Generator[Outcome, None, None]:
         """Yield the outcome of each job, in order of completion, which is the order of the jobs.
 
         A fault of one image is its outcome; only interruption and our own bugs outside an image raise. When the caller stops
@@ -234,7 +232,8 @@ class Stream:
         if isinstance(item, Outcome):
             return item
         try:
-            assert item.sr is not None and item.outcome is not None
+            assert item.sr is not None
+            assert item.outcome is not None
             finished = finish(item.picture, item.sr, item.canvas, item.output_size, self.color_fix)
             encode(finished, item.job.target, format_of(item.job.target), self.quality)
             return item.outcome
@@ -242,12 +241,11 @@ class Stream:
             return _failure(item.job, error)
 
 
-def prepare_canvas(
-    picture: Picture, native_scale: int, min_side: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The input as the model wants it: bicubic at `native_scale`; inputs below `min_side` are enlarged to it first, as PiSA-SR does.
+def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The input as the model wants it: bicubic at `native_scale`.
 
-    A very long and narrow input is enlarged only until its longer side has 1024 pixels.
+    Inputs below `min_side` are enlarged to it first, as PiSA-SR does; a very long and narrow one only until its longer side
+    has 1024 pixels.
 
     Returns:
         (H, W, 3), RGB, float32 in [0, 1].
@@ -300,5 +298,3 @@ def _failure(job: Job, error: Exception) -> Outcome:
         return Outcome(job, "failed", "not enough memory for this picture", hint)
     log.debug("unexpected fault with `%s`", job.source, exc_info=error)
     return Outcome(job, "failed", f"unexpected {type(error).__name__}: {error}", "run with `--debug` and report this")
-
-

@@ -53,9 +53,7 @@ def read(data: bytes) -> Levels:
     return levels
 
 
-def write(
-    file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_profile: bytes | None, exif: bytes | None
-) -> None:
+def write(file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_profile: bytes | None, exif: bytes | None) -> None:
     """Write a PNG of 16 bits per channel, band by band, so that no second copy of the picture is needed.
 
     Args:
@@ -121,9 +119,7 @@ def _filtered_bands(levels: npt.NDArray[np.unsignedinteger[Any]]) -> Iterator[by
         yield filtered.tobytes()
 
 
-def _paeth(
-    left: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], corner: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
+def _paeth(left: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], corner: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The neighbour that is nearest to left + up - corner; ties go in this order (PNG specification, 9.4)."""
     by_left = np.abs(up.astype(np.int16) - corner)
     by_up = np.abs(left.astype(np.int16) - corner)

@@ -1,8 +1,8 @@
 """Adapters: LoRA sets on a UNet. Attach for training, merge for inference, save, load, import the reference's checkpoint.
 
-A LoRA layer adds (alpha / rank) · B · A to a frozen weight (Hu et al. 2021, eq. 3); for a convolution A has the kernel's shape and B
-is 1x1. An adapter's file is safetensors in peft's layout, with `adapter_config.json` beside it for peft's own loader; all that srcli
-needs is in the file's header.
+A LoRA layer adds (alpha / rank) · B · A to a frozen weight (Hu et al. 2021, eq. 3); for a convolution A has the kernel's
+shape and B is 1x1. An adapter's file is safetensors in peft's layout, with `adapter_config.json` beside it for peft's own
+loader; all that srcli needs is in the file's header.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from srcli.errors import ModelError, joined_faults
 from srcli.models.weights import load_pickle, load_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
-TARGETS = (
-    r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
-)
+TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
 """The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
 REFERENCE_ALPHA = 8
 """peft's default, which the reference code uses and its checkpoint does not store."""
@@ -214,8 +212,7 @@ def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str,
     for adapter in adapters:
         check_fit(unet, adapter)
     return [
-        ImportedAdapter(adapter.name, save_adapter(adapter, out_folder / adapter.name), adapter.info.rank)
-        for adapter in adapters
+        ImportedAdapter(adapter.name, save_adapter(adapter, out_folder / adapter.name), adapter.info.rank) for adapter in adapters
     ]
 
 
@@ -250,5 +247,3 @@ def _reference_tensors(state: Mapping[str, Any], short: str) -> dict[str, Tensor
             if mark and rest.endswith(f"_{short}.weight") and isinstance(value, Tensor):
                 tensors[f"{module}.lora_{half}.weight"] = value.float()
     return tensors
-
-

@@ -1,7 +1,7 @@
 """The frozen part of a restorer: autoencoder, UNet, prompt embeddings and the latent maths that goes with them.
 
-A base is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and either `text_encoder/` with `tokenizer/` or, for models
-without text, `prompt_embeddings.safetensors` with an embedding for each known prompt.
+A base is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and either `text_encoder/` with `tokenizer/` or, for
+models without text, `prompt_embeddings.safetensors` with an embedding for each known prompt.
 """
 
 from __future__ import annotations

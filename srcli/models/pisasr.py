@@ -1,4 +1,7 @@
-"""PiSA-SR (Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution", CVPR 2025): one step, two adapters, two dials."""
+"""PiSA-SR: one step, two adapters, two dials.
+
+Source: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution: A Dual-LoRA Approach", CVPR 2025.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ _AUTOENCODER_TILE_PX = 1536
 def pass_weights(lambda_pixel: float, lambda_semantic: float, *, has_semantic: bool = True) -> dict[tuple[str, ...], float]:
     """Which passes of the UNet the scales need, and each one's weight in the residual.
 
-    Eq. 8 is λ_pix·ε_pix + λ_sem·(ε_PiSA - ε_pix) = (λ_pix - λ_sem)·ε_pix + λ_sem·ε_PiSA, with ε_pix the pixel adapter's answer and
-    ε_PiSA that of both; a pass of weight zero is not run.
+    Eq. 8 is λ_pix·ε_pix + λ_sem·(ε_PiSA - ε_pix) = (λ_pix - λ_sem)·ε_pix + λ_sem·ε_PiSA, with ε_pix the pixel adapter's
+    answer and ε_PiSA that of both; a pass of weight zero is not run.
 
     Returns:
         weights by the names of the adapters merged for that pass; empty if both scales are zero.

@@ -240,9 +240,7 @@ def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) ->
 
 def _raise_faults(faults: list[str], title: str) -> None:
     if faults:
-        raise ModelError(
-            joined_faults(title, faults), "the header of srcli's own `models.toml` explains each key of a row"
-        )
+        raise ModelError(joined_faults(title, faults), "the header of srcli's own `models.toml` explains each key of a row")
 
 
 def _specs_of(content: dict[str, Any], file: Path, faults: list[str]) -> dict[str, ModelSpec]:

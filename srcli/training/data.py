@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from srcli.errors import ImageError, UsageError
+from srcli.errors import UsageError
+from srcli.images.codec import decode
+from srcli.images.files import INPUT_SUFFIXES
+from srcli.images.resize import enlarge_bicubic
 from srcli.training.degrade import Array, Degradation, degrade
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 CACHE_BYTES = 1 << 30
 
 
@@ -27,10 +28,10 @@ def find_photos(folder: Path) -> list[Path]:
         UsageError: the folder is missing or holds no photo.
     """
     if not folder.is_dir():
-        raise UsageError(f"`{folder}` is not a folder", "give a folder of photos with `--photos`")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+        raise UsageError(f"`{folder}` is not a folder", "give a folder of photos")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in INPUT_SUFFIXES)
     if not found:
-        raise UsageError(f"no photos in `{folder}`", f"srcli trains on {', '.join(PHOTO_SUFFIXES)} files")
+        raise UsageError(f"no photos in `{folder}`", "give a folder of photos")
     return found
 
 
@@ -82,7 +83,7 @@ class DegradedCrops(Dataset[dict[str, torch.Tensor]]):
         rng = np.random.default_rng([self.seed, 1, index])
         hq = self._random_crop(self._photo(self.photos[order[place]]), rng)
         lq = degrade(hq, rng, self.scale, self.how)
-        return {"lq": to_signed(enlarge(lq, (self.crop, self.crop))), "hq": to_signed(hq)}
+        return {"lq": to_signed(enlarge_bicubic(lq, (self.crop, self.crop), 8)), "hq": to_signed(hq)}
 
     def _random_crop(self, photo: npt.NDArray[np.uint8], rng: np.random.Generator) -> Array:
         short = min(photo.shape[:2])
@@ -94,28 +95,19 @@ class DegradedCrops(Dataset[dict[str, torch.Tensor]]):
         hq = photo[top : top + self.crop, left : left + self.crop]
         if rng.random() < 0.5:
             hq = hq[:, ::-1]
-        return np.ascontiguousarray(hq).astype(np.float32) / np.float32(255)
+        result: Array = np.ascontiguousarray(hq).astype(np.float32) / np.float32(255)
+        return result
 
     def _photo(self, path: Path) -> npt.NDArray[np.uint8]:
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
-        try:
-            with Image.open(path) as image:
-                photo = np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise ImageError(f"cannot read the training photo `{path}`: {error}", "remove or replace it") from error
+        photo: npt.NDArray[np.uint8] = np.rint(decode(path).rgb * np.float32(255)).astype(np.uint8)
         self._cache[path] = photo
         self._cached_bytes += photo.nbytes
         while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return photo
-
-
-def enlarge(lq: Array, size: tuple[int, int]) -> Array:
-    """Bicubic resize of an 8-bit-valued image to (H, W), as `srcli upscale` prepares its input."""
-    levels = Image.fromarray((lq * 255).round().astype(np.uint8))
-    return np.asarray(levels.resize((size[1], size[0]), Image.Resampling.BICUBIC), dtype=np.float32) / np.float32(255)
 
 
 def to_signed(image: Array) -> torch.Tensor:

@@ -143,7 +143,7 @@ def sinc_kernel(cutoff: float, size: int) -> npt.NDArray[np.float64]:
 
 
 def _quadratic_form(size: int, sigma_x: float, sigma_y: float, theta: float) -> npt.NDArray[np.float64]:
-    """q = xᵀ Σ⁻¹ x on the kernel's grid, Σ with standard deviations sigma_x, sigma_y turned by theta."""
+    """Q = xᵀ Σ⁻¹ x on the kernel's grid, Σ with standard deviations sigma_x, sigma_y turned by theta."""
     axis = np.arange(size) - (size - 1) / 2
     xs, ys = np.meshgrid(axis, axis)
     along = (math.cos(theta) * xs + math.sin(theta) * ys) / sigma_x
@@ -183,13 +183,15 @@ def jpeg(image: Array, quality: float) -> Array:
     _, coded = cv2.imencode(".jpg", levels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
     decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     assert decoded is not None
-    return decoded[..., ::-1].astype(np.float32) / np.float32(255)
+    result: Array = decoded[..., ::-1].astype(np.float32) / np.float32(255)
+    return result
 
 
 def gaussian_noise(shape: tuple[int, int], rng: np.random.Generator, levels: float, gray: bool) -> Array:
     """Noise of standard deviation `levels` / 255: (H, W, 3), or (H, W, 1) if gray."""
     noise = rng.standard_normal((*shape, 1 if gray else 3), dtype=np.float32)
-    return noise * np.float32(levels / 255)
+    scaled: Array = noise * np.float32(levels / 255)
+    return scaled
 
 
 def poisson_noise(image: Array, rng: np.random.Generator, scale: float, gray: bool) -> Array:

@@ -77,7 +77,12 @@ class _PixelRun:
                 per_step = (time.monotonic() - start) / (self.step - first)
                 left = per_step * (config.steps - self.step) / 60
                 log.info(
-                    "step %d of %d, loss %.5f, %.2f s a step, %.0f min left", self.step, config.steps, mean, per_step, left
+                    "step %d of %d, loss %.5f, %.2f s a step, %.0f min left",
+                    self.step,
+                    config.steps,
+                    mean,
+                    per_step,
+                    left,
                 )
             if self.step % config.save_every == 0 and self.step < config.steps:
                 self._save_checkpoint()

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import make_model
+
+from srcli.cli.main import main
+from srcli.images.codec import Picture, decode, encode
+
+
+@pytest.fixture(scope="module")
+def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@dataclass
+class Done:
+    """What a finished command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def srcli(*arguments: object) -> Done:
+    """The command in this process, which has torch already; `in_process_of_its_own` is the real thing."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["srcli", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-W", "error", "-m", "srcli", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def in_process_of_its_own(*arguments: object) -> Done:
+    process = start(*arguments)
+    stdout, stderr = process.communicate(timeout=120)
+    return Done(process.returncode, stdout, stderr)
+
+
+def upscale(models_file: Path, *arguments: object) -> Done:
+    return srcli("upscale", *arguments, "--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32")
+
+
+def test_a_folder_is_upscaled_and_told_as_json(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--json", "--report", tmp_path / "report.jsonl")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["done"], told["skipped"], told["failed"]) == (3, 0, [])
+    assert told["megapixels"] == pytest.approx((60 * 84 + 31 * 50 + 50 * 33) * 16 / 1e6)
+    assert told["seconds"] > 0
+    for name in ("a.png", "b.jpg", "sub/c.png"):
+        with Image.open(photo_folder / name) as source, Image.open(tmp_path / "out" / name) as result:
+            assert result.size == (source.width * 4, source.height * 4)
+            assert result.format == source.format
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["done"] * 3
+    assert lines[0]["output_size"] == [336, 240]
+
+
+def test_what_is_done_is_skipped_unless_overwritten(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    upscale(models_file, photo_folder, "-o", tmp_path / "out")
+    (tmp_path / "out" / "b.jpg").unlink()
+    before = (tmp_path / "out" / "a.png").stat().st_mtime_ns
+    told = json.loads(upscale(models_file, photo_folder, "-o", tmp_path / "out", "--json").stdout)
+    assert (told["done"], told["skipped"]) == (1, 2)
+    assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == before
+    told = json.loads(upscale(models_file, photo_folder, "-o", tmp_path / "out", "--json", "--overwrite").stdout)
+    assert (told["done"], told["skipped"]) == (3, 0)
+    assert (tmp_path / "out" / "a.png").stat().st_mtime_ns > before
+
+
+def test_the_same_command_gives_the_same_bytes(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        upscale(models_file, photo_folder, "-o", tmp_path / name, "--batch", 2)
+    for file in ("a.png", "b.jpg", "sub/c.png"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_bad_file_is_named_and_the_exit_code_tells(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "bad.png").write_bytes(b"not a picture")
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["done"] == 3
+    assert [Path(failure["input"]).name for failure in told["failed"]] == ["bad.png"]
+    assert told["failed"][0]["reason"]
+    assert "bad.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_sees_no_progress_and_nothing_on_stdout(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    options = ["--models-file", models_file, "--model", "small"]
+    done = in_process_of_its_own("upscale", photo_folder / "a.png", "-o", tmp_path / "x.png", *options)
+    assert done.stdout == ""
+    assert "\r" not in done.stderr
+    assert "\x1b" not in done.stderr
+    assert done.stderr.splitlines()[-2].startswith("1 done, 0 skipped, 0 failed")
+    assert decode(tmp_path / "x.png").rgb.shape == (240, 336, 3)
+
+
+def test_two_inputs_for_one_output_are_refused_before_work(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(photo_folder / "a.jpg")
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--format", "png")
+    assert done.returncode == 2
+    assert "a.jpg" in done.stderr
+    assert "hint:" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--scale", "9"], ["--scale 9"]),
+        (["--scale", "2", "--width", "100"], ["both set the size"]),
+        (
+            ["--tile", "10", "--batch", "0", "--color-fix", "blue"],
+            ["3 options are wrong", "--tile 10", "--batch 0", "blue"],
+        ),
+        (["--device", "tpu"], ["tpu"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--model", "smal"], ["smal", "small"]),
+        (["--lambda-pixel", "nan"], ["nan"]),
+        (["--overlap", "500"], ["overlap"]),
+    ],
+)
+def test_wrong_options_are_told_all_at_once(
+    models_file: Path, photo_folder: Path, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    base = ["--models-file", models_file] + ([] if "--model" in options else ["--model", "small"])
+    done = srcli("upscale", photo_folder, "-o", tmp_path / "out", *base, *options)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_missing_inputs_are_all_named(models_file: Path, tmp_path: Path) -> None:
+    done = upscale(models_file, tmp_path / "nothing", tmp_path / "*.none", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
+    assert "*.none" in done.stderr
+
+
+def test_a_dry_run_tells_sizes_and_time_and_writes_nothing(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--dry-run", "--scale", "2.5")
+    assert done.returncode == 0, done.stderr
+    assert "84x60" in done.stderr
+    assert "210x150" in done.stderr
+    assert "3 to do" in done.stderr
+    assert not (tmp_path / "out").exists()
+    told = json.loads(upscale(models_file, photo_folder, "-o", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert len(told["planned"]) == 3
+    assert told["estimated_seconds"] > 0
+
+
+def test_lambda_semantic_without_such_an_adapter_is_told(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    said = upscale(models_file, photo_folder / "a.png", "-o", tmp_path / "1.png", "--lambda-semantic", "0.3")
+    assert "`--lambda-semantic` has no effect" in said.stderr
+    plain = upscale(models_file, photo_folder / "a.png", "-o", tmp_path / "2.png")
+    assert plain.returncode == 0
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+
+
+def test_the_dials_do_something(tmp_path: Path, photo_folder: Path) -> None:
+    file = make_model(tmp_path / "model", semantic=True)
+    results = []
+    for index, options in enumerate(([], ["--lambda-pixel", "0"], ["--lambda-semantic", "0"], ["--lambda-semantic", "1"])):
+        upscale(file, photo_folder / "a.png", "-o", tmp_path / f"{index}.png", "--color-fix", "none", *options)
+        results.append(decode(tmp_path / f"{index}.png").rgb)
+    assert np.array_equal(results[0], results[3])
+    assert not np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("fix", ["adain", "wavelet"])
+def test_colour_fixes_bring_the_input_colours_back(models_file: Path, photo_folder: Path, tmp_path: Path, fix: str) -> None:
+    source = decode(photo_folder / "a.png").rgb.mean((0, 1))
+    upscale(models_file, photo_folder / "a.png", "-o", tmp_path / "x.png", "--color-fix", fix)
+    assert np.abs(decode(tmp_path / "x.png").rgb.mean((0, 1)) - source).max() < 0.02
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff"])
+def test_orientation_profile_and_exif_are_kept(models_file: Path, tmp_path: Path, format: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif[0x0112] = 6
+    Image.effect_noise((24, 16), 50).convert("RGB").save(tmp_path / "in.jpg", exif=exif, icc_profile=_profile())
+    upscale(models_file, tmp_path / "in.jpg", "-o", tmp_path / "out", "--format", format)
+    (path,) = (tmp_path / "out").iterdir()
+    result = decode(path)
+    assert (result.width, result.height) == (16 * 4, 24 * 4)
+    assert result.icc_profile == _profile()
+    with Image.open(path) as image:
+        assert image.getexif()[0x010F] == "Maker"
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_16_bits_and_alpha_are_kept(models_file: Path, tmp_path: Path, format: str) -> None:
+    rgb = np.linspace(0.2, 0.8, 20 * 24 * 3, dtype=np.float32).reshape(20, 24, 3)
+    alpha = np.tile(np.linspace(0, 1, 24, dtype=np.float32), (20, 1))
+    encode(Picture(rgb, alpha, 16, False, 1, None, None, "png"), tmp_path / "in.png", "png", 95)
+    upscale(models_file, tmp_path / "in.png", "-o", tmp_path / "out", "--format", format)
+    (path,) = (tmp_path / "out").iterdir()
+    result = decode(path)
+    assert result.bit_depth == 16
+    assert len(np.unique(np.rint(result.rgb * 65535))) > 256
+    assert result.alpha is not None
+    assert np.abs(result.alpha[:, 40:50].mean() - 0.47).max() < 0.05
+
+
+@functools.cache
+def _profile() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def test_a_killed_run_goes_on_where_it_was(models_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(30):
+        Image.effect_noise((64, 64), 60).convert("RGB").save(folder / f"{index:02}.png")
+    process = start("upscale", folder, "-o", tmp_path / "out", "--models-file", models_file, "--model", "small")
+    deadline = time.monotonic() + 90
+    while len(list((tmp_path / "out").glob("*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    survived = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[0-9]*.png")}
+    assert 3 <= len(survived) < 30
+    done = upscale(models_file, folder, "-o", tmp_path / "out", "--json")
+    told = json.loads(done.stdout)
+    assert (told["skipped"], told["done"]) == (len(survived), 30 - len(survived))
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in survived} == survived
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_an_interrupt_exits_with_130_and_tells_how_to_go_on(models_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(60):
+        Image.effect_noise((64, 64), 60).convert("RGB").save(folder / f"{index:02}.png")
+    options = ["--models-file", models_file, "--model", "small", "--json"]
+    process = start("upscale", folder, "-o", tmp_path / "out", *options)
+    deadline = time.monotonic() + 90
+    while len(list((tmp_path / "out").glob("*.png"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "repeat the command to go on" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads(stdout)["done"] < 60
+    for path in (tmp_path / "out").iterdir():
+        decode(path)
+
+
+def test_an_output_folder_that_cannot_be_made_is_told(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert "hint:" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_is_told(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--report", tmp_path)
+    assert done.returncode == 2
+    assert "report" in done.stderr
+
+
+def test_help_of_every_command_documents_at_80_columns() -> None:
+    for command in ([], ["upscale"], ["train-pixel"], ["models"]):
+        done = in_process_of_its_own(*command, "--help")
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        assert command[:1] in ([], ["models"]) or "Example:" in done.stdout
+
+
+def test_the_version_and_an_unknown_command() -> None:
+    assert srcli("--version").stdout.startswith("srcli 0.")
+    assert srcli("nonsense").returncode == 2
