@@ -66,7 +66,7 @@ def open_stream(config: UpscaleConfig) -> Stream:
     lambda_pixel = 1.0 if config.lambda_pixel is None else config.lambda_pixel
     lambda_semantic = 1.0 if config.lambda_semantic is None else config.lambda_semantic
     restorer = load_restorer(spec, LoadOptions(device, dtype, lambda_pixel, lambda_semantic))
-    level = logging.WARNING if config.lambda_semantic is not None else logging.INFO
+    level = logging.WARNING if config.lambda_semantic is not None else logging.DEBUG
     for note in restorer.notes:
         log.log(level, note)
     limits = choose_limits(restorer, config.tile, config.overlap, config.batch)

@@ -19,8 +19,7 @@ from srcli.models.adapters import ImportedAdapter
 from srcli.models.spec import BUILTIN, find_model, user_models_file
 from srcli.models.weights import adapter_path, base_folder, sha256_of
 
-PISA = Path(__file__).resolve().parents[2] / "shared/parity/open/pisa"
-needs_parity_data = pytest.mark.skipif(not PISA.is_dir(), reason="the parity data are not here")
+PISA = Path(__file__).parent / "data/pisa"
 
 
 def run(*arguments: object) -> str:
@@ -142,7 +141,6 @@ def test_fetch(models_file: Path, base: Path) -> None:
         run("fetch", "mine", "--models-file", models_file)
 
 
-@pytest.mark.skipif(not (BUILTIN / "tiny/pixel").is_dir(), reason="the built-in model is not trained yet")
 def test_the_built_in_model_is_ready() -> None:
     assert run("fetch", "tiny") == f"{BUILTIN / 'tiny'}\n"
 
@@ -231,7 +229,6 @@ def test_import_wants_sensible_arguments(reference: Path, base: Path, tmp_path: 
     assert leftovers() == []
 
 
-@needs_parity_data
 def test_import_of_the_reference_checkpoint() -> None:
     run("import", "pisa", PISA / "pisa_sr.pkl", "--base", PISA / "base")
     spec = find_model("pisa")
@@ -242,7 +239,6 @@ def test_import_of_the_reference_checkpoint() -> None:
     assert shown["adapters"]["semantic"]["metadata"]["rank"] == "4"
 
 
-@needs_parity_data
 def test_import_of_a_wrong_checkpoint(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pkl"
     torch.save({"state_dict": {}}, wrong)

@@ -238,6 +238,21 @@ def _profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
+def test_an_imported_checkpoint_upscales_as_the_reference_did(tmp_path: Path) -> None:
+    pisa = Path(__file__).parent / "data" / "pisa"
+    done = srcli("models", "import", "pisa", pisa / "pisa_sr.pkl", "--base", pisa / "base")
+    assert done.returncode == 0, done.stderr
+    options = ["--model", "pisa", "--tile", 512, "--overlap", 128, "--device", "cpu", "--dtype", "fp32"]
+    done = srcli("upscale", pisa / "lq_c.png", "-o", tmp_path / "out.png", *options)
+    assert done.returncode == 0, done.stderr
+    ours = np.rint(decode(tmp_path / "out.png").rgb * 255)
+    cases = {case["name"]: case for case in json.loads((pisa / "cases.json").read_text())["cases"]}
+    for crop in cases["c_tile64-16_adain"]["output_png_crops"]:
+        x0, y0, x1, y1 = crop["box_xyxy"]
+        theirs = np.rint(decode(pisa / crop["file"]).rgb * 255)
+        assert np.abs(ours[y0:y1, x0:x1] - theirs).max() <= 2
+
+
 def test_a_killed_run_goes_on_where_it_was(models_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -27,6 +27,7 @@ from srcli.models.pisasr import PisaRestorer, pass_weights
 from srcli.models.weights import load_pickle
 
 DATA = Path(__file__).parent / "data" / "pisa"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "parity" / "open" / "pisa"
 CASES = [case["name"] for case in json.loads((DATA / "cases.json").read_text())["cases"]]
 
 
@@ -40,6 +41,18 @@ def test_every_case_is_within_the_reference_tolerance(parity: Parity, name: str)
     case = next(case for case in parity.cases if case["name"] == name)
     errors = parity.measure(case)
     assert errors.within(case["tolerance"]), errors
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the complete parity data are not here")
+def test_every_recorded_case_is_within_tolerance(tmp_path: Path) -> None:
+    complete = Parity(SHARED, tmp_path)
+    outside = {}
+    for case in complete.cases:
+        errors = complete.measure(case)
+        if not errors.within(case["tolerance"]):
+            outside[case["name"]] = errors
+    assert len(complete.cases) == 20
+    assert not outside
 
 
 # --- passes ---

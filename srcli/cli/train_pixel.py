@@ -68,8 +68,9 @@ def train_pixel(
 ) -> None:
     """Train a pixel adapter: PiSA-SR's first stage.
 
-    Photos are degraded as Real-ESRGAN does; the adapter learns to undo it, by squared error. Repeating the command after an
-    interruption goes on from the last checkpoint.
+    Photos are degraded as Real-ESRGAN does; the adapter learns to undo it, by
+    squared error. Repeating the command after an interruption goes on from the
+    last checkpoint.
 
     Example: srcli train-pixel ~/photos -o my-adapter --steps 2000
     """

@@ -20,7 +20,7 @@ from srcli.images.files import Job, is_done, plan_jobs
 
 def upscale(
     inputs: Annotated[
-        list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT...", show_default=False)
+        list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT", show_default=False)
     ],
     output: Annotated[
         Path,
@@ -95,8 +95,9 @@ def upscale(
 ) -> None:
     """Upscale photos.
 
-    Done files are skipped when the command is repeated, so an interrupted run goes on where it was. One bad file never stops
-    the others; it is named at the end, and the exit code is 1.
+    Done files are skipped when the command is repeated, so an interrupted
+    run goes on where it was. One bad file never stops the others; it is named
+    at the end, and the exit code is 1.
 
     Example: srcli upscale ~/photos -o ~/photos-x4
     """
