@@ -57,7 +57,7 @@ def test_training_lowers_the_loss_and_saves_what_upscale_needs(base: Path, photo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "pixel_loss", recorded)
         path = train_pixel(make_config(photos, tmp_path, steps=40, save_every=1000, licence="MIT"), base)
-    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
+    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:4])
     adapter = load_adapter(path, "pixel")
     assert (adapter.info.rank, adapter.info.stage, adapter.info.steps, adapter.info.licence) == (2, "pixel", 40, "MIT")
     assert json.loads((path.parent / "adapter_config.json").read_text())["r"] == 2

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.markup import escape
-
-from srcli.console import console, format_duration
+from srcli.console import format_duration
 from srcli.errors import UsageError
 from srcli.images.files import Job
 
 if TYPE_CHECKING:
     from srcli.engine.stream import Outcome, Stream
+
+
+log = logging.getLogger("srcli")
 
 
 @dataclass
@@ -68,21 +70,19 @@ class Summary:
         }
 
     def show(self) -> None:
-        """A few lines on the console; failures are warnings, so `--quiet` keeps them."""
+        """A few lines on the console; failures are errors, so `--quiet` keeps them."""
         for failure in self.failed:
-            console.print(f"[bold red]failed[/]: `{escape(failure['input'])}`: {escape(failure['reason'])}", soft_wrap=True)
-            if failure["hint"]:
-                console.print(f"  [cyan]hint[/]: {escape(failure['hint'])}", soft_wrap=True)
-        parts = [f"{self.done} done", f"{self.skipped} skipped", f"{len(self.failed)} failed"]
-        speed = f", {self.megapixels / self.seconds:.2f} MP/s" if self.done and self.seconds else ""
-        console.print(f"{', '.join(parts)}: {self.megapixels:.1f} MP in {format_duration(self.seconds)}{speed}")
-        if self.times:
-            waits = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items())
-            console.print(f"[dim]{waits}[/]")
+            hint = f"\n  hint: {failure['hint']}" if failure["hint"] else ""
+            log.error("`%s` failed: %s%s", failure["input"], failure["reason"], hint)
         if self.exact_tiles:
-            console.print(f"{self.exact_tiles} tiles were spoilt by half precision and done again in fp32")
+            log.warning("%d tiles were spoilt by half precision and done again in fp32", self.exact_tiles)
         if self.memory_retries:
-            console.print(f"memory ran out {self.memory_retries} times; smaller tiles or batches were used")
+            log.warning("memory ran out %d times; smaller tiles or batches were used", self.memory_retries)
+        speed = f", {self.megapixels / self.seconds:.2f} MP/s" if self.done and self.seconds else ""
+        counts = f"{self.done} done, {self.skipped} skipped, {len(self.failed)} failed"
+        log.info("%s: %.1f MP in %s%s", counts, self.megapixels, format_duration(self.seconds), speed)
+        if self.times:
+            log.info(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
 
 
 class Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
 from srcli.config import TrainPixelConfig
-from srcli.console import console
+
+log = logging.getLogger("srcli")
 
 TRAINING = "Training"
 
@@ -105,9 +107,9 @@ def train_pixel(
     try:
         path = run(config, base_folder(spec))
     except KeyboardInterrupt:
-        console.print("interrupted: repeat the command to go on from the last checkpoint")
+        log.warning("interrupted: repeat the command to go on from the last checkpoint")
         raise typer.Exit(130) from None
-    console.print(f"saved `{path}`", soft_wrap=True)
+    log.info("saved `%s`", path)
 
 
 def _settled(recipe: Any, **given: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
+
+log = logging.getLogger("srcli")
 
 
 def upscale(
@@ -154,7 +157,7 @@ def run(config: UpscaleConfig) -> int:
     if config.json:
         typer.echo(json.dumps(summary.as_dict()))
     if interrupted:
-        console.print("interrupted: repeat the command to go on")
+        log.warning("interrupted: repeat the command to go on")
         return 130
     return 1 if summary.failed else 0
 
@@ -192,11 +195,10 @@ def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job]) -> int:
         typer.echo(json.dumps(outline))
         return 0
     for image in images:
-        console.print(image.line(), soft_wrap=True, markup=False)
+        log.info(image.line())
     faulty = f", {len(images) - len(good)} that cannot be read" if len(good) < len(images) else ""
-    console.print(
-        f"{len(good)} to do ({total:.1f} MP), {len(skipped)} done already{faulty}; about {format_duration(seconds)} here"
-    )
+    counts = f"{len(good)} to do ({total:.1f} MP), {len(skipped)} done already{faulty}"
+    log.info("%s; about %s here", counts, format_duration(seconds))
     return 0
 
 

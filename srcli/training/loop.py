@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
 
 from srcli.config import TrainPixelConfig
 from srcli.errors import ModelError, UsageError
 from srcli.models.adapters import AdapterInfo, attach, extract, restore_state, save_adapter
 from srcli.models.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
+from srcli.models.device import bf16_pays, choose_device
 from srcli.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
 from srcli.training.data import DegradedCrops, find_photos
 from srcli.training.losses import pixel_loss
@@ -54,6 +57,8 @@ class _PixelRun:
 
         set_seed(config.seed)
         self.config = config
+        if config.device != "auto":
+            os.environ["ACCELERATE_TORCH_DEVICE"] = str(choose_device(config.device))
         self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=_precision(config))
         self.autoencoder = load_autoencoder(base)
         self.autoencoder.network.to(self.accelerator.device)
@@ -68,24 +73,13 @@ class _PixelRun:
 
     def run(self) -> Path:
         config = self.config
-        start, first, mean = time.monotonic(), self.step, math.nan
-        for batch in _stop_after(self.loader, config.steps - self.step):
-            loss = self._train_step(batch)
-            self.step += 1
-            mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                per_step = (time.monotonic() - start) / (self.step - first)
-                left = per_step * (config.steps - self.step) / 60
-                log.info(
-                    "step %d of %d, loss %.5f, %.2f s a step, %.0f min left",
-                    self.step,
-                    config.steps,
-                    mean,
-                    per_step,
-                    left,
-                )
-            if self.step % config.save_every == 0 and self.step < config.steps:
-                self._save_checkpoint()
+        with _Progress(config, self.step, shown=self.accelerator.is_main_process) as progress:
+            for batch in self.loader:
+                loss = self._train_step(batch)
+                self.step += 1
+                progress.update(self.step, loss)
+                if self.step % config.save_every == 0 and self.step < config.steps:
+                    self._save_checkpoint()
         return self._finish()
 
     def _train_step(self, batch: dict[str, Tensor]) -> float:
@@ -169,20 +163,45 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def _precision(config: TrainPixelConfig) -> str:
+    """Accelerate's name of the mixed precision."""
+    device = choose_device(config.device)
     if config.dtype == "auto":
-        return "bf16" if _bf16_pays(config.device) else "no"
+        return "bf16" if bf16_pays(device) else "no"
+    if config.dtype == "fp16" and device.type == "cpu":
+        raise UsageError("a CPU does not train in fp16", "use `--dtype bf16` or `--dtype fp32`")
     return {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[config.dtype]
 
 
-def _bf16_pays(device: str) -> bool:
-    from srcli.models.device import bf16_pays
+class _Progress:
+    """A bar for people, lines for log files; nothing from other processes than the main one.
 
-    kind = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    return bf16_pays(torch.device(kind))
+    Args:
+        config: for `steps` and `log_every`.
+        step: how many are done already.
+        shown: False keeps silent.
+    """
 
+    def __init__(self, config: TrainPixelConfig, step: int, *, shown: bool) -> None:
+        self._config = config
+        self._first, self._start = step, time.monotonic()
+        self._mean = math.nan
+        on_screen = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
+        self._lines = shown and not on_screen
+        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (shown and on_screen), dynamic_ncols=True)
 
-def _stop_after(loader: Any, count: int) -> Iterator[Any]:
-    for index, batch in enumerate(loader):
-        if index >= count:
-            return
-        yield batch
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def update(self, step: int, loss: float) -> None:
+        """After `step` steps; the loss shown is a moving average over some 50 steps."""
+        steps = self._config.steps
+        self._mean = loss if math.isnan(self._mean) else 0.98 * self._mean + 0.02 * loss
+        self._bar.set_postfix(loss=f"{self._mean:.5f}", refresh=False)
+        self._bar.update()
+        if self._lines and (step % self._config.log_every == 0 or step == steps):
+            pace = (time.monotonic() - self._start) / (step - self._first)
+            left = pace * (steps - step) / 60
+            log.info("step %d of %d, loss %.5f, %.2f s a step, %.0f min left", step, steps, self._mean, pace, left)
