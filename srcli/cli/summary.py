@@ -73,7 +73,8 @@ class Summary:
         """A few lines on the console; failures are errors, so `--quiet` keeps them."""
         for failure in self.failed:
             hint = f"\n  hint: {failure['hint']}" if failure["hint"] else ""
-            log.error("`%s` failed: %s%s", failure["input"], failure["reason"], hint)
+            named = "" if failure["input"] in failure["reason"] else f"`{failure['input']}` failed: "
+            log.error("%s%s%s", named, failure["reason"], hint)
         if self.exact_tiles:
             log.warning("%d tiles were spoilt by half precision and done again in fp32", self.exact_tiles)
         if self.memory_retries:

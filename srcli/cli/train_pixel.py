@@ -50,8 +50,11 @@ def train_pixel(
         typer.Option(help="Peak, of AdamW on a half cosine. The recipe's, else 5e-5.", rich_help_panel=TRAINING),
     ] = None,
     l1_weight: Annotated[
-        float, typer.Option(help="Weight of a mean absolute error beside the squared one.", rich_help_panel=TRAINING)
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Weight of a mean absolute error beside the squared one. The recipe's, else 0.", rich_help_panel=TRAINING
+        ),
+    ] = None,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.", rich_help_panel=TRAINING)] = 100,
     seed: Annotated[int, typer.Option(help="Of all chance.", rich_help_panel=TRAINING)] = 0,
     workers: Annotated[
@@ -90,7 +93,6 @@ def train_pixel(
         scale=spec.native_scale,
         timestep=spec.timestep,
         prompt=spec.prompt,
-        l1_weight=l1_weight,
         warmup=warmup,
         seed=seed,
         workers=workers,
@@ -100,7 +102,9 @@ def train_pixel(
         log_every=log_every,
         save_every=save_every,
         licence=licence,
-        **_settled(recipe, rank=rank, alpha=alpha, steps=steps, batch=batch, crop=crop, learning_rate=learning_rate),
+        **_settled(
+            recipe, rank=rank, alpha=alpha, steps=steps, batch=batch, crop=crop, learning_rate=learning_rate, l1_weight=l1_weight
+        ),
     )
     from srcli.training.loop import train_pixel as run
 

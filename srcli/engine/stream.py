@@ -130,14 +130,14 @@ class Stream:
         """Read ahead within the bounds of the queue; yields in order."""
         ahead: deque[tuple[Future[_Item | Outcome], int]] = deque()
         held = 0
-        source = iter(jobs)
+        source = ((job, self._expected_bytes(job)) for job in jobs)
         upcoming = next(source, None)
         while upcoming is not None or ahead:
             while upcoming is not None:
-                cost = self._expected_bytes(upcoming)
+                job, cost = upcoming
                 if ahead and (held + cost > self.queue_bytes or len(ahead) >= QUEUE_IMAGES):
                     break
-                ahead.append((readers.submit(self._prepare, upcoming), cost))
+                ahead.append((readers.submit(self._prepare, job), cost))
                 held += cost
                 upcoming = next(source, None)
             future, cost = ahead.popleft()

@@ -76,6 +76,8 @@ class TrainingRecipe:
     batch: int | None = None
     steps: int | None = None
     learning_rate: float | None = None
+    l1_weight: float | None = None
+    """Of a mean absolute error beside the squared one."""
     rank: int | None = None
     alpha: float | None = None
 
@@ -338,6 +340,7 @@ def _read_training(table: Table) -> TrainingRecipe:
         batch=table.count("batch"),
         steps=table.count("steps"),
         learning_rate=table.rate("learning_rate"),
+        l1_weight=table.rate("l1_weight"),
         rank=table.count("rank"),
         alpha=table.rate("alpha"),
     )
