@@ -9,6 +9,7 @@ import pytest
 import torch
 from parity import Parity
 
+from srcli.engine.restore import Engine, Limits
 from srcli.errors import ModelError
 from srcli.models import adapters as adapters_module
 from srcli.models.adapters import (
@@ -102,6 +103,24 @@ def test_zero_scales_give_the_autoencoder_alone(parity: Parity) -> None:
 def test_without_a_semantic_adapter_only_the_pixel_pass_counts() -> None:
     assert pass_weights(0.8, 1.3, has_semantic=False) == {("pixel",): 0.8}
     assert pass_weights(0.0, 1.3, has_semantic=False) == {}
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 200), (1, 1), (13, 30), (512, 3200), (1032, 520)])
+def test_a_real_network_takes_every_size(parity: Parity, size: tuple[int, int]) -> None:
+    engine = Engine(parity.restorer(1, 1), Limits(64, 16, 2, 1536))
+    (result,) = engine.restore([torch.zeros(3, *size)])
+    assert result.shape == (3, *size)
+    assert torch.isfinite(result).all()
+
+
+def test_a_large_picture_is_encoded_and_decoded_in_tiles_to_nearly_the_same(parity: Parity) -> None:
+    """Group norms see a tile instead of the whole, so the results are near, not equal."""
+    restorer = parity.restorer(0, 0)
+    y, x = torch.meshgrid(torch.linspace(0, 20, 256), torch.linspace(0, 30, 320), indexing="ij")
+    picture = torch.stack([y.sin(), x.cos(), (x + y).sin()]) * 0.8
+    (whole,) = Engine(restorer, Limits(96, 32, 1, None)).restore([picture])
+    (tiled,) = Engine(restorer, Limits(96, 32, 1, 192)).restore([picture])
+    assert 0 < (whole - tiled).abs().mean() < 0.25 * whole.std()
 
 
 def test_half_precision_is_near_and_exact_calls_equal_float32(parity: Parity) -> None:
