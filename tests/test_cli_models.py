@@ -104,7 +104,7 @@ def test_list_json(models_file: Path) -> None:
     rows = {row["name"]: row for row in json.loads(run("list", "--json", "--models-file", models_file))}
     assert rows["mine"]["state"] == "ready"
     assert rows["mine"]["adapters"]["pixel"]["metadata"] == {"licence": "MIT", "rank": "4"}
-    assert rows["tiny"]["training"]["learning_rate"] == 5e-4
+    assert rows["tiny"]["training"]["learning_rate"] == 6e-4
 
 
 def test_states(models_file: Path) -> None:

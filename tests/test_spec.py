@@ -44,7 +44,7 @@ def faults_of(path: Path, text: str) -> list[str]:
 
 def test_packaged_row() -> None:
     tiny = find_model("tiny")
-    assert (tiny.family, tiny.native_scale, tiny.tile, tiny.overlap, tiny.color_fix) == ("pisasr", 4, 768, 256, "adain")
+    assert (tiny.family, tiny.native_scale, tiny.tile, tiny.overlap, tiny.color_fix) == ("pisasr", 4, 1280, 128, "none")
     assert tiny.base.embedded == "tiny"
     assert tiny.folder == spec_module.BUILTIN / "tiny"
     assert tiny.origin == packaged_models_file()
