@@ -49,7 +49,7 @@ def test_packaged_row() -> None:
     assert tiny.folder == spec_module.BUILTIN / "tiny"
     assert tiny.origin == packaged_models_file()
     assert tiny.training is not None
-    assert (tiny.training.crop, tiny.training.alpha) == (192, 32.0)
+    assert (tiny.training.crop, tiny.training.alpha) == (160, 128.0)
 
 
 def test_families_are_discovered_and_can_load() -> None:
