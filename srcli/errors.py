@@ -38,7 +38,9 @@ class ImageError(SrcliError):
 
 
 class ModelError(SrcliError):
-    """A model's row, files or weights are missing, damaged or do not fit together."""
+    """A model's row, files or weights are missing, damaged or do not fit together: the command cannot start."""
+
+    exit_code = 2
 
 
 class OutOfMemoryError(SrcliError):
