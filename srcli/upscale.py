@@ -63,7 +63,7 @@ def open_stream(config: UpscaleConfig) -> Stream:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
-        log.warning("fp16 on a CPU is some fifty times slower than `--dtype fp32` or `bf16`")
+        log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
     make_deterministic()
     lambda_pixel = 1.0 if config.lambda_pixel is None else config.lambda_pixel
     lambda_semantic = 1.0 if config.lambda_semantic is None else config.lambda_semantic

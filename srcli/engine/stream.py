@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from srcli.engine.restore import Engine, is_out_of_memory
-from srcli.errors import OutOfMemoryError, SrcliError
+from srcli.errors import SrcliError
 from srcli.images.codec import Header, Picture, decode, encode, probe
 from srcli.images.color import fix_color
 from srcli.images.files import Job, format_of
@@ -294,7 +294,7 @@ def _failure(job: Job, error: Exception) -> Outcome:
     if isinstance(error, SrcliError):
         return Outcome(job, "failed", error.message, error.hint)
     if is_out_of_memory(error):
-        hint = OutOfMemoryError("", "close other programs, or use a smaller `--scale`").hint
+        hint = "close other programs, or use a smaller `--scale`"
         return Outcome(job, "failed", "not enough memory for this picture", hint)
     log.debug("unexpected fault with `%s`", job.source, exc_info=error)
     return Outcome(job, "failed", f"unexpected {type(error).__name__}: {error}", "run with `--debug` and report this")
