@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from srcli.models.backbone import PatchAutoencoder
-from srcli.training.data import DegradedCrops, find_photos
+from srcli.training.data import Batch, CropSettings, StepOrder, TrainingCrops, finish, make_loader
+from srcli.training.sources import find_sources
 
 PROMPTS = ("positive", "negative", "null")
 TOKENS, WIDTH = 4, 64
@@ -44,11 +44,11 @@ def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel
     )
 
 
-def draw_batch(batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, 3, H, W) and the index of each one's prompt (N,): half clean, half degraded, a quarter under `null`."""
-    clean = torch.rand(len(batch["hq"]), generator=generator) < 0.6
+    clean = torch.rand(len(batch.hq), generator=generator) < 0.6
     unconditional = torch.rand(len(clean), generator=generator) < 0.25
-    pictures = torch.where(clean[:, None, None, None], batch["hq"], batch["lq"])
+    pictures = torch.where(clean[:, None, None, None], batch.hq, batch.lq)
     prompts = torch.where(unconditional, 2, torch.where(clean, 0, 1))
     return pictures, prompts
 
@@ -77,8 +77,9 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    data = DegradedCrops(find_photos(args.photos), args.crop, args.steps * args.batch, args.seed)
-    loader = DataLoader(data, args.batch, num_workers=1, prefetch_factor=4)
+    sources, _ = find_sources([str(args.photos)], args.crop, scale=4)
+    data = TrainingCrops(sources, CropSettings(args.crop, seed=args.seed))
+    loader = make_loader(data, StepOrder(0, args.steps, args.batch), workers=1, pinned=False)
     vae = PatchAutoencoder()
     unet = make_unet().to(memory_format=torch.channels_last)
     prompts = torch.nn.Parameter(torch.randn(len(PROMPTS), TOKENS, WIDTH))
@@ -88,7 +89,8 @@ def main() -> None:
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
 
     start, mean = time.monotonic(), 0.0
-    for step, batch in enumerate(loader):
+    for step, samples in enumerate(loader):
+        batch = finish(samples, torch.device("cpu"))
         progress = max(step / args.steps, (time.monotonic() - start) / (60 * args.minutes))
         if progress >= 1:
             break

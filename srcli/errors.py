@@ -43,8 +43,12 @@ class ModelError(SrcliError):
     exit_code = 2
 
 
+class TrainingError(SrcliError):
+    """A training run that had begun cannot go on."""
+
+
 class OutOfMemoryError(SrcliError):
-    """An image does not fit into memory even at the smallest tile and batch."""
+    """An image does not fit into memory even at the smallest tile and batch, or a training step at its settings."""
 
 
 def joined_faults(title: str, faults: list[str], hint: str = "") -> str:

@@ -16,6 +16,7 @@ from srcli.engine.stream import Size, Stream
 from srcli.errors import SrcliError
 from srcli.images.codec import probe
 from srcli.images.files import Job
+from srcli.models.adapters import replace_adapters
 from srcli.models.base import LoadOptions
 from srcli.models.device import choose_device, choose_dtype, make_deterministic
 from srcli.models.registry import load_restorer
@@ -59,7 +60,8 @@ def open_stream(config: UpscaleConfig) -> Stream:
         UsageError: a device or tile that cannot be.
         ModelError: an unknown model, or weights that are missing or damaged.
     """
-    spec = find_model(config.model, config.models_file)
+    given = {"pixel": config.pixel, "semantic": config.semantic}
+    spec = replace_adapters(find_model(config.model, config.models_file), {name: path for name, path in given.items() if path})
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":

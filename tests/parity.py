@@ -1,6 +1,7 @@
 """Our PiSA-SR beside the recorded results of the reference implementation: `python tests/parity.py FOLDER` prints the errors.
 
 The folder holds `cases.json`, a tiny base, the reference's checkpoint and what its official code computed (see the README there).
+`python tests/parity.py --csd FOLDER` does the same for score distillation, whose teacher's path is in the cases.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from srcli.engine.restore import Engine, Limits
 from srcli.engine.stream import finish, prepare_canvas
 from srcli.images.codec import decode
 from srcli.models.adapters import import_reference
+from srcli.models.backbone import load_alphas, load_unet
 from srcli.models.base import LoadOptions
 from srcli.models.pisasr import PisaRestorer, load
 from srcli.models.spec import load_registry
 from srcli.models.weights import sha256_of
+from srcli.training.csd import add_noise, csd, estimate_clean
 
 COLOR_FIXES = {"nofix": "none", "adain": "adain", "wavelet": "wavelet"}
 
@@ -136,13 +139,94 @@ def _sha(canvas: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(canvas).tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class CsdErrors:
+    """Largest absolute errors of one case of score distillation, over all arrays of a kind; that of the loss is relative."""
+
+    noisy: float
+    eps: float
+    clean: float
+    loss: float
+    gradient: float
+
+    def within(self, tolerance: dict[str, float]) -> bool:
+        limits = [tolerance[key] for key in ("eps_max_abs", "eps_max_abs", "mu_max_abs", "loss_rel", "grad_max_abs")]
+        ours = (self.noisy, self.eps, self.clean, self.loss, self.gradient)
+        return all(error <= limit for error, limit in zip(ours, limits, strict=True))
+
+
+class CsdParity:
+    """The cases of one folder, each with a teacher and a schedule given relative to the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cases: list[dict[str, Any]] = json.loads((folder / "cases.json").read_text())["cases"]
+
+    def measure(self, case: dict[str, Any]) -> CsdErrors:
+        run = {key: torch.from_numpy(value) for key, value in np.load(self.folder / case["file"]).items()}
+        alphas = load_alphas((self.folder / case["scheduler"]).parent)
+        answers = []
+
+        def teacher(noisy: torch.Tensor, timestep: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+            unet = _unet(self.folder / case["teacher"])
+            answers.append(unet(noisy, timestep, encoder_hidden_states=embedding).sample)
+            return answers[-1]
+
+        z_sr, noise, timestep = run["latents"].clone().requires_grad_(), run["noise"], run["timestep"]
+        prompts = run["prompt_embeds"], run["negative_prompt_embeds"]
+        loss = csd(z_sr, teacher, *prompts, timestep, noise, alphas, case["cfg"])
+        loss.backward()
+        noisy = add_noise(run["latents"], noise, timestep, alphas)
+        (answer,) = answers
+        negative, positive = answer.chunk(2)
+        guided = negative + case["cfg"] * (positive - negative)
+        clean = [estimate_clean(noisy, eps, timestep, alphas) for eps in (negative, guided)]
+        return CsdErrors(
+            _largest(noisy - run["noisy_latents"]),
+            max(_largest(negative - run["eps_uncond"]), _largest(positive - run["eps_text"])),
+            max(_largest(clean[0] - run["mu_fake"]), _largest(clean[1] - run["mu_real"])),
+            abs(float(loss.detach()) / float(run["loss"]) - 1),
+            _largest(z_sr.grad - run["grad_latents"]),
+        )
+
+
+@lru_cache
+def _unet(folder: Path) -> Any:
+    return load_unet(folder.parent)
+
+
+def _largest(difference: torch.Tensor) -> float:
+    return float(difference.abs().max())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--csd", action="store_true", help="the folder holds cases of score distillation")
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    sys.exit(bool(print_csd(folder) if args.csd else print_pictures(folder)))
+
+
+def print_csd(folder: Path) -> int:
+    """How many cases are outside."""
+    bad = 0
+    parity = CsdParity(folder)
+    print(f"{'case':34} {'noisy':>9} {'eps':>9} {'clean':>9} {'loss rel':>9} {'gradient':>9} {'allowed':>9}")
+    for case in parity.cases:
+        errors = parity.measure(case)
+        fine = errors.within(case["tolerance"])
+        bad += not fine
+        numbers = f"{errors.noisy:9.1e} {errors.eps:9.1e} {errors.clean:9.1e} {errors.loss:9.1e} {errors.gradient:9.1e}"
+        print(f"{case['name']:34} {numbers} {case['tolerance']['grad_max_abs']:9.1e}{'' if fine else '  OUTSIDE'}")
+    return bad
+
+
+def print_pictures(folder: Path) -> int:
+    """How many cases are outside."""
     bad = 0
     with tempfile.TemporaryDirectory() as work:
-        parity = Parity(folder.resolve(), Path(work))
+        parity = Parity(folder, Path(work))
         print(f"{'case':34} {'latent':>9} {'residual':>9} {'decoded':>9} {'levels':>6} {'>1 level':>9}")
         for case in parity.cases:
             errors = parity.measure(case)
@@ -152,7 +236,7 @@ def main() -> None:
             fraction = "-" if errors.fraction_differing is None else f"{errors.fraction_differing:.5f}"
             numbers = f"{errors.latent:9.1e} {errors.residual:9.1e} {errors.decoded:9.1e} {levels:>6} {fraction:>9}"
             print(f"{case['name']:34} {numbers}{'' if fine else '  OUTSIDE'}")
-    sys.exit(bool(bad))
+    return bad
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 from __future__ import annotations
 
-import itertools
+import errno
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_model import make_base
+from training_case import make_config, make_photos
 
-from srcli.config import TrainPixelConfig
-from srcli.errors import ModelError, UsageError
+from srcli.config.training import Prompts, TrainConfig
+from srcli.errors import ModelError, OutOfMemoryError, TrainingError, UsageError
 from srcli.models.adapters import load_adapter
-from srcli.training import loop
-from srcli.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from srcli.training.data import DegradedCrops, find_photos
-from srcli.training.loop import learning_rate, train_pixel
-from srcli.training.losses import pixel_loss
+from srcli.training import checkpoint, loop
+from srcli.training.checkpoint import checkpoints
+from srcli.training.loop import begin_output, train
+from srcli.training.objective import Objective
+
+GAN = {"losses": {"gan": 0.1}, "gan": {"features": 4, "r1": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -32,161 +31,256 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    y, x = np.mgrid[0:90, 0:120]
-    for index in range(5):
-        picture = np.stack([x * 2, y * 2, (x * y) % 200 + index * 10], -1).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{index}.png")
-    return folder
+    return make_photos(tmp_path_factory.mktemp("photos"))
 
 
-def make_config(photos: Path, output: Path, **changes: object) -> TrainPixelConfig:
-    settings: dict[str, object] = {"steps": 6, "batch": 2, "crop": 32, "rank": 2, "alpha": 2, "learning_rate": 1e-2}
-    settings |= {"workers": 0, "device": "cpu", "dtype": "fp32", "save_every": 3, "log_every": 2, "warmup": 2}
-    return TrainPixelConfig(photos, output, "base", **(settings | changes))  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def pixel(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("pixel")
+    train(make_config("pixel", photos, output), base)
+    return output
+
+
+def trained(config: TrainConfig, base: Path) -> dict[str, torch.Tensor]:
+    """Train and return the adapter of the last checkpoint, in float32."""
+    assert train(config, base) == config.output / config.stage
+    return load_adapter(checkpoints(config.output)[-1] / "adapter_model.safetensors", config.stage).tensors
+
+
+def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """As if a signal came while step `step` is computed."""
+    real = loop.Run._train_step
+
+    def stepped(self: loop.Run, parts: Any, stop: Any) -> Any:
+        if self.step + 1 == step:
+            stop.asked = True
+        return real(self, parts, stop)
+
+    patch.setattr(loop.Run, "_train_step", stepped)
+
+
+def records(output: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [record for line in lines if (record := json.loads(line))["kind"] == kind]
 
 
 def test_training_lowers_the_loss_and_saves_what_upscale_needs(base: Path, photos: Path, tmp_path: Path) -> None:
-    losses = []
-    real = loop.pixel_loss
-
-    def recorded(sr: torch.Tensor, hq: torch.Tensor, l1_weight: float) -> torch.Tensor:
-        losses.append(float(real(sr, hq).detach()))
-        return real(sr, hq, l1_weight)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "pixel_loss", recorded)
-        path = train_pixel(make_config(photos, tmp_path, steps=40, save_every=1000, licence="MIT"), base)
-    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:4])
-    adapter = load_adapter(path, "pixel")
+    config = make_config("pixel", photos, tmp_path, {"steps": 40}, save_every=20, log_every=4, licence="MIT")
+    assert train(config, base) == tmp_path / "pixel"
+    losses = [record["l2"] for record in records(tmp_path, "train")]
+    assert [record["step"] for record in records(tmp_path, "train")] == list(range(4, 41, 4))
+    assert np.mean(losses[-3:]) < 0.9 * losses[0]
+    adapter = load_adapter(tmp_path / "pixel" / "adapter_model.safetensors", "pixel")
     assert (adapter.info.rank, adapter.info.stage, adapter.info.steps, adapter.info.licence) == (2, "pixel", 40, "MIT")
-    assert json.loads((path.parent / "adapter_config.json").read_text())["r"] == 2
-    assert not (tmp_path / "checkpoint").exists()
+    assert json.loads((tmp_path / "pixel" / "adapter_config.json").read_text())["r"] == 2
+    assert any((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_run_that_stopped_goes_on_to_the_same_adapter(base: Path, photos: Path, tmp_path: Path) -> None:
-    whole = train_pixel(make_config(photos, tmp_path / "whole"), base)
+RECIPES = {
+    "pixel": ("pixel", {}),
+    "pixel with average and cosine": ("pixel", {"ema": 0.9, "schedule": "cosine", "warmup": 3}),
+    "pixel with discriminator": ("pixel", GAN),
+    "semantic": ("semantic", {"ema": 0.5, **GAN, "frequency": {"mode": "amplitude", "patch": 16}}),
+    "semantic, accumulated and orthogonal": ("semantic", {"batch": 1, "accumulate": 2, "orthogonal": True}),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_ten_steps_and_ten_more_equal_twenty(name: str, base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    stage, recipe = RECIPES[name]
+    changes = {"pixel": pixel} if stage == "semantic" else {}
+    recipe = {"steps": 20, **recipe}
+    whole = trained(make_config(stage, photos, tmp_path / "whole", recipe, **changes), base)
     with pytest.MonkeyPatch.context() as patch:
-        calls = []
-
-        def fail_at_5(sr: torch.Tensor, hq: torch.Tensor, l1_weight: float) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 5:
-                raise KeyboardInterrupt
-            return pixel_loss(sr, hq, l1_weight)
-
-        patch.setattr(loop, "pixel_loss", fail_at_5)
-        with pytest.raises(KeyboardInterrupt):
-            train_pixel(make_config(photos, tmp_path / "two"), base)
-    found = load_checkpoint(tmp_path / "two", "pixel", {})
-    assert found is not None
-    assert found.step == 3
-    resumed = train_pixel(make_config(photos, tmp_path / "two"), base)
-    one, two = load_adapter(whole, "pixel"), load_adapter(resumed, "pixel")
-    for key, value in one.tensors.items():
-        assert torch.allclose(value, two.tensors[key], atol=2e-3), key
+        stop_after(10, patch)
+        stopped = train(make_config(stage, photos, tmp_path / "two", recipe, save_every=1000, **changes), base)
+    assert stopped == loop.Stopped(10, "SIGTERM")
+    resumed = trained(make_config(stage, photos, tmp_path / "two", recipe, resume=True, **changes), base)
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+    one, two = records(tmp_path / "whole", "train"), records(tmp_path / "two", "train")
+    assert one == two
 
 
 def test_the_same_seed_trains_the_same_adapter(base: Path, photos: Path, tmp_path: Path) -> None:
-    paths = [train_pixel(make_config(photos, tmp_path / name, seed=seed), base) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
-    one, same, other = (load_adapter(path, "pixel").tensors for path in paths)
+    one, same, other = (
+        trained(make_config("pixel", photos, tmp_path / name, seed=seed), base) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_checkpoint_of_other_settings_is_refused(base: Path, photos: Path, tmp_path: Path) -> None:
-    settings = {"rank": 2, "seed": 0}
-    adapter = load_adapter(train_pixel(make_config(photos, tmp_path / "x", steps=1), base), "pixel")
-    save_checkpoint(Checkpoint(1, adapter, {}, settings), tmp_path)
-    with pytest.raises(ModelError, match="`seed` was 0, is 1"):
-        load_checkpoint(tmp_path, "pixel", {"rank": 2, "seed": 1})
+def test_accumulated_batches_make_the_step_of_one_large_batch(base: Path, photos: Path, tmp_path: Path) -> None:
+    large = trained(make_config("pixel", photos, tmp_path / "large", {"batch": 4}), base)
+    small = trained(make_config("pixel", photos, tmp_path / "small", {"batch": 2, "accumulate": 2}), base)
+    for key, value in large.items():
+        assert torch.allclose(value, small[key], atol=2e-3), key  # Adam turns rounding into steps where a gradient is near 0
+
+
+def test_the_semantic_stage_leaves_the_pixel_adapter_and_the_base_as_they_are(
+    base: Path, photos: Path, pixel: Path, tmp_path: Path
+) -> None:
+    file = pixel / "pixel" / "adapter_model.safetensors"
+    before = file.read_bytes(), (base / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    kept: dict[str, torch.Tensor] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        real = loop.Run._finish
+
+        def look(self: loop.Run) -> Path:
+            kept.update({key: value.clone() for key, value in self.networks.unet.state_dict().items()})
+            return real(self)
+
+        patch.setattr(loop.Run, "_finish", look)
+        semantic = trained(make_config("semantic", photos, tmp_path, pixel=pixel), base)
+    assert any(value.abs().max() > 0 for key, value in semantic.items() if "lora_B" in key)
+    assert (file.read_bytes(), (base / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()) == before
+    for key, value in load_adapter(file, "pixel").tensors.items():
+        assert torch.equal(value, kept[key.replace(".weight", ".pixel.weight")]), key
+
+
+def test_an_orthogonal_adapter_stays_off_what_the_pixel_adapter_spans(
+    base: Path, photos: Path, pixel: Path, tmp_path: Path
+) -> None:
+    from srcli.training.orthogonal import fidelity_subspaces, overlap
+
+    subspaces = fidelity_subspaces(load_adapter(pixel / "pixel" / "adapter_model.safetensors", "pixel"))
+    shares = {}
+    for orthogonal in (True, False):
+        output = tmp_path / str(orthogonal)
+        train(make_config("semantic", photos, output, {"orthogonal": orthogonal, "ema": 0.5}, pixel=pixel), base)
+        shares[orthogonal] = overlap(load_adapter(checkpoints(output)[-1] / "adapter_model.safetensors", "semantic"), subspaces)
+    assert shares[True] < 1e-6
+    assert shares[False] > 1e-3
+
+
+def test_validation_writes_figures_a_sheet_and_the_best_adapter(base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    config = make_config("semantic", photos, tmp_path, pixel=pixel, val=str(photos), val_images=2, val_every=3)
+    train(config, base)
+    found = records(tmp_path, "val")
+    assert [record["step"] for record in found] == [0, 3, 6]
+    assert {"loss", "psnr_lq", "psnr_pixel", "psnr_both", "ssim_lq", "ssim_pixel", "ssim_both"} <= set(found[0])
+    assert found[0]["psnr_pixel"] == found[0]["psnr_both"]  # a fresh adapter adds nothing
+    assert found[2]["psnr_pixel"] == found[0]["psnr_pixel"]
+    assert found[2]["psnr_both"] != found[0]["psnr_both"]
+    with Image.open(tmp_path / "samples" / "step-00000006.png") as sheet:
+        assert sheet.size == (4 * 36 + 4, 22 + 2 * 36)
+    best = min(found[1:], key=lambda record: record["loss"])
+    assert load_adapter(tmp_path / "best" / "adapter_model.safetensors", "semantic").info.steps == best["step"]
+
+
+def test_the_newest_checkpoints_are_kept(base: Path, photos: Path, tmp_path: Path) -> None:
+    train(make_config("pixel", photos, tmp_path, {"steps": 9}, save_every=2, keep=2), base)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000008", "step-00000009"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(base: Path, photos: Path, pixel: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        train(make_config("pixel", photos, pixel, {"rank": 4}, resume=True, seed=1), base)
+    assert "`rank` was 2, is 4" in caught.value.message
+    assert "`seed` was 0, is 1" in caught.value.message
 
 
 def test_a_damaged_checkpoint_is_told(base: Path, photos: Path, tmp_path: Path) -> None:
-    adapter = load_adapter(train_pixel(make_config(photos, tmp_path / "x", steps=1), base), "pixel")
-    save_checkpoint(Checkpoint(1, adapter, {}, {}), tmp_path)
-    (tmp_path / "checkpoint" / "optimiser.pt").write_bytes(b"half a file")
-    with pytest.raises(ModelError, match=r"optimiser\.pt"):
-        load_checkpoint(tmp_path, "pixel", {})
+    config = make_config("pixel", photos, tmp_path)
+    train(config, base)
+    (checkpoints(tmp_path)[-1] / "state.pt").write_bytes(b"half a file")
+    with pytest.raises(ModelError, match=r"state\.pt"):
+        train(make_config("pixel", photos, tmp_path, resume=True), base)
 
 
-def test_a_kill_between_two_renames_loses_nothing(base: Path, photos: Path, tmp_path: Path) -> None:
-    adapter = load_adapter(train_pixel(make_config(photos, tmp_path / "x", steps=1), base), "pixel")
-    save_checkpoint(Checkpoint(1, adapter, {}, {}), tmp_path)
-    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.old")
-    found = load_checkpoint(tmp_path, "pixel", {})
-    assert found is not None
-    assert found.step == 1
+def test_a_constant_schedule_can_be_prolonged(base: Path, photos: Path, tmp_path: Path) -> None:
+    train(make_config("pixel", photos, tmp_path), base)
+    train(make_config("pixel", photos, tmp_path, {"steps": 8}, resume=True), base)
+    assert [record["step"] for record in records(tmp_path, "train")] == [2, 4, 6, 8]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(base: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="not a number at step"):
-        train_pixel(make_config(photos, tmp_path, learning_rate=1e30), base)
+def test_a_full_disk_stops_the_run_and_spoils_no_checkpoint(base: Path, photos: Path, tmp_path: Path) -> None:
+    real, calls = torch.save, []
+
+    def full(content: Any, file: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            file.write(b"the beginning")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(content, file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", full)
+        with pytest.raises(TrainingError, match="No space left on device") as caught:
+            train(make_config("pixel", photos, tmp_path), base)
+    assert "--resume" in caught.value.hint
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert train(make_config("pixel", photos, tmp_path, resume=True), base) == tmp_path / "pixel"
 
 
-def test_faults_of_the_data_are_told(base: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not a folder"):
-        train_pixel(make_config(tmp_path / "none", tmp_path), base)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no photos"):
-        train_pixel(make_config(tmp_path / "empty", tmp_path), base)
-    with pytest.raises(UsageError, match="3 options are wrong"):
-        make_config(photos, tmp_path, rank=0, dtype="int8", crop=33)
+def test_a_loss_that_is_no_number_stops_the_run_at_the_last_good_checkpoint(base: Path, photos: Path, tmp_path: Path) -> None:
+    real = Objective.picture_losses
+
+    def broken(self: Objective, sr: torch.Tensor, hq: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        losses = real(self, sr, hq, step)
+        return {name: value * (float("nan") if step == 4 else 1) for name, value in losses.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "picture_losses", broken)
+        with pytest.raises(TrainingError, match=r"not a number at step 5 \(l2\)") as caught:
+            train(make_config("pixel", photos, tmp_path), base)
+    assert "step-00000003" in caught.value.hint
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
 
 
-def test_samples_depend_on_seed_and_index_alone(photos: Path) -> None:
-    data = DegradedCrops(find_photos(photos), 32, 50, seed=3)
-    again = DegradedCrops(find_photos(photos), 32, 50, seed=3, cache_bytes=0)
-    for index in (0, 7, 31):
-        one, two = data[index], again[index]
-        assert torch.equal(one["lq"], two["lq"])
-        assert torch.equal(one["hq"], two["hq"])
-        assert one["lq"].shape == one["hq"].shape == (3, 32, 32)
-        assert one["hq"].min() >= -1
-        assert one["hq"].max() <= 1
-    assert not torch.equal(data[0]["hq"], data[5]["hq"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_names_the_options_that_help(error: Exception, base: Path, photos: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Run, "_backward", fail)
+        with pytest.raises(OutOfMemoryError, match="at step 1") as caught:
+            train(make_config("pixel", photos, tmp_path), base)
+    for option in ("--decode-chunk 1", "--batch 1 --accumulate 2", "--gradient-checkpointing", "--crop"):
+        assert option in caught.value.hint
 
 
-def test_every_photo_is_drawn_once_a_lap(photos: Path) -> None:
-    data = DegradedCrops(find_photos(photos), 32, 50)
-    drawn = []
-    data._photo = lambda path: drawn.append(path) or np.zeros((40, 40, 3), np.uint8)  # type: ignore[method-assign]
-    for index in range(5):
-        data[index]
-    assert sorted(drawn) == find_photos(photos)
+def test_what_costs_memory_is_told_before_the_start(
+    base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "srcli"):
+        train(make_config("pixel", photos, tmp_path, {"steps": 1}), base)
+    (line,) = [message for message in caplog.messages if message.startswith("memory:")]
+    assert "UNet" in line
+    assert "decoder" in line
 
 
-def test_photos_smaller_than_the_crop_are_enlarged(photos: Path) -> None:
-    assert DegradedCrops(find_photos(photos), 200, 1)[0]["hq"].shape == (3, 200, 200)
+def test_decoding_in_chunks_and_checkpointing_change_nothing(base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    plain = trained(make_config("semantic", photos, tmp_path / "plain", pixel=pixel), base)
+    chunked = trained(make_config("semantic", photos, tmp_path / "chunked", pixel=pixel, decode_chunk=1), base)
+    saving = trained(make_config("semantic", photos, tmp_path / "saving", pixel=pixel, gradient_checkpointing=True), base)
+    for key, value in plain.items():
+        assert torch.allclose(value, chunked[key], atol=2e-3), key
+        assert torch.allclose(value, saving[key], atol=2e-3), key
 
 
-def test_losses_are_the_formulas() -> None:
-    sr, hq = torch.full((1, 3, 2, 2), 0.5), torch.zeros(1, 3, 2, 2)
-    assert float(pixel_loss(sr, hq)) == pytest.approx(0.25)
-    assert float(pixel_loss(sr, hq, 0.1)) == pytest.approx(0.25 + 0.05)
+def test_an_output_that_holds_another_run_is_refused(base: Path, photos: Path, pixel: Path) -> None:
+    with pytest.raises(UsageError, match="a finished adapter") as caught:
+        begin_output(make_config("pixel", photos, pixel))
+    assert "--resume" in caught.value.hint
+    begin_output(make_config("pixel", photos, pixel, resume=True))
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, 100, 1.0, 10) for step in range(101)]
-    assert rates[0] < 0.2
-    assert max(rates) == pytest.approx(rates[9], abs=0.05)
-    assert rates[100] == pytest.approx(0)
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+def test_a_prompt_that_the_base_does_not_know_is_told(base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="knows no prompt `a cat`"):
+        train(make_config("semantic", photos, tmp_path, pixel=pixel, prompts=Prompts("", "a cat", "negative")), base)
+    with pytest.raises(UsageError, match="captions need a text encoder"):
+        train(make_config("semantic", photos, tmp_path, pixel=pixel, prompts=Prompts("", "", "", "sidecar")), base)
 
 
-def test_the_command_survives_a_kill(base: Path, photos: Path, tmp_path: Path) -> None:
-    options = ["--base", base, "--steps", 400, "--batch", 1, "--crop", 16, "--rank", 2, "--alpha", 2, "--workers", 0]
-    options += ["--save-every", 2, "--log-every", 2, "--device", "cpu", "--dtype", "fp32"]
-    command = [sys.executable, "-m", "srcli", "train-pixel", photos, "-o", tmp_path / "run", *options]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "run" / "checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    command[command.index("--steps") + 1] = 400
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stderr
-    assert (tmp_path / "run" / "pixel" / "adapter_model.safetensors").is_file()
+def test_settings_that_make_no_sense_are_named_at_once(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_config("semantic", photos, tmp_path, {"crop": 34}, keep=0, dtype="int8")
+    for part in ("4 options are wrong", "--pixel", "--keep 0", "--crop 34", "--dtype int8"):
+        assert part in caught.value.message
+
+
+def test_targets_that_fit_no_layer_are_told(base: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fits no layer"):
+        train(make_config("pixel", photos, tmp_path, {"targets": "nothing"}), base)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from srcli.models.adapters import AdapterInfo, attach, extract, save_adapter
@@ -32,6 +32,7 @@ def make_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     )
     unet.to(dtype).save_pretrained(folder / "unet")
     PatchAutoencoder().save_config(folder / "vae")
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     prompts = {name: torch.randn(2, WIDTH) for name in ("positive", "negative", "null")}
     save_file(prompts, folder / "prompt_embeddings.safetensors")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "SrcliPatchDiffusion"}))

@@ -46,6 +46,7 @@ _PISA_ROW = {
     "color_fix": "adain",
 }
 """What holds for PiSA-SR's own checkpoint: the defaults of its code, tiles as output pixels (96 and 32 cells)."""
+_METRIC_NETWORK = "lpips-vgg"  # as in srcli.models.perceptual, which imports torch
 
 
 @app.command("list")
@@ -90,13 +91,29 @@ def show_model(name: Name, as_json: Json = False, models_file: ModelsFile = None
 
 
 @app.command("fetch")
-def fetch_model(name: Name, models_file: ModelsFile = None) -> None:
+def fetch_model(
+    name: Annotated[
+        str,
+        typer.Argument(help="A name from `srcli models list`, or `lpips-vgg`.", metavar="NAME", show_default=False),
+    ],
+    models_file: ModelsFile = None,
+) -> None:
     """Download a model's base, check all of its files, and print the base's folder.
 
     A base that is in the hub's cache (`HF_HOME`) is not downloaded again.
 
+    `lpips-vgg` is no model to upscale with: it is the VGG16 of the perceptual
+    loss and metric LPIPS, 528 MiB, licence BSD-3-Clause (torchvision). It goes
+    into torch.hub's cache (`TORCH_HOME`), and the file's path is printed. A
+    mirror of the file can be named in the variable `SRCLI_LPIPS_URL`.
+
     Example: srcli models fetch pisa-sr
     """
+    if name == _METRIC_NETWORK:
+        from srcli.models.perceptual import fetch_vgg_weights
+
+        typer.echo(fetch_vgg_weights())
+        return
     from srcli.models.weights import adapter_path, base_folder
 
     spec = find_model(name, models_file)

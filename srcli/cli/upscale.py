@@ -31,6 +31,18 @@ def upscale(
     ],
     model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
     models_file: ModelsFile = None,
+    pixel: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pixel adapter: the output of `srcli train-pixel`, a checkpoint of it, or the file. The model's if not given.",
+            rich_help_panel=MODEL,
+            metavar="DIR",
+        ),
+    ] = None,
+    semantic: Annotated[
+        Path | None,
+        typer.Option(help="Semantic adapter, likewise.", rich_help_panel=MODEL, metavar="DIR"),
+    ] = None,
     lambda_pixel: Annotated[
         float | None,
         typer.Option(help="Weight of pixel fidelity: denoise and deblur. 1 if not given.", rich_help_panel=MODEL),
@@ -109,6 +121,8 @@ def upscale(
         output=output,
         model=model,
         models_file=models_file,
+        pixel=pixel,
+        semantic=semantic,
         lambda_pixel=lambda_pixel,
         lambda_semantic=lambda_semantic,
         scale=scale,

@@ -10,17 +10,20 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 
 from srcli.engine.blend import Blend
 from srcli.engine.tiles import Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
+from srcli.memory import free_bytes, is_out_of_memory
 from srcli.models.base import Restorer
 
 log = logging.getLogger("srcli")
+
+Result = TypeVar("Result")
 
 MAX_BATCH = 16
 MIN_TILE_LAT = 16
@@ -82,15 +85,6 @@ def choose_limits(restorer: Restorer, tile: int | None, overlap: int | None, bat
     return Limits(tile_lat, overlap_lat, batch, restorer.autoencoder_tile)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that could be had on `device` now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return int(psutil.virtual_memory().available)
-
-
 @dataclass
 class Engine:
     """Restores pictures with one restorer; remembers how far memory went.
@@ -123,9 +117,13 @@ class Engine:
             OutOfMemoryError: not even the smallest tile fits.
             ImageError: the network gives NaN in float32 too.
         """
+        return self._with_less_memory(lambda: self._restore(pictures), pictures)
+
+    def _with_less_memory(self, work: Callable[[], Result], pictures: Sequence[Tensor]) -> Result:
+        """`work()`, again with smaller limits for as long as memory runs out; `pictures` are named where nothing fits."""
         while True:
             try:
-                return self._restore(pictures)
+                return work()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -146,25 +144,33 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _restore(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        net, limits = self.restorer, self.limits
+        net = self.restorer
         padded = [pad_to_multiple(picture, net.factor) for picture in pictures]
         latents = self._encode(padded)
-        predictions = self._map(net.predict, latents, limits.tile_lat, limits.overlap_lat, net.channels, "predict")
+        predictions = self._predict(net.predict, latents)
         restored = []
         for latent, prediction in zip(latents, predictions, strict=True):
             restored.append(net.apply(latent, prediction))
         del latents, predictions
+        return self._decode(restored, pictures)
+
+    def _encode(self, padded: Sequence[Tensor], encode: Callable[..., Tensor] | None = None) -> list[Tensor]:
+        """Tiles are laid out in latent cells, so that they start where cells start."""
+        net = self.restorer
+        tile_lat, overlap_lat = self._autoencoder_tiles()
+        return self._map(encode or net.encode, padded, tile_lat, overlap_lat, net.channels, "encode", 1, net.factor)
+
+    def _predict(self, predict: Callable[..., Tensor], latents: Sequence[Tensor]) -> list[Tensor]:
+        return self._map(predict, latents, self.limits.tile_lat, self.limits.overlap_lat, self.restorer.channels, "predict")
+
+    def _decode(self, restored: Sequence[Tensor], pictures: Sequence[Tensor]) -> list[Tensor]:
+        """Decoded and cut to the sizes of `pictures`."""
+        net = self.restorer
         tile_lat, overlap_lat = self._autoencoder_tiles()
         decoded = self._map(net.decode, restored, tile_lat, overlap_lat, 3, "decode", net.factor)
         return [
             sr[:, : picture.shape[1], : picture.shape[2]].clamp_(-1, 1) for sr, picture in zip(decoded, pictures, strict=True)
         ]
-
-    def _encode(self, padded: Sequence[Tensor]) -> list[Tensor]:
-        """Tiles are laid out in latent cells, so that they start where cells start."""
-        net = self.restorer
-        tile_lat, overlap_lat = self._autoencoder_tiles()
-        return self._map(net.encode, padded, tile_lat, overlap_lat, net.channels, "encode", 1, net.factor)
 
     def _autoencoder_tiles(self) -> tuple[int, int]:
         if self.limits.autoencoder_tile is None:
@@ -237,14 +243,6 @@ def pad_to_multiple(picture: Tensor, multiple: int) -> Tensor:
     if not (bottom or right):
         return picture
     return torch.nn.functional.pad(picture[None], (0, right, 0, bottom), mode="replicate")[0]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, torch or its back ends says that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def _is_black(picture: Tensor) -> bool:

@@ -7,16 +7,18 @@ loader; all that srcli needs is in the file's header.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srcli.errors import ModelError, joined_faults
-from srcli.models.weights import load_pickle, load_tensors
+from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.models.spec import AdapterFile, ModelSpec
+from srcli.models.weights import load_pickle, load_tensors, sha256_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
 TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
@@ -88,20 +90,60 @@ class ImportedAdapter:
     rank: int
 
 
-def attach(unet: Any, name: str, rank: int, alpha: float) -> list[torch.nn.Parameter]:
-    """Add a fresh, trainable adapter to `unet` (A Gaussian, B zero) and return its parameters; all else stays as it was."""
+def attach(unet: Any, name: str, rank: int, alpha: float, targets: str = TARGETS) -> list[torch.nn.Parameter]:
+    """Add a fresh, trainable adapter to `unet` (A Gaussian, B zero), float32, and return its parameters; all else is frozen.
+
+    Raises:
+        UsageError: `targets`, a regular expression, is the whole name of no layer that can be adapted.
+    """
     from peft import LoraConfig
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=TARGETS)
-    unet.add_adapter(config, adapter_name=name)
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets)
+    try:
+        _add(unet, config, name)
+    except ValueError as error:
+        raise UsageError(f"`targets` fits no layer of the UNet: `{targets}`", "leave it out for PiSA-SR's own") from error
     marks = (f"lora_A.{name}.", f"lora_B.{name}.")
     parameters = []
     for key, parameter in unet.named_parameters():
         mine = any(mark in key for mark in marks)
         parameter.requires_grad_(mine)
         if mine:
+            parameter.data = parameter.data.float()
             parameters.append(parameter)
     return parameters
+
+
+def attach_frozen(unet: Any, adapter: Adapter) -> None:
+    """Add a trained adapter to `unet` beside its weights, in float32 and frozen.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    from peft import LoraConfig
+
+    check_fit(unet, adapter)
+    _add(unet, LoraConfig(r=adapter.info.rank, lora_alpha=adapter.info.alpha, target_modules=adapter.modules), adapter.name)
+    restore_state(unet, adapter)
+    for key, parameter in unet.named_parameters():
+        if f".{adapter.name}." in key:
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(False)
+
+
+def _add(unet: Any, config: Any, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # two adapters are what we want
+        unet.add_adapter(config, adapter_name=name)
+
+
+def use_adapters(unet: Any, names: Sequence[str]) -> None:
+    """Make `names` the attached adapters that work; none switches all off. Which parameters want gradients is undefined after."""
+    if not names:
+        unet.disable_adapters()
+        return
+    unet.enable_adapters()
+    unet.set_adapters(list(names))
 
 
 def extract(unet: Any, name: str, info: AdapterInfo) -> Adapter:
@@ -176,6 +218,50 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
     )
     config.save_pretrained(str(folder))
     return folder / ADAPTER_FILE
+
+
+def find_adapter(path: Path, stage: str) -> Path:
+    """The adapter's file that a path given by a user means: itself, or the one of a training run's or checkpoint's folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for candidate in (path, path / ADAPTER_FILE, path / stage / ADAPTER_FILE):
+        if candidate.is_file():
+            return candidate
+    hint = f"give the output folder of `srcli train-{stage}`, one of its checkpoints, or an `{ADAPTER_FILE}`"
+    raise ModelError(f"no {stage} adapter in `{path}`", hint)
+
+
+def replace_adapters(spec: ModelSpec, given: Mapping[str, Path]) -> ModelSpec:
+    """The row with other adapters, by the paths that `find_adapter` takes.
+
+    Raises:
+        ModelError: there is none at a path.
+    """
+    adapters = dict(spec.adapters)
+    for stage, path in given.items():
+        file = find_adapter(path, stage).resolve()
+        adapters[stage] = AdapterFile(stage, str(file), sha256_of(file))
+    return replace(spec, adapters=adapters)
+
+
+def row_with(spec: ModelSpec, adapters: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """A row for models.toml like `spec`'s with these adapter files; paths below `folder` are written relative to it."""
+    base = {key: value for key, value in asdict(spec.base).items() if value not in (None, ())}
+    files = {}
+    for stage, file in adapters.items():
+        path = file.resolve()
+        shown = path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path
+        files[stage] = {"path": shown.as_posix(), "sha256": sha256_of(path)}
+    row: dict[str, Any] = {"family": spec.family, "description": f"trained by srcli on the base of {spec.name}"}
+    row |= {"native_scale": spec.native_scale, "base": {key: _plain(value) for key, value in base.items()}, "adapters": files}
+    row |= {"prompt": spec.prompt, "prompts": asdict(spec.prompts), "timestep": spec.timestep}
+    return row | {"tile": spec.tile, "overlap": spec.overlap, "min_side": spec.min_side, "color_fix": spec.color_fix}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def load_adapter(path: Path, name: str) -> Adapter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,19 +138,82 @@ def prompt_embedding(base: Path, prompt: str) -> Tensor:
     Raises:
         ModelError: the base has neither, or the prompt has no embedding.
     """
-    named = base / NAMED_PROMPTS_FILE
-    if named.is_file():
-        tensors, _ = load_tensors(named)
-        name = prompt or NULL_PROMPT
-        if name not in tensors:
-            known = ", ".join(f"`{key}`" for key in sorted(tensors))
-            raise ModelError(f"`{base.name}` has no text encoder and knows no prompt `{prompt}`", f"its prompts: {known}")
-        return tensors[name].float()[None]
-    return _encode_text(base, prompt)
+    return PromptEncoder(base, torch.device("cpu"))([prompt])
 
 
-@torch.no_grad()
-def _encode_text(base: Path, prompt: str) -> Tensor:
+class PromptEncoder:
+    """Prompts to embeddings; each prompt is computed once.
+
+    Args:
+        base: the base's folder. With a text encoder any prompt will do; without one, the names in
+            `prompt_embeddings.safetensors` and the empty prompt.
+        device: of the encoder and the embeddings.
+    """
+
+    KEPT = 4096
+    """Embeddings that are remembered."""
+
+    def __init__(self, base: Path, device: torch.device) -> None:
+        self._base, self._device = base, device
+        self._text: tuple[Any, Any] | None = None
+        self._known: dict[str, Tensor] = {}
+        self.named = (base / NAMED_PROMPTS_FILE).is_file()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """(N, tokens, width), float32.
+
+        Raises:
+            ModelError: the base has neither encoder nor embeddings, or a prompt has no embedding.
+        """
+        new = sorted({prompt for prompt in prompts if prompt not in self._known})
+        if new:
+            embeddings = self._look_up(new) if self.named else self._encode(new)
+            self._known.update(zip(new, embeddings.to(self._device), strict=True))
+        result = torch.stack([self._known[prompt] for prompt in prompts])
+        while len(self._known) > self.KEPT:
+            self._known.pop(next(iter(self._known)))
+        return result
+
+    def release(self) -> None:
+        """Drop the text encoder; known prompts stay, a new one loads it again."""
+        self._text = None
+
+    def _look_up(self, names: Sequence[str]) -> Tensor:
+        tensors, _ = load_tensors(self._base / NAMED_PROMPTS_FILE)
+        for name in names:
+            if (name or NULL_PROMPT) not in tensors:
+                known = ", ".join(f"`{key}`" for key in sorted(tensors))
+                message = f"`{self._base.name}` has no text encoder and knows no prompt `{name}`"
+                raise ModelError(message, f"its prompts: {known}")
+        return torch.stack([tensors[name or NULL_PROMPT].float() for name in names])
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        if self._text is None:
+            self._text = _load_text_encoder(self._base, self._device)
+        tokenizer, encoder = self._text
+        length = tokenizer.model_max_length
+        tokens = tokenizer(list(texts), max_length=length, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return torch.cat([encoder(part.to(self._device))[0].float() for part in tokens.split(16)])
+
+
+def load_alphas(base: Path) -> Tensor:
+    """ᾱ of the base's noise schedule: (steps,), float32, falling from near 1.
+
+    Raises:
+        ModelError: the base has no usable scheduler.
+    """
+    _quiet_libraries()
+    from diffusers import DDPMScheduler
+
+    try:
+        alphas: Tensor = DDPMScheduler.from_pretrained(base, subfolder="scheduler").alphas_cumprod
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"`{base}` has no usable scheduler: {_first_line(error)}", _BASE_HINT) from error
+    return alphas.float()
+
+
+def _load_text_encoder(base: Path, device: torch.device) -> tuple[Any, Any]:
     _quiet_libraries()
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -159,15 +222,7 @@ def _encode_text(base: Path, prompt: str) -> Tensor:
         encoder = CLIPTextModel.from_pretrained(base / "text_encoder", use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"`{base}` has no usable text encoder: {_first_line(error)}", _BASE_HINT) from error
-    tokens = tokenizer(
-        prompt,
-        max_length=tokenizer.model_max_length,
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    embedding: Tensor = encoder(tokens)[0]
-    return embedding.float()
+    return tokenizer, encoder.to(device)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.models._row_recipe import TrainingRecipe, read_training
 from srcli.models._toml import Table, parse, parsed_or_none, replace_file, row_as_toml, with_row
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ MOVED_REPOS = {
 }
 """Repositories that are gone from the hub, and their mirrors."""
 
-_INFRASTRUCTURE = frozenset({"adapters", "backbone", "base", "device", "registry", "spec", "weights"})
+_INFRASTRUCTURE = frozenset({"adapters", "backbone", "base", "device", "perceptual", "registry", "spec", "weights"})
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,6 @@ class Prompts:
 
     positive: str = ""
     negative: str = ""
-
-
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """What training starts from where the user says nothing; None where the row says nothing either."""
-
-    crop: int | None = None
-    """Side of a training crop, in output pixels."""
-    batch: int | None = None
-    steps: int | None = None
-    learning_rate: float | None = None
-    l1_weight: float | None = None
-    """Of a mean absolute error beside the squared one."""
-    rank: int | None = None
-    alpha: float | None = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +247,7 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
     packaged = file.resolve() == packaged_models_file().resolve()
     folder = file.resolve().parent
     base = _read_base(table.table("base", required=True), folder)
-    training = _read_training(table.table("training"))
+    training = read_training(table.table("training"))
     spec = ModelSpec(
         name=name,
         family=table.choice("family", None, known_families()),
@@ -332,17 +318,3 @@ def _read_prompts(table: Table) -> Prompts:
     prompts = Prompts(table.get("positive", ""), table.get("negative", ""))
     table.close()
     return prompts
-
-
-def _read_training(table: Table) -> TrainingRecipe:
-    recipe = TrainingRecipe(
-        crop=table.count("crop"),
-        batch=table.count("batch"),
-        steps=table.count("steps"),
-        learning_rate=table.rate("learning_rate"),
-        l1_weight=table.rate("l1_weight"),
-        rank=table.count("rank"),
-        alpha=table.rate("alpha"),
-    )
-    table.close()
-    return recipe

@@ -1,21 +1,31 @@
-"""Where a training run stands, on disk, so that a killed run goes on where it was."""
+"""Where a training run stands, on disk, so that a stopped run goes on exactly where it was.
+
+output/checkpoints/step-00000500/   adapter_model.safetensors, adapter_config.json: as `srcli upscale` takes it
+state.pt: all that the run needs to go on
+output/best/                        the adapter of the lowest validation loss so far
+output/<stage>/                     the finished adapter
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from srcli.errors import ModelError
-from srcli.models.adapters import Adapter, load_adapter, save_adapter
+from srcli.errors import ModelError, TrainingError
+from srcli.models.adapters import Adapter, save_adapter
 from srcli.models.weights import load_pickle
 
-FOLDER = "checkpoint"
-_STATE_FILE = "optimiser.pt"
+FOLDER = "checkpoints"
+STATE_FILE = "state.pt"
+_NAME = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -23,50 +33,81 @@ class Checkpoint:
     """A run after `step` steps."""
 
     step: int
-    adapter: Adapter
-    optimiser: dict[str, Any]
+    state: dict[str, Any]
+    """Tensors, numbers, text, lists and dictionaries only, so that it can be read without running code."""
     settings: dict[str, Any]
-    """What must be the same for the run to go on: base, rank, batch, seed and so on."""
+    """What must be the same for the run to go on."""
 
 
-def save_checkpoint(checkpoint: Checkpoint, output: Path) -> None:
-    """Write `output/checkpoint` whole or not at all: beside it first, then in its place."""
-    part, final, old = (output / name for name in (f".{FOLDER}.part", FOLDER, f".{FOLDER}.old"))
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save_adapter(checkpoint.adapter, part)
-    state = {"step": checkpoint.step, "optimiser": checkpoint.optimiser, "settings": checkpoint.settings}
-    torch.save(state, part / _STATE_FILE)
-    if final.exists():
-        final.rename(old)
-    os.replace(part, final)  # noqa: PTH105 - a folder
-    shutil.rmtree(old, ignore_errors=True)
+def save_checkpoint(output: Path, checkpoint: Checkpoint, adapter: Adapter, keep: int) -> Path:
+    """Write a checkpoint whole or not at all, then delete all but the newest `keep`.
 
-
-def load_checkpoint(output: Path, name: str, settings: dict[str, Any]) -> Checkpoint | None:
-    """The run in `output`, or None if there is none.
+    Args:
+        output: of the run.
+        checkpoint: its state.
+        adapter: as it would be saved if the run ended now.
+        keep: at least 1.
 
     Raises:
-        ModelError: damaged, or begun with other settings.
+        TrainingError: it cannot be written; earlier ones are as they were.
     """
-    folder = output / FOLDER
-    if not folder.is_dir():
-        folder = output / f".{FOLDER}.old"  # killed between the two renames
-        if not folder.is_dir():
-            return None
-    state = load_pickle(folder / _STATE_FILE)
+    folder = output / FOLDER / f"step-{checkpoint.step:08d}"
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        save_adapter(adapter, part)
+        content = {"step": checkpoint.step, "state": checkpoint.state, "settings": checkpoint.settings}
+        with (part / STATE_FILE).open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        shutil.rmtree(part, ignore_errors=True)
+        raise TrainingError(f"cannot write the checkpoint `{folder}`: {_reason(error)}", _room_hint(error)) from error
+    for old in checkpoints(output)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in (output / FOLDER).glob("step-*") if _NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def load_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ModelError: damaged, or of a run with other settings; every difference is named.
+    """
+    content = load_pickle(folder / STATE_FILE)
+    try:
+        found = Checkpoint(int(content["step"]), dict(content["state"]), dict(content["settings"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"`{folder / STATE_FILE}` is no checkpoint of srcli", "delete its folder: an older one will do"
+        ) from error
     changed = [
-        f"`{key}` was {state['settings'].get(key)!r}, is {value!r}"
+        f"`{key}` was {found.settings.get(key)!r}, is {value!r}"
         for key, value in settings.items()
-        if state["settings"].get(key) != value
+        if found.settings.get(key) != value
     ]
     if changed:
-        message = f"`{folder}` was begun with other settings: {'; '.join(changed)}"
-        raise ModelError(message, "repeat the first command to go on, or give another `--output`")
-    adapter = load_adapter(folder / "adapter_model.safetensors", name)
-    return Checkpoint(int(state["step"]), adapter, state["optimiser"], state["settings"])
+        message = f"`{folder}` is of a run with other settings: {'; '.join(changed)}"
+        raise ModelError(message, "repeat the first command with `--resume`, or give another `--output`")
+    return found
 
 
-def remove_checkpoint(output: Path) -> None:
-    """A finished run needs none."""
-    shutil.rmtree(output / FOLDER, ignore_errors=True)
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _room_hint(error: Exception) -> str:
+    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    room = "make room on the disk, then " if full else ""
+    return f"{room}repeat the command with `--resume`: it goes on from the checkpoint before"

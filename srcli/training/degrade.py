@@ -1,63 +1,88 @@
 """Real-ESRGAN's second-order degradation: from a clean photo to the input that training sees.
 
-Source: Wang et al., "Real-ESRGAN", 2021, with the numbers of PiSA-SR's training. Where the reference approximates JPEG by a
-differentiable stand-in with known slips, a real codec is used here.
+Source: Wang et al., "Real-ESRGAN", 2021, with the numbers of PiSA-SR's training. Chance and work are apart: `draw` decides
+everything, `apply` carries it out on one photo on the CPU, `degrade_batch.apply_batch` on a batch on any device.
+Where the reference approximates JPEG by a differentiable stand-in with known slips, a real codec is used here.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from srcli.config.degradation import RESIZE_MODES, Degradation, FirstStage, SecondStage
+from srcli.errors import ImageError
+from srcli.images.resize import enlarge_bicubic
+from srcli.training.kernels import Kernel, draw_final_kernel, draw_kernel
+
 Array = npt.NDArray[np.float32]
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
-KERNEL_SIZE = 21
-_KERNEL_SIZES = tuple(range(7, KERNEL_SIZE + 1, 2))
-_LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)
-_RESIZE_MODES = ("area", "bilinear", "bicubic")
-_KERNEL_KINDS = ("iso", "aniso", "generalised_iso", "generalised_aniso", "plateau_iso", "plateau_aniso")
-_KERNEL_ODDS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One round of blur, resize, noise; ranges are the ends of uniform distributions."""
-
-    blur_probability: float
-    sigma: tuple[float, float]
-    resize_odds: tuple[float, float, float]
-    """Probabilities of enlarging, shrinking, keeping the size."""
-    enlarge: tuple[float, float]
-    shrink: tuple[float, float]
-    gaussian_levels: tuple[float, float]
-    """Standard deviation of Gaussian noise in 8-bit levels."""
-    poisson_scale: tuple[float, float]
+LUMA = (0.2989, 0.587, 0.114)
+INFERENCE = "inference"
+"""The mode of `resize_back` that enlarges as `srcli upscale` does."""
+_SEEDS = 1 << 63
 
 
 @dataclass(frozen=True)
-class Degradation:
-    """The parameters of the whole degradation; the defaults are PiSA-SR's."""
+class Noise:
+    """Noise as it was drawn.
 
-    first: Stage = field(
-        default_factory=lambda: Stage(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (1.0, 1.5), (0.3, 1.0), (1, 15), (0.05, 2.0))
-    )
-    second: Stage = field(
-        default_factory=lambda: Stage(0.5, (0.2, 1.5), (0.3, 0.4, 0.3), (1.0, 1.2), (0.6, 1.0), (1, 12), (0.05, 1.0))
-    )
-    gray_noise_probability: float = 0.4
-    sinc_kernel_probability: float = 0.1
-    final_sinc_probability: float = 0.8
-    first_jpeg_quality: tuple[float, float] = (60, 95)
-    final_jpeg_quality: tuple[float, float] = (60, 100)
+    Attributes:
+        kind: `gaussian` or `poisson`.
+        strength: standard deviation in 8-bit levels, or factor of the shot noise; 0 is no noise.
+        gray: the same in all channels.
+        seed: of the noise's own generator.
+    """
+
+    kind: str
+    strength: float
+    gray: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class StageDraws:
+    """A round of blur, resize and noise; `kernel` is None where there is no blur, `size` is what the picture is resized to."""
+
+    kernel: Kernel | None
+    size: Size
+    mode: str
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that chance decides for one photo.
+
+    Attributes:
+        hq_size, lq_size: of the clean photo and of the result, in pixels.
+        first_quality, final_quality: of the two JPEG files, 1 to 100; None is no JPEG.
+        final_kernel, final_mode: the last filter, and how the picture is brought to `lq_size`.
+        resize_first: the end is resize, filter, JPEG; else it is JPEG, resize, filter.
+        back_mode: for `resize_back`.
+    """
+
+    hq_size: Size
+    lq_size: Size
+    first: StageDraws
+    first_quality: float | None
+    second: StageDraws
+    final_kernel: Kernel
+    final_mode: str
+    final_quality: float | None
+    resize_first: bool
+    back_mode: str
 
 
 def degrade(hq: Array, rng: np.random.Generator, scale: int = 4, how: Degradation | None = None) -> Array:
-    """Degrade and shrink one photo.
+    """Degrade and shrink one photo: `draw`, then `apply`.
 
     Args:
         hq: (H, W, 3), RGB, float32 in [0, 1]; H and W at least `scale`.
@@ -67,158 +92,213 @@ def degrade(hq: Array, rng: np.random.Generator, scale: int = 4, how: Degradatio
 
     Returns:
         lq: (H // scale, W // scale, 3), RGB, float32 in [0, 1], on the grid of 8-bit levels.
+
+    Raises:
+        ImageError: a side of the photo is below `scale`.
+    """
+    return apply(hq, draw(rng, (hq.shape[0], hq.shape[1]), scale, how))
+
+
+# --- chance ----------------------------------------------------------------------------------------------------------
+
+
+def draw(rng: np.random.Generator, size: Size, scale: int = 4, how: Degradation | None = None) -> Draws:
+    """Decide how one photo is degraded.
+
+    Args:
+        rng: the only source of chance.
+        size: height and width of the photo in pixels.
+        scale: the factor by which the result is smaller.
+        how: the degradation's parameters; PiSA-SR's if None.
+
+    Raises:
+        ImageError: a side of the photo is below `scale`.
     """
     how = how or Degradation()
-    height, width = hq.shape[:2]
-    small = (height // scale, width // scale)
-    kernel_1 = random_kernel(rng, how.first.sigma, how.sinc_kernel_probability)
-    kernel_2 = random_kernel(rng, how.second.sigma, how.sinc_kernel_probability)
-    final_kernel = random_final_kernel(rng, how.final_sinc_probability)
-
-    image = blur(hq, kernel_1) if rng.random() < how.first.blur_probability else hq
-    image = _random_resize(image, rng, how.first, (height, width))
-    image = _random_noise(image, rng, how.first, how.gray_noise_probability)
-    image = jpeg(image, rng.uniform(*how.first_jpeg_quality))
-
-    if rng.random() < how.second.blur_probability:
-        image = blur(image, kernel_2)
-    image = _random_resize(image, rng, how.second, small)
-    image = _random_noise(image, rng, how.second, how.gray_noise_probability)
-
-    quality = rng.uniform(*how.final_jpeg_quality)
-    mode = str(rng.choice(_RESIZE_MODES))
-    if rng.random() < 0.5:
-        image = jpeg(blur(resize(image, small, mode), final_kernel).clip(0, 1), quality)
-    else:
-        image = blur(resize(jpeg(image.clip(0, 1), quality), small, mode), final_kernel)
-    rounded: Array = (image.clip(0, 1) * 255).round().astype(np.float32) / np.float32(255)
-    return rounded
+    height, width = size
+    if min(size) < scale:
+        raise ImageError(f"a photo of `{width} x {height}` px cannot be shrunk by `{scale}`", "use larger photos or crops")
+    kernels = [draw_kernel(rng, stage.kernels, stage.sigma) for stage in (how.first, how.second)]
+    final_kernel = draw_final_kernel(rng, how.final)
+    return Draws(
+        hq_size=size,
+        lq_size=(height // scale, width // scale),
+        first=_draw_stage(rng, how.first, kernels[0], (height, width)),
+        first_quality=_draw_quality(rng, how.first.jpeg_probability, how.first.jpeg_quality),
+        second=_draw_stage(rng, how.second, kernels[1], (height / scale, width / scale)),
+        final_kernel=final_kernel,
+        final_mode=_draw_mode(rng, how.final.resize_modes),
+        final_quality=_draw_quality(rng, how.final.jpeg_probability, how.final.jpeg_quality),
+        resize_first=rng.random() < how.final.resize_first_probability,
+        back_mode=_draw_mode(rng, RESIZE_MODES) if how.resize_back == "random" else INFERENCE,
+    )
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
+def _draw_stage(rng: np.random.Generator, how: FirstStage | SecondStage, kernel: Kernel, base: tuple[float, float]) -> StageDraws:
+    blurred = rng.random() < how.blur_probability
+    odds = np.array(how.resize_odds)
+    direction = int(rng.choice(3, p=odds / odds.sum()))
+    factor = (rng.uniform(*how.enlarge), rng.uniform(*how.shrink), 1.0)[direction]
+    size = (max(1, int(base[0] * factor)), max(1, int(base[1] * factor)))
+    mode = _draw_mode(rng, how.resize_modes)
+    return StageDraws(kernel if blurred else None, size, mode, _draw_noise(rng, how))
 
 
-def random_kernel(rng: np.random.Generator, sigma: tuple[float, float], sinc_probability: float = 0.1) -> Array:
-    """A blur kernel of stage 1 or 2: (21, 21), float32, sum 1."""
-    size = int(rng.choice(_KERNEL_SIZES))
-    if rng.random() < sinc_probability:
-        low = math.pi / 3 if size < 13 else math.pi / 5
-        return _pad(sinc_kernel(rng.uniform(low, math.pi), size))
-    kind = str(rng.choice(_KERNEL_KINDS, p=_KERNEL_ODDS))
-    sigma_x = sigma_y = rng.uniform(*sigma)
-    theta = 0.0
-    if kind.endswith("aniso"):
-        sigma_y, theta = rng.uniform(*sigma), rng.uniform(-math.pi, math.pi)
-    quadratic = _quadratic_form(size, sigma_x, sigma_y, theta)
-    if kind.startswith("generalised"):
-        beta = rng.uniform(0.5, 1) if rng.random() < 0.5 else rng.uniform(1, 4)
-        kernel = np.exp(-0.5 * quadratic**beta)
-    elif kind.startswith("plateau"):
-        beta = 1.0 if rng.random() < 0.5 else rng.uniform(1, 2)
-        kernel = 1 / (1 + quadratic**beta)
-    else:
-        kernel = np.exp(-0.5 * quadratic)
-    return _pad(kernel / kernel.sum())
+def _draw_noise(rng: np.random.Generator, how: FirstStage | SecondStage) -> Noise:
+    gaussian = rng.random() < how.gaussian_probability
+    strength = rng.uniform(*(how.gaussian_sigma if gaussian else how.poisson_scale))
+    gray = rng.random() < how.gray_probability
+    return Noise("gaussian" if gaussian else "poisson", strength, gray, int(rng.integers(_SEEDS)))
 
 
-def random_final_kernel(rng: np.random.Generator, sinc_probability: float = 0.8) -> Array:
-    """The last kernel, a sinc that rings as sharpening does, or the identity: (21, 21), float32, sum 1."""
-    size = int(rng.choice(_KERNEL_SIZES))
-    if rng.random() < sinc_probability:
-        return _pad(sinc_kernel(rng.uniform(math.pi / 3, math.pi), size))
-    return _pad(np.ones((1, 1)))
+def _draw_mode(rng: np.random.Generator, modes: Sequence[str]) -> str:
+    return modes[int(rng.integers(len(modes)))]
 
 
-def sinc_kernel(cutoff: float, size: int) -> npt.NDArray[np.float64]:
-    """The circular low-pass filter of cut-off `cutoff` (radians a pixel): (size, size), float64, sum 1.
+def _draw_quality(rng: np.random.Generator, probability: float, ends: tuple[float, float]) -> float | None:
+    quality = rng.uniform(*ends)
+    return quality if rng.random() < probability else None
 
-    k(r) = ω·J1(ω r) / (2π r), in the centre ω² / 4π (Real-ESRGAN, eq. 6).
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+def apply(hq: Array, draws: Draws) -> Array:
+    """Degrade one photo as `draws` say; the noise comes from generators of their seeds, so nothing is left to chance.
+
+    Args:
+        hq: (H, W, 3), RGB, float32 in [0, 1]; of the size that the draws were made for.
+        draws: of `draw`.
+
+    Returns:
+        lq: (H // scale, W // scale, 3), RGB, float32 in [0, 1], on the grid of 8-bit levels.
+
+    Raises:
+        ValueError: the photo has another size than the draws.
     """
-    axis = np.arange(size) - (size - 1) / 2
-    radius = np.hypot(axis[:, None], axis[None, :])
-    safe = np.where(radius == 0, 1.0, radius)
-    bessel = torch.special.bessel_j1(torch.from_numpy(cutoff * safe)).numpy()
-    kernel = np.where(radius == 0, cutoff**2 / (4 * math.pi), cutoff * bessel / (2 * math.pi * safe))
-    return np.asarray(kernel / kernel.sum(), dtype=np.float64)
+    if hq.shape != (*draws.hq_size, 3):
+        raise ValueError(f"draws for a photo of {draws.hq_size} do not fit an array of shape {hq.shape}")
+    image = jpeg(_stage(hq, draws.first), draws.first_quality)
+    image = _stage(image, draws.second)
+    if not draws.resize_first:
+        image = jpeg(image, draws.final_quality)
+    image = _filtered(resize(image, draws.lq_size, draws.final_mode), draws.final_kernel)
+    if draws.resize_first:
+        image = jpeg(image, draws.final_quality)
+    return _on_the_8_bit_grid(image)
 
 
-def _quadratic_form(size: int, sigma_x: float, sigma_y: float, theta: float) -> npt.NDArray[np.float64]:
-    """Q = xᵀ Σ⁻¹ x on the kernel's grid, Σ with standard deviations sigma_x, sigma_y turned by theta."""
-    axis = np.arange(size) - (size - 1) / 2
-    xs, ys = np.meshgrid(axis, axis)
-    along = (math.cos(theta) * xs + math.sin(theta) * ys) / sigma_x
-    across = (-math.sin(theta) * xs + math.cos(theta) * ys) / sigma_y
-    return np.asarray(along**2 + across**2, dtype=np.float64)
+def resize_back(lq: Array, size: Size, mode: str) -> Array:
+    """Enlarge a degraded photo to the clean one's size.
+
+    Args:
+        lq: (h, w, 3), RGB, float32 in [0, 1].
+        size: height and width of the result.
+        mode: `inference` (Pillow's bicubic on 8-bit levels, as `srcli upscale` enlarges its input), or a mode of `resize`.
+
+    Returns:
+        (H, W, 3), RGB, float32 in [0, 1]; on the grid of 8-bit levels in the mode `inference`.
+    """
+    if mode == INFERENCE:
+        return enlarge_bicubic(lq, size, 8)
+    enlarged: Array = resize(lq, size, mode).clip(0, 1)
+    return enlarged
 
 
-def _pad(kernel: npt.NDArray[np.float64]) -> Array:
-    margin = (KERNEL_SIZE - kernel.shape[0]) // 2
-    return np.pad(kernel, margin).astype(np.float32)
+def blur(image: Array, weights: npt.NDArray[np.floating]) -> Array:
+    """Correlate every channel of (H, W, 3) with `weights`, reflected at the borders (the outermost pixel is not doubled)."""
+    return np.asarray(cv2.filter2D(image, -1, weights, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
 
 
-# --- steps -----------------------------------------------------------------------------------------------------------
-
-
-def blur(image: Array, kernel: Array) -> Array:
-    """Correlate every channel with `kernel`, reflected at the borders."""
-    return np.asarray(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
-
-
-def resize(image: Array, size: tuple[int, int], mode: str) -> Array:
-    """Resize to `size` = (H, W) by `area`, `bilinear` or `bicubic` (a = -0.75), without antialiasing."""
+def resize(image: Array, size: Size, mode: str) -> Array:
+    """Resize (H, W, 3) to `size` by `area`, `bilinear` or `bicubic` (a = -0.75), without antialiasing."""
     height, width = size
     if image.shape[:2] == (height, width):
         return image
     if mode == "area":  # adaptive averaging: cv2's own `INTER_AREA` turns bilinear where an axis grows
-        planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
         pooled = torch.nn.functional.adaptive_avg_pool2d(planes, (height, width))[0]
-        return np.ascontiguousarray(pooled.numpy().transpose(1, 2, 0))
+        return np.ascontiguousarray(pooled.permute(1, 2, 0).numpy())
     flag = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[mode]
     return np.asarray(cv2.resize(image, (width, height), interpolation=flag), dtype=np.float32)
 
 
-def jpeg(image: Array, quality: float) -> Array:
-    """Through a JPEG file and back; chroma is halved in both axes, as cameras do."""
-    levels = (image.clip(0, 1) * 255).round().astype(np.uint8)
-    _, coded = cv2.imencode(".jpg", levels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
+def jpeg(image: Array, quality: float | None) -> Array:
+    """Clip (H, W, 3) to [0, 1] and take it through a JPEG file of `quality` (none: only clip)."""
+    if quality is None:
+        clipped: Array = image.clip(0, 1)
+        return clipped
+    levels = jpeg_levels((image.clip(0, 1) * 255).round().astype(np.uint8), quality)
+    decoded: Array = levels.astype(np.float32) / np.float32(255)
+    return decoded
+
+
+def jpeg_levels(levels: npt.NDArray[np.uint8], quality: float) -> npt.NDArray[np.uint8]:
+    """(H, W, 3), RGB, uint8, through a JPEG file and back; chroma is halved in both axes (4:2:0), as cameras do."""
+    subsampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    bgr = cv2.cvtColor(levels, cv2.COLOR_RGB2BGR)
+    _, coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality), *subsampling])
     decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     assert decoded is not None
-    result: Array = decoded[..., ::-1].astype(np.float32) / np.float32(255)
-    return result
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def gaussian_noise(shape: tuple[int, int], rng: np.random.Generator, levels: float, gray: bool) -> Array:
+def gaussian_noise(shape: Size, rng: np.random.Generator, levels: float, gray: bool) -> Array:
     """Noise of standard deviation `levels` / 255: (H, W, 3), or (H, W, 1) if gray."""
     noise = rng.standard_normal((*shape, 1 if gray else 3), dtype=np.float32)
-    scaled: Array = noise * np.float32(levels / 255)
-    return scaled
-
-
-def poisson_noise(image: Array, rng: np.random.Generator, scale: float, gray: bool) -> Array:
-    """Shot noise of `image`, times `scale`: (H, W, 3), or (H, W, 1) if gray.
-
-    The photon count of white is 2^ceil(log2(number of distinct 8-bit values)).
-    """
-    base = (image @ _LUMA)[..., None] if gray else image
-    base = (base.clip(0, 1) * 255).round().astype(np.float32) / np.float32(255)
-    photons = 2 ** math.ceil(math.log2(max(2, np.unique(base).size)))
-    noise: Array = (rng.poisson(base * photons).astype(np.float32) / np.float32(photons) - base) * np.float32(scale)
+    noise *= np.float32(levels / 255)
     return noise
 
 
-def _random_noise(image: Array, rng: np.random.Generator, stage: Stage, gray_probability: float) -> Array:
-    gaussian = rng.random() < 0.5
-    gray = bool(rng.random() < gray_probability)
-    if gaussian:
-        noise = gaussian_noise((image.shape[0], image.shape[1]), rng, rng.uniform(*stage.gaussian_levels), gray)
+def poisson_noise(image: Array, rng: np.random.Generator, scale: float, gray: bool) -> Array:
+    """Shot noise of `image`, times `scale`: (H, W, 3), or (H, W, 1) if gray, then of its luma.
+
+    On the image x rounded to 8 bits: (Poisson(x·V) / V − x) · scale, where white is V photons, V = 2^ceil(log2(number of
+    distinct values)).
+    """
+    base = (image @ np.array(LUMA, dtype=np.float32))[..., None] if gray else image
+    levels = (base.clip(0, 1) * 255).round().astype(np.uint8)
+    photons = photons_of_white(int(np.count_nonzero(np.bincount(levels.ravel(), minlength=256))))
+    rates = np.arange(256) / 255 * photons
+    noise: Array = rng.poisson(rates[levels]).astype(np.float32)
+    noise -= rates.astype(np.float32)[levels]
+    noise *= np.float32(scale / photons)
+    return noise
+
+
+def photons_of_white(distinct: int) -> int:
+    """2^ceil(log2(distinct)), in integers."""
+    return 1 << (distinct - 1).bit_length()
+
+
+def _stage(image: Array, draws: StageDraws) -> Array:
+    if draws.kernel is not None:
+        image = _filtered(image, draws.kernel)
+    return _noisy(resize(image, draws.size, draws.mode), draws.noise)
+
+
+def _filtered(image: Array, kernel: Kernel) -> Array:
+    weights = kernel.weights()
+    if kernel.kind == "identity":
+        return image
+    if kernel.kind == "isotropic":  # an outer product: two passes are several times faster
+        row = weights.sum(0)
+        return np.asarray(cv2.sepFilter2D(image, -1, row, row, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
+    return blur(image, weights)
+
+
+def _noisy(image: Array, noise: Noise) -> Array:
+    rng = np.random.default_rng(noise.seed)
+    if noise.strength == 0:
+        added = np.zeros((1, 1, 1), dtype=np.float32)
+    elif noise.kind == "gaussian":
+        added = gaussian_noise((image.shape[0], image.shape[1]), rng, noise.strength, noise.gray)
     else:
-        noise = poisson_noise(image, rng, rng.uniform(*stage.poisson_scale), gray)
-    return (image + noise).clip(0, 1)
+        added = poisson_noise(image, rng, noise.strength, noise.gray)
+    noisy: Array = (image + added).clip(0, 1)
+    return noisy
 
 
-def _random_resize(image: Array, rng: np.random.Generator, stage: Stage, base: tuple[int, int]) -> Array:
-    """Resize to `base` = (H, W) times a random factor."""
-    direction = int(rng.choice(3, p=stage.resize_odds))
-    factor = (rng.uniform(*stage.enlarge), rng.uniform(*stage.shrink), 1.0)[direction]
-    size = (max(1, int(base[0] * factor)), max(1, int(base[1] * factor)))
-    return resize(image, size, str(rng.choice(_RESIZE_MODES)))
+def _on_the_8_bit_grid(image: Array) -> Array:
+    rounded: Array = (image.clip(0, 1) * 255).round().astype(np.float32) / np.float32(255)
+    return rounded

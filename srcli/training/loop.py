@@ -1,207 +1,285 @@
-"""Training of the pixel adapter (PiSA-SR, stage 1): frozen base, ℓ2 in image space, one step of diffusion."""
+"""The training of both stages: one loop, on one device or many, that can be stopped and goes on where it was."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
-from srcli.config import TrainPixelConfig
-from srcli.errors import ModelError, UsageError
-from srcli.models.adapters import AdapterInfo, attach, extract, restore_state, save_adapter
-from srcli.models.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
-from srcli.models.device import bf16_pays, choose_device
-from srcli.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
-from srcli.training.data import DegradedCrops, find_photos
-from srcli.training.losses import pixel_loss
+from srcli.config.training import TrainConfig
+from srcli.errors import TrainingError, UsageError
+from srcli.images.sheet import save_sheet
+from srcli.memory import is_out_of_memory
+from srcli.models.adapters import ADAPTER_FILE, save_adapter
+from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from srcli.training.data import Batch, Sample, StepOrder, finish, make_loader
+from srcli.training.memory import out_of_memory
+from srcli.training.setup import Setup, release
+from srcli.training.signals import StopSignals
+from srcli.training.sources import Skipped, tell_skipped
+from srcli.training.tracking import Means, Progress, Tracker
+from srcli.training.validation import validate
 
 log = logging.getLogger("srcli")
 
-STAGE = "pixel"
-CLIP_NORM = 1.0
-WEIGHT_DECAY = 1e-2
+SAMPLES = "samples"
+BEST = "best"
+STOPPED_BY_USER, STOPPED_BY_SYSTEM = "SIGINT", "SIGTERM"
 
 
-def train_pixel(config: TrainPixelConfig, base: Path) -> Path:
-    """Train a pixel adapter and save it; goes on where a killed run of the same settings stopped.
+@dataclass(frozen=True)
+class Stopped:
+    """A signal ended the run; its checkpoint is saved."""
+
+    step: int
+    reason: str
+    """`SIGINT` or `SIGTERM`."""
+
+
+class Run:
+    """A training run.
 
     Args:
-        config: all settings; `config.output` gets `pixel/adapter_model.safetensors` and, meanwhile, `checkpoint/`.
+        setup: networks, data and optimisers.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.config: TrainConfig = setup.config
+        self.networks = setup.networks
+        self.accelerator = setup.accelerator
+        self.step = 0
+        self.best = math.inf
+        self._means = Means()
+        self._named: set[Path] = set()
+        self._resume()
+
+    @property
+    def _main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def run(self, stop: StopSignals) -> Path | Stopped:
+        """Train to the end, or until `stop` is set.
+
+        Returns:
+            the adapter's folder, or where the run was stopped.
+
+        Raises:
+            TrainingError: the loss is no number, or a checkpoint cannot be written.
+            OutOfMemoryError: memory ran out.
+        """
+        config = self.config
+        if self._main:
+            processes = self.accelerator.num_processes
+            each = config.recipe.batch * config.recipe.accumulate * processes
+            log.info("%d process%s on `%s` in %s: %d samples a step", processes, "es" * (processes > 1), *self._where(), each)
+        tracker = Tracker(config.output, self.step, enabled=self._main)
+        try:
+            with Progress(config.recipe.steps, self.step, config.log_every, shown=self._main) as progress:
+                finished = self._steps(stop, tracker, progress)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(self.networks, self.step) from error
+            raise
+        finally:
+            tracker.close()
+        if finished:
+            return self._finish()
+        return Stopped(self.step, STOPPED_BY_USER if stop.interrupted else STOPPED_BY_SYSTEM)
+
+    def _steps(self, stop: StopSignals, tracker: Tracker, progress: Progress) -> bool:
+        """Whether the last step was reached."""
+        config, recipe = self.config, self.config.recipe
+        if self.step == 0:
+            self._validate(tracker)
+        accelerator = self.accelerator
+        order = StepOrder(
+            self.step * recipe.accumulate,
+            recipe.steps * recipe.accumulate,
+            recipe.batch,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = make_loader(self.setup.crops, order, config.workers, pinned=accelerator.device.type == "cuda")
+        iterator = iter(loader)
+        try:
+            while self.step < recipe.steps:
+                values, stopped = self._train_step([next(iterator) for _ in range(recipe.accumulate)], stop)
+                self.step += 1
+                self._means.add(values)
+                progress.update(self.step, self._shown())
+                self._report(tracker)
+                last = self.step == recipe.steps
+                if stopped or last or self.step % config.save_every == 0:
+                    self._save()
+                if stopped and not last:
+                    return False
+        finally:
+            del iterator
+        return True
+
+    def _train_step(self, parts: Sequence[Sequence[Sample]], stop: StopSignals) -> tuple[dict[str, float], bool]:
+        """One update; the losses, averaged over parts and processes, and whether any process was told to stop."""
+        setup, recipe = self.setup, self.config.recipe
+        sums: dict[str, Tensor] = {}
+        for samples in parts:
+            self._tell_skipped(samples)
+            batch = finish(samples, self.networks.device)
+            with self.accelerator.accumulate(*setup.accumulated):
+                values = self._backward(batch)
+            for name, value in values.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.networks.device)) + value / len(parts)
+        means, stopped = self._agreed(sums, stop.asked)
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise self._not_a_number(broken)
+        if setup.projector is not None:
+            setup.projector.project_gradients()
+        if recipe.clip_norm:
+            means["gradient"] = float(self.accelerator.clip_grad_norm_(self.networks.parameters, recipe.clip_norm))
+        setup.optimiser.step()
+        setup.optimiser.zero_grad()
+        setup.schedule.step()
+        if setup.projector is not None:
+            setup.projector.project_weights()
+        if setup.average is not None:
+            setup.average.step(self.networks.parameters)
+        return means, stopped
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradients of one batch to the adapter's (and let the discriminator learn)."""
+        setup, networks = self.setup, self.networks
+        z_lq = networks.encode(batch.lq)
+        z_sr = networks.restore(z_lq, networks.embed(setup.seen_prompts(batch)))
+        scaler = self.accelerator.scaler
+        gradient, values, sr = setup.objective.gradient(z_sr, batch, self.step, scaler.get_scale() if scaler else 1.0)
+        self.accelerator.backward((z_sr * gradient).sum())
+        if setup.critic is not None:
+            values |= setup.critic.learn(sr, batch.hq)
+        return values
+
+    def _agreed(self, sums: dict[str, Tensor], asked: bool) -> tuple[dict[str, float], bool]:
+        names = sorted(sums)
+        flags = torch.stack([torch.tensor(float(asked), device=self.networks.device), *(sums[name].float() for name in names)])
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, "mean")
+        stopped, *values = flags.tolist()
+        return dict(zip(names, values, strict=True)), stopped > 0
+
+    def _not_a_number(self, broken: list[str]) -> TrainingError:
+        saved = checkpoints(self.config.output)
+        kept = f"the last good checkpoint is `{saved[-1]}`" if saved else "there is no checkpoint yet"
+        hint = f"{kept}; go on with `--resume` and a lower `--lr`, or `--dtype fp32`"
+        return TrainingError(f"the loss is not a number at step {self.step + 1} ({', '.join(broken)})", hint)
+
+    def _where(self) -> tuple[str, str]:
+        return self.accelerator.device.type, {"no": "fp32"}.get(
+            self.accelerator.mixed_precision, self.accelerator.mixed_precision
+        )
+
+    # What is told ----------------------------------------------------------------------------------------------------
+
+    def _shown(self) -> dict[str, float]:
+        return {name: value for name, value in self._means.now().items() if name != "gradient"}
+
+    def _report(self, tracker: Tracker) -> None:
+        config = self.config
+        if self.step % config.log_every == 0 or self.step == config.recipe.steps:
+            tracker.write(self.step, "train", {**self._means.take(), "lr": float(self.setup.schedule.get_last_lr()[0])})
+        if self.step % config.val_every == 0 or self.step == config.recipe.steps:
+            self._validate(tracker)
+
+    def _validate(self, tracker: Tracker) -> None:
+        """On the main process alone, with the averaged weights where there are such."""
+        setup = self.setup
+        if setup.fixed and self._main:
+            with setup.averaged():
+                verdict = validate(setup.fixed, self.networks, setup.objective)
+                if self.step and verdict.values["loss"] < self.best:
+                    self.best = verdict.values["loss"]
+                    save_adapter(self.networks.adapter(self.step), self.config.output / BEST)
+            tracker.write(self.step, "val", verdict.values)
+            save_sheet(verdict.sheet, self.config.output / SAMPLES / f"step-{self.step:08d}.png")
+            tracker.picture(self.step, SAMPLES, verdict.sheet)
+            words = ", ".join(f"{name} {value:.4g}" for name, value in verdict.values.items())
+            log.info("validation after step %d: %s", self.step, words)
+        self.accelerator.wait_for_everyone()
+
+    def _tell_skipped(self, samples: Sequence[Sample]) -> None:
+        new: list[Skipped] = []
+        for each in (skipped for sample in samples for skipped in sample.skipped):
+            if each.path not in self._named:
+                self._named.add(each.path)
+                new.append(each)
+        tell_skipped(new)
+
+    # What is kept ----------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self._main:
+            checkpoint = Checkpoint(self.step, {**self.setup.state(), "best": self.best}, self.setup.settings())
+            with self.setup.averaged():
+                adapter = self.networks.adapter(self.step)
+            save_checkpoint(self.config.output, checkpoint, adapter, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        saved = checkpoints(self.config.output)
+        if not (self.config.resume and saved):
+            return
+        found = load_checkpoint(saved[-1], self.setup.settings())
+        self.setup.load_state(found.state)
+        self.step, self.best = found.step, float(found.state["best"])
+        if self._main:
+            log.info("going on from step %d in `%s`", self.step, self.config.output)
+
+    def _finish(self) -> Path:
+        folder = self.config.output / self.config.stage
+        if self._main:
+            with self.setup.averaged():
+                save_adapter(self.networks.adapter(self.step), folder, torch.float16)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+
+def begin_output(config: TrainConfig) -> None:
+    """Make sure that `config.output` holds no other run's work.
+
+    Raises:
+        UsageError: it does, and `config.resume` is not set.
+    """
+    done = (config.output / config.stage / ADAPTER_FILE).is_file()
+    if not config.resume and (done or checkpoints(config.output)):
+        what = "a finished adapter" if done else "the checkpoints of a run"
+        raise UsageError(f"`{config.output}` holds {what}", "go on with `--resume`, or give another `--output`")
+
+
+def train(config: TrainConfig, base: Path) -> Path | Stopped | None:
+    """Train an adapter: `config.output` gets `<stage>/`, `checkpoints/`, `best/`, `samples/`, `metrics.jsonl`, `tensorboard/`.
+
+    Args:
+        config: all settings.
         base: the base's folder, in diffusers' layout.
 
     Returns:
-        the adapter's file.
+        the adapter's folder; where a signal stopped the run, if one did; None in all processes but the first.
 
     Raises:
-        UsageError: no photos, or a crop that the base cannot take.
-        ModelError: a base or checkpoint that cannot be used, or a loss that is not a number.
+        UsageError: data or options that cannot be.
+        ModelError: a base, adapter or checkpoint that cannot be used.
+        TrainingError: a loss that is no number, a checkpoint that cannot be written.
+        OutOfMemoryError: with the options that help.
     """
-    return _PixelRun(config, base).run()
-
-
-class _PixelRun:
-    """The state of one run: networks, optimiser, data, step."""
-
-    def __init__(self, config: TrainPixelConfig, base: Path) -> None:
-        from accelerate import Accelerator
-        from accelerate.utils import set_seed
-
-        set_seed(config.seed)
-        self.config = config
-        if config.device != "auto":
-            os.environ["ACCELERATE_TORCH_DEVICE"] = str(choose_device(config.device))
-        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=_precision(config))
-        self.autoencoder = load_autoencoder(base)
-        self.autoencoder.network.to(self.accelerator.device)
-        unet = load_unet(base).to(memory_format=torch.channels_last)
-        parameters = attach(unet, STAGE, config.rank, config.alpha)
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
-        self.embedding = prompt_embedding(base, config.prompt).to(self.accelerator.device)
-        self.step = self._resume(unet, optimiser)
-        self.unet, self.optimiser, self.loader = self.accelerator.prepare(unet, optimiser, self._loader(self.autoencoder))
-
-    def run(self) -> Path:
-        config = self.config
-        with _Progress(config, self.step, shown=self.accelerator.is_main_process) as progress:
-            for batch in self.loader:
-                loss = self._train_step(batch)
-                self.step += 1
-                progress.update(self.step, loss)
-                if self.step % config.save_every == 0 and self.step < config.steps:
-                    self._save_checkpoint()
-        return self._finish()
-
-    def _train_step(self, batch: dict[str, Tensor]) -> float:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.config.steps, self.config.learning_rate, self.config.warmup)
-        lq, hq = batch["lq"], batch["hq"]
-        with torch.no_grad():
-            z_lq = self.autoencoder.encode(lq)
-        with self.accelerator.autocast():
-            embedding = self.embedding.expand(len(lq), -1, -1)
-            residual = self.unet(z_lq, self.config.timestep, encoder_hidden_states=embedding).sample
-            sr = self.autoencoder.decode(z_lq - residual.float())
-        loss = pixel_loss(sr.float(), hq, self.config.l1_weight)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), CLIP_NORM)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            hint = "lower `--learning-rate`, or use `--dtype fp32`; the last checkpoint is kept"
-            raise ModelError(f"the loss is not a number at step {self.step}", hint)
-        return value
-
-    def _loader(self, autoencoder: Autoencoder) -> DataLoader[dict[str, Tensor]]:
-        config = self.config
-        if config.crop % autoencoder.factor:
-            raise UsageError(f"the crop `{config.crop}` is not a multiple of `{autoencoder.factor}`, which the base needs")
-        processes = self.accelerator.num_processes
-        length = config.steps * config.batch * processes
-        data = DegradedCrops(find_photos(config.photos), config.crop, length, config.seed, config.scale)
-        left = Subset(data, range(self.step * config.batch * processes, length))
-        return DataLoader(left, config.batch, num_workers=config.workers, pin_memory=self.accelerator.device.type == "cuda")
-
-    def _settings(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "base": config.base_name,
-            "rank": config.rank,
-            "alpha": config.alpha,
-            "batch": config.batch,
-            "crop": config.crop,
-            "seed": config.seed,
-            "steps": config.steps,
-            "learning_rate": config.learning_rate,
-        }
-
-    def _resume(self, unet: Any, optimiser: torch.optim.Optimizer) -> int:
-        found = load_checkpoint(self.config.output, STAGE, self._settings())
-        if found is None:
-            return 0
-        restore_state(unet, found.adapter)
-        optimiser.load_state_dict(found.optimiser)
-        log.info("going on from step %d in `%s`", found.step, self.config.output)
-        return found.step
-
-    def _adapter(self) -> Any:
-        config = self.config
-        info = AdapterInfo(config.rank, config.alpha, config.base_name, STAGE, self.step, config.licence)
-        return extract(self.accelerator.unwrap_model(self.unet), STAGE, info)
-
-    def _save_checkpoint(self) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            state = self.optimiser.optimizer.state_dict()
-            save_checkpoint(Checkpoint(self.step, self._adapter(), state, self._settings()), self.config.output)
-
-    def _finish(self) -> Path:
-        self.accelerator.wait_for_everyone()
-        folder = self.config.output / STAGE
-        path = folder / "adapter_model.safetensors"
-        if self.accelerator.is_main_process:
-            path = save_adapter(self._adapter(), folder, torch.float16)
-            remove_checkpoint(self.config.output)
-        return path
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a half cosine from `peak` to zero at `steps`."""
-    warm = min(1.0, (step + 1) / max(1, warmup))
-    return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-def _precision(config: TrainPixelConfig) -> str:
-    """Accelerate's name of the mixed precision."""
-    device = choose_device(config.device)
-    if config.dtype == "auto":
-        return "bf16" if bf16_pays(device) else "no"
-    if config.dtype == "fp16" and device.type == "cpu":
-        raise UsageError("a CPU does not train in fp16", "use `--dtype bf16` or `--dtype fp32`")
-    return {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[config.dtype]
-
-
-class _Progress:
-    """A bar for people, lines for log files; nothing from other processes than the main one.
-
-    Args:
-        config: for `steps` and `log_every`.
-        step: how many are done already.
-        shown: False keeps silent.
-    """
-
-    def __init__(self, config: TrainPixelConfig, step: int, *, shown: bool) -> None:
-        self._config = config
-        self._first, self._start = step, time.monotonic()
-        self._mean = math.nan
-        on_screen = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
-        self._lines = shown and not on_screen
-        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (shown and on_screen), dynamic_ncols=True)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def update(self, step: int, loss: float) -> None:
-        """After `step` steps; the loss shown is a moving average over some 50 steps."""
-        steps = self._config.steps
-        self._mean = loss if math.isnan(self._mean) else 0.98 * self._mean + 0.02 * loss
-        self._bar.set_postfix(loss=f"{self._mean:.5f}", refresh=False)
-        self._bar.update()
-        if self._lines and (step % self._config.log_every == 0 or step == steps):
-            pace = (time.monotonic() - self._start) / (step - self._first)
-            left = pace * (steps - step) / 60
-            log.info("step %d of %d, loss %.5f, %.2f s a step, %.0f min left", step, steps, self._mean, pace, left)
+    with StopSignals() as stop:
+        setup = Setup(config, base)
+        try:
+            outcome = Run(setup).run(stop)
+            return outcome if setup.accelerator.is_main_process else None
+        finally:
+            release(setup.accelerator)

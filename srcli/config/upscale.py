@@ -1,22 +1,16 @@
-"""The settings of each command, checked whole: every fault is told at once, before any work.
-
-This is the last place where a command-line flag exists.
-"""
+"""The settings of `srcli upscale`."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from srcli.errors import UsageError, joined_faults
+from srcli.config._checks import device_faults, raise_faults
 
 MAX_SCALE = 8
-DTYPE_NAMES = ("auto", "fp32", "fp16", "bf16")
 COLOR_FIX_NAMES = ("adain", "wavelet", "none")
 FORMAT_NAMES = ("png", "jpeg", "webp", "tiff")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -27,6 +21,9 @@ class UpscaleConfig:
     output: Path
     model: str = "tiny"
     models_file: Path | None = None
+    pixel: Path | None = None
+    """Another pixel adapter than the model's; as is `semantic`, a file or the folder of a training run or checkpoint."""
+    semantic: Path | None = None
     lambda_pixel: float | None = None
     lambda_semantic: float | None = None
     scale: float | None = None
@@ -58,7 +55,7 @@ class UpscaleConfig:
             faults.append(f"`--suffix {self.suffix}` must not hold a path separator")
         if not 1 <= self.quality <= 100:
             faults.append(f"`--quality {self.quality}` is not between 1 and 100")
-        _raise(faults, "srcli upscale --help")
+        raise_faults(faults, "srcli upscale --help")
 
     @property
     def effective_scale(self) -> float | None:
@@ -66,51 +63,6 @@ class UpscaleConfig:
         if self.scale is None and not (self.width or self.height or self.long_side):
             return 4.0
         return self.scale
-
-
-@dataclass(frozen=True)
-class TrainPixelConfig:
-    """What `srcli train-pixel` is to do."""
-
-    photos: Path
-    output: Path
-    base_name: str
-    """As the adapter's metadata will name it."""
-    steps: int = 4000
-    batch: int = 16
-    crop: int = 512
-    rank: int = 4
-    alpha: float = 8.0
-    learning_rate: float = 5e-5
-    warmup: int = 100
-    l1_weight: float = 0.0
-    scale: int = 4
-    timestep: int = 1
-    prompt: str = ""
-    seed: int = 0
-    workers: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    gradient_checkpointing: bool = False
-    log_every: int = 50
-    save_every: int = 500
-    licence: str = ""
-
-    def __post_init__(self) -> None:
-        faults = []
-        for name in ("steps", "batch", "crop", "rank", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is not positive")
-        for name in ("alpha", "learning_rate"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is not a positive number")
-        for name in ("warmup", "workers", "l1_weight"):
-            if not getattr(self, name) >= 0:
-                faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is negative")
-        if self.crop >= 1 and self.crop % self.scale:
-            faults.append(f"`--crop {self.crop}` is not a multiple of the scale {self.scale}")
-        faults += _device_faults(self.device, self.dtype)
-        _raise(faults, "srcli train-pixel --help")
 
 
 def _size_faults(config: UpscaleConfig) -> list[str]:
@@ -142,25 +94,9 @@ def _work_faults(config: UpscaleConfig) -> list[str]:
         faults.append(f"`--overlap {config.overlap}` is not below `--tile {config.tile}`")
     if config.batch is not None and config.batch < 1:
         faults.append(f"`--batch {config.batch}` is not positive")
-    faults += _device_faults(config.device, config.dtype)
+    faults += device_faults(config.device, config.dtype)
     if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:
         faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIX_NAMES)}")
     if config.format is not None and config.format not in FORMAT_NAMES:
         faults.append(f"`--format {config.format}` is none of {', '.join(FORMAT_NAMES)}")
     return faults
-
-
-def _device_faults(device: str, dtype: str) -> list[str]:
-    faults = []
-    if not _DEVICE.fullmatch(device):
-        faults.append(f"`--device {device}` is none of auto, cpu, mps, cuda, cuda:0, …")
-    if dtype not in DTYPE_NAMES:
-        faults.append(f"`--dtype {dtype}` is none of {', '.join(DTYPE_NAMES)}")
-    return faults
-
-
-def _raise(faults: list[str], help_command: str) -> None:
-    if len(faults) == 1:
-        raise UsageError(faults[0], f"see `{help_command}`")
-    if faults:
-        raise UsageError(joined_faults(f"{len(faults)} options are wrong", faults), f"see `{help_command}`")

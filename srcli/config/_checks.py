@@ -1,0 +1,28 @@
+"""What the checks of several commands share."""
+
+from __future__ import annotations
+
+import re
+
+from srcli.errors import UsageError, joined_faults
+
+DTYPE_NAMES = ("auto", "fp32", "fp16", "bf16")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def device_faults(device: str, dtype: str) -> list[str]:
+    """What is wrong with `--device` and `--dtype`, one sentence each."""
+    faults = []
+    if not _DEVICE.fullmatch(device):
+        faults.append(f"`--device {device}` is none of auto, cpu, mps, cuda, cuda:0, …")
+    if dtype not in DTYPE_NAMES:
+        faults.append(f"`--dtype {dtype}` is none of {', '.join(DTYPE_NAMES)}")
+    return faults
+
+
+def raise_faults(faults: list[str], help_command: str) -> None:
+    """Raises: UsageError: there are faults; it names all of them."""
+    if len(faults) == 1:
+        raise UsageError(faults[0], f"see `{help_command}`")
+    if faults:
+        raise UsageError(joined_faults(f"{len(faults)} options are wrong", faults), f"see `{help_command}`")

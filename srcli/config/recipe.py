@@ -1,0 +1,131 @@
+"""The recipe of a training run: everything that decides what the adapter becomes, apart from photos, base and seed.
+
+The defaults are PiSA-SR's (Sun et al., CVPR 2025, section 4.1 and supplement; what the paper leaves open, from its code).
+`srcli train-pixel --show-recipe` prints a recipe with its comments, `--recipe FILE` reads it back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from srcli.config.degradation import Degradation
+
+STAGES = ("pixel", "semantic")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+DEFAULT_TARGETS = (
+    r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
+)
+"""PiSA-SR's: all convolutions and all attention and MLP projections of the UNet, not the time embedding."""
+
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Losses:
+    """Weights; a loss of weight 0 is not computed."""
+
+    l2: Annotated[Weight, Field(description="squared error of pixels in [-1, 1]")] = 1.0
+    l1: Annotated[Weight, Field(description="absolute error of pixels")] = 0.0
+    lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
+    csd: Annotated[Weight, Field(description="classifier score distillation by the frozen base")] = 0.0
+    gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
+    frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Csd:
+    """Classifier score distillation (PiSA-SR, eqs. 5, 6, S4)."""
+
+    guidance_scale: Annotated[Positive, Field(description="classifier-free guidance of the teacher")] = 7.5
+    step_range: Annotated[
+        tuple[float, float], Field(description="noise steps drawn, as shares of the base's, upper end excluded")
+    ] = (0.02, 0.5)
+    null_prompt_ratio: Annotated[
+        float, Field(ge=0, le=1, description="share of samples that the trained UNet sees under the empty prompt")
+    ] = 0.5
+
+    @field_validator("step_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError("must be two shares, 0 <= low < high <= 1")
+        return value
+
+
+@dataclass(frozen=True, config=STRICT)
+class Gan:
+    """The adversarial loss, used where `losses.gan` is above 0."""
+
+    kind: Annotated[Literal["vanilla", "hinge", "relativistic"], Field(description="vanilla, hinge or relativistic")] = "vanilla"
+    features: Annotated[int, Field(ge=1, description="channels of the discriminator's first layer")] = 64
+    learning_rate: Annotated[Positive, Field(description="of the discriminator")] = 1e-4
+    start: Annotated[int, Field(ge=0, description="steps that the discriminator trains alone before its loss counts")] = 0
+    r1: Annotated[Weight, Field(description="weight of the zero-centred gradient penalty on real pictures; 0 = none")] = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Frequency:
+    """The frequency-domain loss, used where `losses.frequency` is above 0."""
+
+    mode: Annotated[
+        Literal["complex", "amplitude"], Field(description="complex: with phase; amplitude: energy alone, for texture")
+    ] = "complex"
+    patch: Annotated[int, Field(ge=0, description="side of windowed patches in pixels, 0 = the whole crop")] = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """What is trained, by what, on what kind of damage."""
+
+    steps: Annotated[int, Field(ge=1, description="updates of the adapter")] = 4000
+    batch: Annotated[int, Field(ge=1, description="crops a step and process")] = 16
+    accumulate: Annotated[int, Field(ge=1, description="batches whose gradients make one step")] = 1
+    crop: Annotated[int, Field(ge=16, description="side of the crops, in output pixels")] = 512
+    rank: Annotated[int, Field(ge=1, description="of the adapter")] = 4
+    alpha: Annotated[Positive, Field(description="the adapter is scaled by alpha / rank")] = 8.0
+    targets: Annotated[str, Field(description="regular expression of the UNet's layers that get an adapter")] = DEFAULT_TARGETS
+    learning_rate: Annotated[Positive, Field(description="peak, of AdamW")] = 5e-5
+    schedule: Annotated[Literal["constant", "cosine", "linear"], Field(description="after the warm-up")] = "constant"
+    warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 0
+    weight_decay: Annotated[Weight, Field(description="of AdamW")] = 1e-2
+    clip_norm: Annotated[Weight, Field(description="largest norm of the gradient; 0 = no clipping")] = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1, description="decay of the average that is saved; 0 = save the last weights")] = 0.0
+    orthogonal: Annotated[bool, Field(description="semantic stage: keep its update off what the pixel adapter spans")] = False
+    orthogonal_energy: Annotated[
+        float, Field(gt=0, le=1, description="share of the pixel adapter's energy that is kept free")
+    ] = 0.95
+    losses: Losses = Field(default_factory=Losses)
+    csd: Csd = Field(default_factory=Csd)
+    gan: Gan = Field(default_factory=Gan)
+    frequency: Frequency = Field(default_factory=Frequency)
+    degradation: Degradation = Field(default_factory=Degradation)
+
+    @field_validator("targets")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Recipe:
+        weights = self.losses
+        if not any((weights.l2, weights.l1, weights.lpips, weights.csd, weights.gan, weights.frequency)):
+            raise ValueError("`losses` are all 0: there is nothing to learn")
+        if self.frequency.patch > self.crop:
+            raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")
+        return self
+
+
+STAGE_DEFAULTS: dict[str, dict[str, object]] = {
+    "pixel": {"steps": 4000},
+    "semantic": {"steps": 8500, "losses": {"lpips": 2.0, "csd": 1.0}},
+}
+"""What the stages' defaults add to `Recipe`'s."""

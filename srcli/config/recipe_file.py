@@ -1,0 +1,112 @@
+"""Recipes as TOML: laid over each other, checked whole, printed with a comment for each key."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import tomlkit
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from tomlkit.items import Table
+
+from srcli.config.recipe import STAGE_DEFAULTS, Recipe
+from srcli.errors import UsageError, joined_faults
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_HINT = "`srcli train-pixel --show-recipe` prints every key with its meaning"
+
+
+def build_recipe(stage: str, layers: Sequence[Mapping[str, Any]]) -> Recipe:
+    """The stage's defaults with `layers` laid over them, later ones above; tables are merged key by key.
+
+    Raises:
+        UsageError: unknown keys, wrong types or values out of range; all of them.
+    """
+    merged: dict[str, Any] = {}
+    for layer in (STAGE_DEFAULTS[stage], *layers):
+        _lay_over(merged, layer)
+    try:
+        return TypeAdapter(Recipe).validate_python(merged)
+    except ValidationError as error:
+        faults = [_fault(detail) for detail in error.errors(include_url=False)]
+        message = faults[0] if len(faults) == 1 else joined_faults(f"{len(faults)} faults in the recipe", faults)
+        raise UsageError(message, _HINT) from None
+
+
+def read_recipe_file(file: Path) -> dict[str, Any]:
+    """The content of a recipe file, unchecked.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
+    try:
+        content: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe `{file}`: {error.strerror}", "check the path") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"the recipe `{file}` is not TOML: {error}", _HINT) from error
+    return content
+
+
+def recipe_as_toml(recipe: Recipe, title: str) -> str:
+    """The whole recipe as commented TOML, which `read_recipe_file` reads back to the same values."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment(title))
+    _write(document, recipe)
+    return tomlkit.dumps(document)
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, Mapping):
+            table = below.setdefault(key, {})
+            if isinstance(table, dict):
+                _lay_over(table, value)
+                continue
+        below[key] = value
+
+
+def _fault(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    words = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"unknown key `{where}`"
+    if not where:
+        return str(words)
+    return f"`{where}` = {detail['input']!r}: {words[0].lower()}{words[1:]}"
+
+
+def _write(table: Table | tomlkit.TOMLDocument, value: Any) -> None:
+    hints = get_type_hints(type(value), include_extras=True)
+    nested = []
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        if dataclasses.is_dataclass(content):
+            nested.append((field.name, content))
+            continue
+        item = tomlkit.item(list(content) if isinstance(content, tuple) else content)
+        description = _description(hints[field.name])
+        table.add(field.name, item.comment(description) if description else item)
+    for name, content in nested:
+        inner = tomlkit.table()
+        heading = (type(content).__doc__ or "").strip().splitlines()
+        if heading:
+            inner.comment(heading[0])
+        _write(inner, content)
+        table.add(name, inner)
+
+
+def _description(hint: Any) -> str:
+    """The text of a field's `Field(description=…)`."""
+    for note in get_args(hint)[1:]:
+        if isinstance(note, FieldInfo) and note.description:
+            return note.description
+    return ""

@@ -1,0 +1,134 @@
+"""The weighted losses of a step and their gradient with respect to the restored latents.
+
+The decoder is frozen, so all that training needs of it is the gradient at its input. That is taken right away, a few pictures at
+a time: only one chunk's decoder graph is ever in memory, where the usual way, one graph from the UNet to the loss, holds the
+decoder's activations of the whole batch (at 512² some 6 GB a picture in float32, which is why batch 16 fills 80 GB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from srcli.config.recipe import Recipe
+from srcli.training.critic import Critic
+from srcli.training.csd import csd, draw_timesteps_and_noise
+from srcli.training.data import Batch
+from srcli.training.losses import frequency_loss, mean_absolute, mean_squared
+from srcli.training.networks import StageNetworks
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+class Objective:
+    """All losses of a recipe.
+
+    Args:
+        recipe: weights and settings.
+        networks: decoder, teacher and prompts.
+        lpips: where `losses.lpips` is above 0.
+        critic: where `losses.gan` is above 0.
+        negative: the negative prompt of score distillation.
+        seed: of the noise that it draws.
+        chunk: pictures decoded at once.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        networks: StageNetworks,
+        lpips: Perceptual | None,
+        critic: Critic | None,
+        negative: str,
+        seed: int,
+        chunk: int,
+    ) -> None:
+        self.recipe, self.networks = recipe, networks
+        self.lpips, self.critic = lpips, critic
+        self.negative, self.seed, self.chunk = negative, seed, chunk
+
+    def gradient(self, z_sr: Tensor, batch: Batch, step: int, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Value and gradient of the weighted sum.
+
+        Args:
+            z_sr: (N, channels, h, w), float32; its own graph is not touched.
+            batch: the samples.
+            step: of the run; the adversarial loss may start late.
+            scale: losses are multiplied by it on the way back (float16), the result is divided by it.
+
+        Returns:
+            the gradient of the mean over the batch, like z_sr; each loss's value, unweighted, detached; and the pictures,
+            (N, 3, H, W), float32, about [-1, 1], detached.
+        """
+        leaf = z_sr.detach().requires_grad_()
+        values: dict[str, Tensor] = {}
+        pictures = []
+        for part in _chunks(len(leaf), self.chunk):
+            with self.networks.autocast():
+                sr = self.networks.autoencoder.decode(leaf[part]).float()
+            share = sr.shape[0] / len(leaf)
+            losses = self.picture_losses(sr, batch.hq[part], step)
+            _add(values, losses, share)
+            if losses:
+                (self._weighted(losses) * (share * scale)).backward()  # type: ignore[no-untyped-call]
+            pictures.append(sr.detach())
+        if self.recipe.losses.csd:
+            loss = self.distillation(leaf, batch)
+            _add(values, {"csd": loss}, 1.0)
+            (loss * (self.recipe.losses.csd * scale)).backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
+        return leaf.grad / scale, values, torch.cat(pictures)
+
+    @torch.no_grad()
+    def value(self, z_sr: Tensor, batch: Batch) -> float:
+        """The weighted sum without the adversarial loss, for comparing checkpoints; the same batch draws the same noise."""
+        with self.networks.autocast():
+            sr = self.networks.autoencoder.decode(z_sr).float()
+        losses = self.picture_losses(sr, batch.hq, step=-1)
+        if self.recipe.losses.csd:
+            losses["csd"] = self.distillation(z_sr, batch)
+        return float(self._weighted(losses))
+
+    def picture_losses(self, sr: Tensor, hq: Tensor, step: int) -> dict[str, Tensor]:
+        """The losses that compare pictures, (N, 3, H, W), RGB, about [-1, 1]; a negative step leaves the adversarial one out."""
+        recipe, weights = self.recipe, self.recipe.losses
+        losses = {}
+        if weights.l2:
+            losses["l2"] = mean_squared(sr, hq)
+        if weights.l1:
+            losses["l1"] = mean_absolute(sr, hq)
+        if weights.frequency:
+            losses["frequency"] = frequency_loss(sr, hq, mode=recipe.frequency.mode, patch=recipe.frequency.patch)
+        if self.lpips is not None:
+            losses["lpips"] = self.lpips(sr, hq).mean()
+        if self.critic is not None and step >= recipe.gan.start:
+            losses["gan"] = self.critic.generator_loss(sr, hq)
+        return losses
+
+    def distillation(self, z_sr: Tensor, batch: Batch) -> Tensor:
+        """Score distillation under each sample's prompt, with noise that is a function of the seed and the samples."""
+        settings, networks = self.recipe.csd, self.networks
+        seeds = [self.seed * 1_000_003 + index for index in batch.indices]
+        timestep, noise = draw_timesteps_and_noise(
+            seeds,
+            z_sr.shape[1:],
+            step_range=settings.step_range,
+            train_timesteps=len(networks.alphas),
+            device=z_sr.device,
+        )
+        positive, negative = networks.embed(batch.prompts), networks.embed([self.negative] * len(z_sr))
+        return csd(z_sr, networks.teacher, positive, negative, timestep, noise, networks.alphas, settings.guidance_scale)
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        return torch.stack([getattr(self.recipe.losses, name) * loss for name, loss in losses.items()]).sum()
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _add(values: dict[str, Tensor], losses: dict[str, Tensor], share: float) -> None:
+    for name, loss in losses.items():
+        values[name] = values.get(name, torch.zeros_like(loss.detach())) + loss.detach() * share

@@ -1,0 +1,33 @@
+"""What training will see, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from srcli.config.training import TrainConfig
+from srcli.images.sheet import make_sheet, save_sheet
+from srcli.training.data import CropSettings, TrainingCrops, finish, to_levels
+from srcli.training.setup import find_photos
+
+
+def write_preview(config: TrainConfig, count: int) -> Path:
+    """Write `config.output/preview.png`: the first `count` samples of the run, LQ (enlarged) beside HQ, two pairs a row.
+
+    Returns:
+        the file.
+
+    Raises:
+        UsageError: data that cannot be used.
+    """
+    sources, _ = find_photos(config)
+    crops = TrainingCrops(sources, CropSettings(config.recipe.crop, config.scale, config.seed, config.recipe.degradation))
+    batch = finish([crops[index] for index in range(count)], torch.device("cpu"))
+    pairs = [[to_levels(lq), to_levels(hq)] for lq, hq in zip(batch.lq, batch.hq, strict=True)]
+    if len(pairs) % 2 and len(pairs) > 1:
+        pairs.append([pairs[0][0] * 0 + 40] * 2)
+    rows = [pairs[i] + pairs[i + 1] for i in range(0, len(pairs), 2)] if len(pairs) > 1 else pairs
+    path = config.output / "preview.png"
+    save_sheet(make_sheet(rows, ["LQ", "HQ"] * (len(rows[0]) // 2)), path)
+    return path

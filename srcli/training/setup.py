@@ -1,0 +1,284 @@
+"""Everything a run needs, put together once: devices, networks, data, losses, optimisers, and their state."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srcli.config.training import TrainConfig
+from srcli.errors import UsageError
+from srcli.memory import free_bytes
+from srcli.models.adapters import find_adapter
+from srcli.models.device import bf16_pays, choose_device
+from srcli.models.perceptual import lpips_network
+from srcli.models.weights import sha256_of
+from srcli.training.critic import Critic
+from srcli.training.data import Batch, CropSettings, Sample, TrainingCrops
+from srcli.training.memory import decode_chunk, memory_need
+from srcli.training.networks import PIXEL, StageNetworks
+from srcli.training.objective import Objective
+from srcli.training.orthogonal import Projector, fidelity_subspaces
+from srcli.training.prompts import full_prompt, read_captions
+from srcli.training.sources import Photo, Source, find_sources, hold_out, tell_skipped
+from srcli.training.validation import fixed_samples
+
+log = logging.getLogger("srcli")
+
+_PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_FEW_PROMPTS = 256
+"""So many prompts are embedded before the start, and the text encoder dropped."""
+
+
+class Setup:
+    """The parts of a run.
+
+    Args:
+        config: of the run.
+        base: the base's folder.
+
+    Attributes:
+        networks, crops, objective, critic, optimiser, schedule: see their classes.
+        fixed: samples for validation; may be empty.
+        projector: of `--orthogonal`, else None.
+        average: of the adapter's weights, or None.
+        accumulated: what gradients are accumulated for.
+    """
+
+    def __init__(self, config: TrainConfig, base: Path) -> None:
+        self.config = config
+        recipe = config.recipe
+        self.accelerator = make_accelerator(config)
+        torch.manual_seed(config.seed)  # of the adapter's first weights, the same in all processes
+        sources, held_out = find_photos(config, shown=self._main)
+        self.networks = StageNetworks(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
+        prompts = self._prompts(sources)
+        settings = CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, prompts=prompts)
+        self.fixed: list[Sample] = fixed_samples(held_out, settings) if self._main else []
+        on_device = self.accelerator.device.type == "cuda"
+        self.crops = TrainingCrops(sources, replace(settings, degrade_later=on_device))
+        self._photos = hashlib.sha256("\n".join(str(p.hq) for s in sources for p in s.photos).encode()).hexdigest()
+        self.lpips = lpips_network(self.accelerator.device) if recipe.losses.lpips else None
+        self.critic = Critic(recipe.gan, config.seed, self.accelerator) if recipe.losses.gan else None
+        chunk = decode_chunk(self.networks)
+        self.objective = Objective(recipe, self.networks, self.lpips, self.critic, config.prompts.negative, config.seed, chunk)
+        self.projector = self._projector()
+        self._state_memory()
+        self._make_optimiser()
+
+    @property
+    def _main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def _make_optimiser(self) -> None:
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        recipe, parameters = self.config.recipe, self.networks.parameters
+        optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+        self.schedule = get_scheduler(name, optimiser, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps)
+        self.networks.trained, self.optimiser = self.accelerator.prepare(self.networks.unet, optimiser)
+        self.average = EMAModel(parameters, decay=recipe.ema) if recipe.ema else None
+        self.accumulated: list[nn.Module] = [self.networks.trained]
+
+    def _projector(self) -> Projector | None:
+        if not self.config.recipe.orthogonal:
+            return None
+        assert self.networks.pixel is not None
+        subspaces = fidelity_subspaces(self.networks.pixel, self.config.recipe.orthogonal_energy)
+        kept = sum(basis.shape[1] for basis in subspaces.values())
+        log.info("orthogonal: %d directions in %d layers belong to the pixel adapter", kept, len(subspaces))
+        return Projector(self.networks.lora_b(), subspaces)
+
+    # Prompts ---------------------------------------------------------------------------------------------------------
+
+    def _prompts(self, sources: list[Source]) -> dict[Path, str]:
+        """The positive prompt of every photo; embedded now where they are few."""
+        told = self.config.prompts
+        photos = [photo.hq for source in sources for photo in source.photos]
+        if not self.config.recipe.losses.csd:
+            return {}
+        if told.captions and self.networks.prompts.named:
+            raise UsageError(f"captions need a text encoder, which `{self.config.base_name}` has not", "leave out `--captions`")
+        with self.accelerator.main_process_first():
+            cache = self.config.output / "captions.tsv"
+            captions = read_captions(told.captions, photos, cache=cache, device=self.accelerator.device)
+        if captions.missing and told.captions and self._main:
+            named = ", ".join(f"`{path.name}`" for path in captions.missing[:5])
+            log.warning("%d photos have no caption and get the fixed prompt alone: %s …", len(captions.missing), named)
+        prompts = {path: full_prompt(captions.by_path.get(path, ""), told.positive) for path in photos}
+        distinct = sorted({told.inference, told.negative, told.positive, *prompts.values()})
+        if len(distinct) <= _FEW_PROMPTS:
+            self.networks.embed(distinct)
+            self.networks.prompts.release()
+        return prompts
+
+    def seen_prompts(self, batch: Batch) -> list[str]:
+        """What the trained UNet is told for each sample: its own prompt, or the empty one of inference by chance."""
+        told, recipe = self.config.prompts, self.config.recipe
+        if not recipe.losses.csd:
+            return [told.inference] * len(batch.indices)
+        seen = []
+        for index, prompt in zip(batch.indices, batch.prompts, strict=True):
+            null = np.random.default_rng([self.config.seed, 4, index]).random() < recipe.csd.null_prompt_ratio
+            seen.append(told.inference if null else prompt)
+        return seen
+
+    # Memory ----------------------------------------------------------------------------------------------------------
+
+    def _state_memory(self) -> None:
+        others = [part for part in (self.lpips, self.critic.network if self.critic else None) if part is not None]
+
+        def losses(sr: Tensor, hq: Tensor) -> Tensor:
+            return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60).values()) or [sr.mean()]).sum()
+
+        need = memory_need(self.networks, others, losses)
+        if self._main:
+            free = free_bytes(self.accelerator.device)
+            log.info("memory: %s on `%s`, of which %.1f GB are free", need, self.accelerator.device, free / 1e9)
+            if need.unet + need.decoder + need.optimiser > free:
+                ways = "`--decode-chunk 1`, `--gradient-checkpointing`, or a smaller `--batch` with `--accumulate`"
+                log.warning("this will hardly fit: think of %s", ways)
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The adapter has its averaged weights for a while, where there is an average."""
+        if self.average is None:
+            yield
+            return
+        parameters = self.networks.parameters
+        self.average.store(parameters)
+        self.average.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.average.restore(parameters)
+
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on must share with the one that began; batches may be split otherwise."""
+        recipe, pixel = asdict(self.config.recipe), self.config.pixel
+        split = recipe.pop("batch") * recipe.pop("accumulate") * self.accelerator.num_processes
+        if recipe["schedule"] == "constant":
+            recipe.pop("steps")  # may be prolonged
+        return {
+            "stage": self.config.stage,
+            "base": self.config.base_name,
+            "seed": self.config.seed,
+            "samples a step": split,
+            "pixel": pixel and sha256_of(find_adapter(pixel, PIXEL)),
+            "prompts": asdict(self.config.prompts),
+            **recipe,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that changes while the run goes on, apart from the step; the data's place follows from the step."""
+        state: dict[str, Any] = {
+            "weights": [parameter.detach().cpu() for parameter in self.networks.parameters],
+            "optimiser": self.optimiser.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "photos": self._photos,
+            "rng": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            state["rng_cuda"] = torch.cuda.get_rng_state_all()
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        if self.critic is not None:
+            state["critic"] = self.critic.state()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state["photos"] != self._photos and self._main:
+            log.warning("the photos are not those that the run began with: it goes on, but not as it would have")
+        with torch.no_grad():
+            for parameter, value in zip(self.networks.parameters, state["weights"], strict=True):
+                parameter.copy_(value)
+        self.optimiser.optimizer.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        if "rng_cuda" in state and len(state["rng_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["rng_cuda"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.accelerator.device)
+        if self.critic is not None:
+            self.critic.load(state["critic"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """Accelerate's view of device, processes and precision.
+
+    Raises:
+        UsageError: a device or precision that is not there.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    if config.device not in ("auto", "cpu"):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(choose_device(config.device))
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=_precision(config),
+        gradient_accumulation_steps=config.recipe.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def release(accelerator: Any) -> None:
+    """End what processes share, so that the same Python can train again."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    accelerator.end_training()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def find_photos(config: TrainConfig, *, shown: bool = True) -> tuple[list[Source], list[Photo]]:
+    """The photos to train on and those to validate on; what is skipped is named.
+
+    Raises:
+        UsageError: a source that cannot be used.
+    """
+    crop, scale = config.recipe.crop, config.scale
+    sources, skipped = find_sources(config.data, crop, scale)
+    held_out: list[Photo] = []
+    if config.val == "":
+        sources, held_out = hold_out(sources, config.val_images, config.seed)
+    elif config.val != "none":
+        found, more = find_sources([config.val], crop, scale)
+        skipped += more
+        held_out = [photo for source in found for photo in source.photos][: config.val_images]
+    if shown:
+        tell_skipped(skipped)
+        count = sum(len(source.photos) for source in sources)
+        where = "held out of them" if config.val == "" else "apart"
+        log.info("%d photos to train on, %d for validation %s", count, len(held_out), where)
+        if config.val == "" and not held_out:
+            log.info("so few photos leave none for validation: give some with `--val`")
+    return sources, held_out
+
+
+def _precision(config: TrainConfig) -> str:
+    """Accelerate's name of the mixed precision."""
+    device = choose_device(config.device)
+    if config.dtype == "auto":
+        return "bf16" if bf16_pays(device) else "no"
+    if config.dtype == "fp16" and device.type == "cpu":
+        raise UsageError("a CPU does not train in fp16", "use `--dtype bf16` or `--dtype fp32`")
+    return {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[config.dtype]

@@ -1,0 +1,216 @@
+"""Where training photos come from: folder trees, list files and LQ-HQ pairs, looked over before the first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from srcli.errors import ImageError, UsageError, joined_faults
+from srcli.images.codec import probe
+from srcli.images.files import INPUT_SUFFIXES
+
+log = logging.getLogger("srcli")
+
+SOURCE_HINT = (
+    "a source is a folder, a list file (a path a line, for pairs HQ<tab>LQ) or a photo, and may end in "
+    "`,lq=DIR` for the folder of its LQ partners and `,weight=W`"
+)
+NAMED = 10
+"""So many skipped files are named one by one; the rest is counted, and named with `--debug`."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A sharp photo, and its real LQ partner if it has one."""
+
+    hq: Path
+    lq: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Photos that are drawn with a common weight."""
+
+    photos: tuple[Photo, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A source as it was written."""
+
+    path: Path
+    lq: Path | None = None
+    weight: float = 1.0
+
+
+def find_sources(texts: Sequence[str], crop: int, scale: int) -> tuple[list[Source], list[Skipped]]:
+    """All usable photos of the sources, from the headers of their files.
+
+    Args:
+        texts: as given to `--data`.
+        crop: side of the crops in output pixels; photos with a shorter side are skipped.
+        scale: output sides over input sides, for LQ partners that are not as large as their photo.
+
+    Returns:
+        The sources in the order given, and what was skipped.
+
+    Raises:
+        UsageError: a source that does not exist, or that holds nothing usable; all such sources.
+    """
+    sources, skipped, faults = [], [], []
+    for text in texts:
+        try:
+            asked = _parse(text)
+            photos, unusable = _usable(_photos(asked), crop, scale)
+        except UsageError as error:
+            faults.append(error.message)
+            continue
+        skipped += unusable
+        if photos:
+            sources.append(Source(tuple(photos), asked.weight))
+        else:
+            first = f"; the first: `{unusable[0].path}` {unusable[0].reason}" if unusable else ""
+            faults.append(f"no usable photos in `{asked.path}`{first}")
+    if faults:
+        raise UsageError(faults[0] if len(faults) == 1 else joined_faults("these sources cannot be used", faults), SOURCE_HINT)
+    return sources, skipped
+
+
+def hold_out(sources: Sequence[Source], count: int, seed: int) -> tuple[list[Source], list[Photo]]:
+    """Take photos out of the sources for validation: at most `count`, and at most a twentieth of all; the seed decides which."""
+    every = [photo for source in sources for photo in source.photos]
+    number = min(count, len(every) // 20)
+    chosen = {every[index] for index in np.random.default_rng([seed, 7]).permutation(len(every))[:number]}
+    left = [replace(source, photos=tuple(p for p in source.photos if p not in chosen)) for source in sources]
+    return [source for source in left if source.photos], sorted(chosen, key=lambda photo: str(photo.hq))
+
+
+def tell_skipped(skipped: Sequence[Skipped]) -> None:
+    """Name what was skipped, in the log."""
+    for each in skipped[:NAMED]:
+        log.warning("skipped `%s`: %s", each.path, each.reason)
+    if len(skipped) > NAMED:
+        log.warning("skipped %d more files; `srcli --debug` names them", len(skipped) - NAMED)
+        for each in skipped[NAMED:]:
+            log.debug("skipped `%s`: %s", each.path, each.reason)
+
+
+def _parse(text: str) -> _Asked:
+    """Raises: UsageError: an unknown or faulty option behind a comma."""
+    if Path(text).expanduser().exists():
+        return _Asked(Path(text).expanduser())
+    path, *options = text.split(",")
+    asked = _Asked(Path(path).expanduser())
+    for option in options:
+        key, _, value = option.partition("=")
+        if key == "lq" and value:
+            asked = replace(asked, lq=Path(value).expanduser())
+        elif key == "weight":
+            asked = replace(asked, weight=_weight(value, text))
+        else:
+            raise UsageError(f"`{option}` of `{text}` is neither `lq=DIR` nor `weight=W`", SOURCE_HINT)
+    return asked
+
+
+def _weight(value: str, text: str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = float("nan")
+    if not 0 < weight < float("inf"):
+        raise UsageError(f"the weight `{value}` of `{text}` is not a positive number", SOURCE_HINT)
+    return weight
+
+
+def _photos(asked: _Asked) -> list[Photo | Skipped]:
+    path = asked.path
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if _is_photo(file, path)]
+        return _paired(found, path, asked.lq) if asked.lq else [Photo(file) for file in found]
+    if not path.is_file():
+        raise UsageError(f"`{path}` does not exist", SOURCE_HINT)
+    if asked.lq is not None:
+        raise UsageError(f"`{path}` has `lq=`, which only a folder can have; a list file holds pairs as HQ<tab>LQ", SOURCE_HINT)
+    if path.suffix.lower() in INPUT_SUFFIXES:
+        return [Photo(path)]
+    return list(_listed(path))
+
+
+def _is_photo(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.suffix.lower() in INPUT_SUFFIXES and file.is_file()
+
+
+def _paired(photos: Sequence[Path], folder: Path, lq_folder: Path) -> list[Photo | Skipped]:
+    """Partners by their path below the folders, whatever the suffix."""
+    if not lq_folder.is_dir():
+        raise UsageError(f"`{lq_folder}` is not a folder", SOURCE_HINT)
+    partners: dict[Path, list[Path]] = {}
+    for file in sorted(lq_folder.rglob("*")):
+        if _is_photo(file, lq_folder):
+            partners.setdefault(file.relative_to(lq_folder).with_suffix(""), []).append(file)
+    pairs: list[Photo | Skipped] = []
+    for photo in photos:
+        found = partners.get(photo.relative_to(folder).with_suffix(""), [])
+        if len(found) == 1:
+            pairs.append(Photo(photo, found[0]))
+        else:
+            pairs.append(Skipped(photo, f"has {len(found) or 'no'} partners in `{lq_folder}`" if found else "has no LQ partner"))
+    return pairs
+
+
+def _listed(file: Path) -> Iterator[Photo | Skipped]:
+    """The lines of a list file; relative paths start from its folder."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read `{file}` as a list of photos: {error}", SOURCE_HINT) from error
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        paths = [file.parent / Path(part.strip()).expanduser() for part in line.split("\t") if part.strip()]
+        missing = next((path for path in paths if not path.is_file()), None)
+        yield Skipped(missing, "no such file") if missing else Photo(*paths[:2])
+
+
+def _usable(found: Sequence[Photo | Skipped], crop: int, scale: int) -> tuple[list[Photo], list[Skipped]]:
+    photos, skipped = [], []
+    for each in found:
+        fault = each if isinstance(each, Skipped) else _fault(each, crop, scale)
+        if fault is None and isinstance(each, Photo):
+            photos.append(each)
+        elif fault is not None:
+            skipped.append(fault)
+    return photos, skipped
+
+
+def _fault(photo: Photo, crop: int, scale: int) -> Skipped | None:
+    sizes = []
+    for path in (photo.hq, photo.lq):
+        if path is None:
+            continue
+        try:
+            header = probe(path)
+        except ImageError as error:
+            return Skipped(path, error.message)
+        sizes.append((header.width, header.height))
+    width, height = sizes[0]
+    if min(width, height) < crop:
+        return Skipped(photo.hq, f"{width}x{height} is smaller than the crop of {crop}")
+    allowed = {(width, height), (width // scale, height // scale)}
+    if photo.lq and sizes[1] not in allowed:
+        return Skipped(photo.lq, f"{sizes[1][0]}x{sizes[1][1]} is neither the size of its photo nor a {scale}th of it")
+    return None

@@ -1,0 +1,102 @@
+"""How good the adapter is by now, on pictures and damage that never change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from srcli.errors import ImageError, UsageError
+from srcli.images.fidelity import psnr_y, ssim_y
+from srcli.images.sheet import make_sheet
+from srcli.training.data import (
+    CropSettings,
+    Levels,
+    Sample,
+    degraded,
+    draw_for,
+    enlarged,
+    finish,
+    random_crop,
+    read_levels,
+    to_levels,
+)
+from srcli.training.networks import PIXEL, StageNetworks
+from srcli.training.objective import Objective
+from srcli.training.sources import Photo, Skipped, tell_skipped
+
+_STREAM = 3
+"""Of the seed: training draws from others."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one validation found.
+
+    Attributes:
+        values: means over the pictures: `loss` (the training objective without its adversarial part), and PSNR (dB) and SSIM on
+            Y of the enlarged input (`psnr_lq`), of the pixel adapter alone and of both.
+        sheet: the pictures side by side, (H, W, 3), uint8, RGB.
+    """
+
+    values: dict[str, float]
+    sheet: Levels
+
+
+def fixed_samples(photos: Sequence[Photo], settings: CropSettings) -> list[Sample]:
+    """The same crops with the same damage for the same photos and seed.
+
+    Raises:
+        UsageError: none of the photos can be read.
+    """
+    samples, skipped = [], []
+    for number, photo in enumerate(photos):
+        rng = np.random.default_rng([settings.seed, _STREAM, number])
+        try:
+            hq, lq = read_levels(photo.hq), read_levels(photo.lq) if photo.lq else None
+        except ImageError as error:
+            skipped.append(Skipped(photo.hq, error.message))
+            continue
+        hq, lq = random_crop(hq, lq, settings.crop, settings.scale, rng)
+        lq = enlarged(lq, settings.crop) if lq is not None else degraded(hq, draw_for(settings, rng))
+        samples.append(Sample(number, hq, lq, None, settings.prompts.get(photo.hq, ""), []))
+    tell_skipped(skipped)
+    if photos and not samples:
+        raise UsageError("none of the photos for validation can be read", "give others with `--val`")
+    return samples
+
+
+def validate(samples: Sequence[Sample], networks: StageNetworks, objective: Objective, rows: int = 8) -> Verdict:
+    """Restore every sample under the inference prompt and compare it with its original.
+
+    Args:
+        samples: from `fixed_samples`.
+        networks: with the weights to be judged.
+        objective: for the loss.
+        rows: so many samples go into the sheet.
+    """
+    stages = [networks.names[:1], networks.names] if len(networks.names) > 1 else [networks.names]
+    labels = [PIXEL, "both"][: len(stages)]
+    records: list[dict[str, float]] = []
+    sheet: list[list[Levels]] = []
+    for sample in samples:
+        batch = finish([sample], networks.device)
+        z_lq = networks.encode(batch.lq)
+        embedding = networks.embed([networks.config.prompts.inference])
+        assert sample.lq is not None
+        pictures = {"lq": sample.lq}
+        for label, names in zip(labels, stages, strict=True):
+            z_sr = networks.restore_with(names, z_lq, embedding)
+            with torch.no_grad(), networks.autocast():
+                pictures[label] = to_levels(networks.autoencoder.decode(z_sr)[0])
+        record = {"loss": objective.value(z_sr, batch)}
+        for label, picture in pictures.items():
+            record[f"psnr_{label}"] = psnr_y(picture, sample.hq)
+            record[f"ssim_{label}"] = ssim_y(picture, sample.hq)
+        records.append(record)
+        if len(sheet) < rows:
+            sheet.append([*pictures.values(), sample.hq])
+    means = {name: float(np.mean([record[name] for record in records])) for name in records[0]}
+    return Verdict(means, make_sheet(sheet, ["LQ", *labels, "HQ"]))

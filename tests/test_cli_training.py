@@ -1,0 +1,226 @@
+"""The training commands as a shell script and a scheduler see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import make_base
+from training_case import make_photos
+
+from srcli.models.adapters import load_adapter
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ["--batch", "2", "--crop", "32", "--rank", "2", "--alpha", "2", "--workers", "0", "--device", "cpu", "--dtype", "fp32"]
+SHORT += ["--lr", "0.01", "--log-every", "2", "--val", "none", "--schedule", "constant", "--warmup", "0"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+def srcli(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, "-m", *launcher, "srcli", *map(str, words)]
+
+
+def run(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        srcli(*words, launcher=launcher), env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def adapter(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_adapter(folder / stage / "adapter_model.safetensors", stage).tensors
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(found: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos: Path, tmp_path: Path) -> None:
+    pixel, semantic = tmp_path / "pixel", tmp_path / "semantic"
+    done = run("train-pixel", "--data", photos, "-o", pixel, "--base", base, "--steps", 4, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "step 4 of 4" in done.stderr
+    done = run(
+        *("train-semantic", "--data", photos, "--pixel", pixel, "-o", semantic, "--base", base, "--steps", 4, *SHORT),
+        *("--lpips", 0, "--prompt", "positive", "--negative-prompt", "negative"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--pixel {pixel} --semantic {semantic}" in done.stderr
+    Image.fromarray(np.full((24, 24, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+
+    def upscaled(name: str, *options: object) -> np.ndarray:
+        output = tmp_path / f"{name}.png"
+        done = run("upscale", tmp_path / "photo.png", "-o", output, "--device", "cpu", "--dtype", "fp32", *options)
+        assert done.returncode == 0, done.stderr
+        with Image.open(output) as picture:
+            return np.asarray(picture)
+
+    row = ["--models-file", semantic / "models.toml", "--model", "semantic"]
+    by_row = upscaled("row", *row)
+    one = upscaled("one", *row, "--lambda-semantic", 0)
+    by_path = upscaled(
+        "path", "--models-file", pixel / "models.toml", "--model", "pixel", "--pixel", pixel, "--semantic", semantic
+    )
+    assert np.array_equal(by_row, by_path)
+    assert not np.array_equal(by_row, one)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, base: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    words = ["train-pixel", "--data", photos, "-o", output, "--base", base, "--steps", 100000, "--workers", 1, *SHORT[10:]]
+    words += ["--batch", 1, "--crop", 32, "--rank", 2, "--alpha", 2]
+    process = subprocess.Popen(
+        srcli(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = output / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 1)
+    os.killpg(process.pid, number)  # as schedulers and terminals do: the workers get it too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert f"resume with `srcli train-pixel --data {photos}" in errors
+    assert "--resume`" in errors
+    assert "Traceback" not in errors
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    reached = int(checkpoint.name.split("-")[1])
+    words[words.index("--steps") + 1] = reached + 2
+    done = run(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {reached}" in done.stderr
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(base: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    words = ["train-pixel", "--data", photos, "-o", output, "--base", base, "--steps", 100000, "--save-every", 3, *SHORT]
+    process = subprocess.Popen(srcli(*words), env=environment(), stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list((output / "checkpoints").glob("step-*"))) > 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run(*words)
+    assert done.returncode == 2
+    assert "holds the checkpoints of a run" in done.stderr
+    steps = max(int(path.name.split("-")[1]) for path in (output / "checkpoints").glob("step-*")) + 3
+    words[words.index("--steps") + 1] = steps
+    done = run(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr
+    lines = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(set(lines))
+
+
+@pytest.mark.parametrize("stage", ["pixel", "semantic"])
+def test_two_processes_train_what_one_process_trains(stage: str, base: Path, photos: Path, tmp_path: Path) -> None:
+    words: list[object] = [f"train-{stage}", "--data", photos, "--base", base, "--steps", 6, *SHORT, "--save-every", 3]
+    if stage == "semantic":
+        run("train-pixel", "--data", photos, "-o", tmp_path / "pixel", "--base", base, "--steps", 2, *SHORT)
+        words += [
+            "--pixel",
+            tmp_path / "pixel",
+            "--lpips",
+            0,
+            "--gan",
+            0.1,
+            "--prompt",
+            "positive",
+            "--negative-prompt",
+            "negative",
+        ]
+        (tmp_path / "recipe.toml").write_text("[gan]\nfeatures = 4\n")
+        words += ["--recipe", tmp_path / "recipe.toml"]
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    launch += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m")
+    one, two = tmp_path / "one", tmp_path / "two"
+    words[words.index("--batch") + 1] = "4"
+    done = run(*words, "-o", one)
+    assert done.returncode == 0, done.stderr
+    words[words.index("--batch") + 1] = "2"
+    done = run(*words, "-o", two, launcher=launch)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    assert done.stderr.count("step 6 of 6") == 1
+    assert len(list((two / "checkpoints").iterdir())) == 2
+    for key, value in adapter(one, stage).items():
+        assert torch.allclose(value, adapter(two, stage)[key], atol=4e-3), key  # saved in float16
+    losses = [[json.loads(line)["l2"] for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_show_recipe_prints_toml_that_recipe_takes(tmp_path: Path) -> None:
+    done = run("train-semantic", "--show-recipe", "--csd", 0.5, "--step-range", 0.1, 0.4, "--rank", 7)
+    assert done.returncode == 0, done.stderr
+    assert "csd = 0.5" in done.stdout
+    assert "step_range = [0.1, 0.4]" in done.stdout
+    (tmp_path / "recipe.toml").write_text(done.stdout)
+    again = run("train-semantic", "--show-recipe", "--recipe", tmp_path / "recipe.toml")
+    assert again.stdout == done.stdout
+
+
+def test_preview_writes_a_sheet_and_stops(photos: Path, tmp_path: Path) -> None:
+    done = run("train-pixel", "--data", photos, "-o", tmp_path, "--preview", 3, "--crop", 32)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "preview.png") as sheet:
+        assert sheet.size == (4 * 36 + 4, 22 + 2 * 36)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train-pixel", "-o", "x"], "no `--data` given"),
+        (["train-pixel", "--data", "x"], "no `--output` given"),
+        (["train-semantic", "--data", "x", "-o", "y"], "needs `--pixel`"),
+        (["train-pixel", "--data", "nowhere", "-o", "y"], "`nowhere` does not exist"),
+        (["train-pixel", "--data", "x", "-o", "y", "--rank", "0"], "`rank` = 0"),
+        (["train-pixel", "--data", "x", "-o", "y", "--recipe", "none.toml"], "cannot read the recipe"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
+    done = subprocess.run(srcli(*words), env=environment(), capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "hint:" in done.stderr
+
+
+def test_lpips_without_its_weights_tells_the_ways_out(base: Path, photos: Path, tmp_path: Path) -> None:
+    run("train-pixel", "--data", photos, "-o", tmp_path / "pixel", "--base", base, "--steps", 1, *SHORT)
+    words = ["train-semantic", "--data", photos, "--pixel", tmp_path / "pixel", "-o", tmp_path / "s", "--base", base, *SHORT]
+    words += ["--lpips", 2, "--prompt", "positive", "--negative-prompt", "negative"]
+    done = subprocess.run(
+        srcli(*words), env={**environment(), "TORCH_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "srcli models fetch lpips-vgg" in done.stderr
+    assert "--lpips 0" in done.stderr

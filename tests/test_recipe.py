@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from srcli.config.recipe import Recipe
+from srcli.config.recipe_file import build_recipe, read_recipe_file, recipe_as_toml
+from srcli.errors import UsageError
+from srcli.models.adapters import TARGETS
+
+
+def test_the_defaults_are_the_papers() -> None:
+    pixel, semantic = build_recipe("pixel", []), build_recipe("semantic", [])
+    assert (pixel.steps, semantic.steps) == (4000, 8500)
+    for recipe in (pixel, semantic):
+        assert (recipe.batch, recipe.crop, recipe.rank, recipe.alpha, recipe.learning_rate) == (16, 512, 4, 8.0, 5e-5)
+        assert (recipe.schedule, recipe.weight_decay, recipe.clip_norm, recipe.ema) == ("constant", 1e-2, 1.0, 0.0)
+        assert (recipe.csd.guidance_scale, recipe.csd.step_range, recipe.csd.null_prompt_ratio) == (7.5, (0.02, 0.5), 0.5)
+        assert recipe.targets == TARGETS
+    assert dataclasses.astuple(pixel.losses) == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert dataclasses.astuple(semantic.losses) == (1.0, 0.0, 2.0, 1.0, 0.0, 0.0)
+
+
+def test_later_layers_lie_above_and_tables_are_merged() -> None:
+    recipe = build_recipe("semantic", [{"rank": 8, "losses": {"gan": 0.1}}, {"rank": 16, "losses": {"csd": 0.5}}])
+    assert recipe.rank == 16
+    assert (recipe.losses.gan, recipe.losses.csd, recipe.losses.lpips) == (0.1, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("stage", ["pixel", "semantic"])
+def test_a_printed_recipe_reads_back_to_the_same(stage: str, tmp_path: Path) -> None:
+    changed = {"schedule": "cosine", "losses": {"gan": 0.1}, "degradation": {"first": {"sigma": [0.1, 2]}}, "orthogonal": True}
+    recipe = build_recipe(stage, [changed])
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe_as_toml(recipe, "a title"), encoding="utf-8")
+    assert build_recipe(stage, [read_recipe_file(file)]) == recipe
+
+
+def test_every_key_of_a_printed_recipe_is_explained() -> None:
+    lines = recipe_as_toml(build_recipe("pixel", []), "title").splitlines()
+    bare = [line for line in lines if line and not line.startswith("#") and " # " not in line]
+    assert bare == []
+
+
+def test_all_faults_are_named_at_once() -> None:
+    wrong = {
+        "steps": 0,
+        "rnak": 4,
+        "losses": {"l2": -1},
+        "csd": {"step_range": [0.5, 0.1]},
+        "degradation": {"first": {"blur": 1}},
+    }
+    with pytest.raises(UsageError) as caught:
+        build_recipe("pixel", [wrong])
+    for part in ("5 faults", "`steps` = 0", "`rnak`", "`losses.l2` = -1", "`csd.step_range`", "`degradation.first.blur`"):
+        assert part in caught.value.message, part
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"losses": {"l2": 0}}, "nothing to learn"),
+        ({"targets": "("}, "no regular expression"),
+        ({"schedule": "stairs"}, "`schedule`"),
+        ({"crop": 32, "frequency": {"patch": 64}}, "larger than `crop`"),
+        ({"learning_rate": float("nan")}, "`learning_rate`"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(layer: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        build_recipe("pixel", [layer])
+
+
+def test_an_unreadable_recipe_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the recipe"):
+        read_recipe_file(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    with pytest.raises(UsageError, match="not TOML"):
+        read_recipe_file(tmp_path / "bad.toml")
+
+
+def test_a_recipe_is_built_from_its_class_alone() -> None:
+    assert Recipe().degradation == build_recipe("pixel", []).degradation

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_case import make_photos
+
+from srcli.errors import UsageError
+from srcli.training.data import CropSettings, StepOrder, TrainingCrops, finish, make_loader, random_crop
+from srcli.training.sources import Photo, Source, find_sources
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+def crops(photos: Path, **changes: object) -> TrainingCrops:
+    sources, _ = find_sources([str(photos)], 32, 4)
+    return TrainingCrops(sources, CropSettings(**({"crop": 32, "seed": 3} | changes)))  # type: ignore[arg-type]
+
+
+def test_samples_depend_on_seed_and_index_alone(photos: Path) -> None:
+    data, again, other = crops(photos), crops(photos, cache_bytes=0), crops(photos, seed=4)
+    for index in (31, 0, 7):
+        one, two = data[index], again[index]
+        assert np.array_equal(one.hq, two.hq)
+        assert np.array_equal(one.lq, two.lq)  # type: ignore[arg-type]
+        assert one.hq.shape == (32, 32, 3)
+        assert not np.array_equal(one.hq, other[index].hq)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_are_the_same_with_any_number_of_workers(photos: Path, workers: int) -> None:
+    data = crops(photos)
+    order = StepOrder(2, 6, 2)
+    seen = [finish(samples, CPU) for samples in make_loader(data, order, workers, pinned=False)]
+    assert [batch.indices for batch in seen] == [[4, 5], [6, 7], [8, 9], [10, 11]]
+    for batch in seen:
+        again = finish([data[index] for index in batch.indices], CPU)
+        assert torch.equal(batch.lq, again.lq)
+        assert torch.equal(batch.hq, again.hq)
+
+
+def test_processes_share_out_the_samples_of_a_step() -> None:
+    one = list(StepOrder(0, 3, 4))
+    two = [list(StepOrder(0, 3, 2, process, 2)) for process in (0, 1)]
+    assert [first + second for first, second in zip(*two, strict=True)] == one
+    assert len(StepOrder(5, 9, 2)) == 4
+
+
+def test_every_photo_is_drawn_once_a_lap(photos: Path) -> None:
+    data = crops(photos)
+    drawn: list[Path] = []
+    data._levels = lambda path: drawn.append(path) or np.zeros((40, 40, 3), np.uint8)  # type: ignore[method-assign]
+    for index in range(10):
+        data[index]
+    assert set(Counter(drawn).values()) == {2}
+
+
+def test_sources_are_drawn_by_their_weights(tmp_path: Path) -> None:
+    heavy = Source((Photo(tmp_path / "heavy"),), 3.0)
+    light = Source((Photo(tmp_path / "light"),), 1.0)
+    data = TrainingCrops([heavy, light], CropSettings(32))
+    drawn: list[str] = []
+    data._levels = lambda path: drawn.append(path.name) or np.zeros((32, 32, 3), np.uint8)  # type: ignore[method-assign]
+    for index in range(400):
+        data[index]
+    assert 260 <= drawn.count("heavy") <= 340  # 300 expected, deviation 8.7
+
+
+@pytest.mark.parametrize("lq_size", [(30, 22), (120, 90)])
+def test_pairs_are_cropped_at_the_same_place(tmp_path: Path, lq_size: tuple[int, int]) -> None:
+    y, x = np.mgrid[0:90, 0:120]
+    hq = np.stack([x * 2, y * 2, x * 0], -1).astype(np.uint8)
+    lq = np.asarray(Image.fromarray(hq).resize(lq_size, Image.Resampling.BOX))
+    for seed in range(8):
+        big, small = random_crop(hq[:88], lq[: 88 * lq_size[1] // 90], 32, 4, np.random.default_rng(seed))
+        assert small is not None
+        assert big.shape == (32, 32, 3)
+        assert np.abs(big.mean((0, 1)) - small.mean((0, 1))).max() < 3
+
+
+def test_a_real_partner_is_not_degraded(tmp_path: Path) -> None:
+    make_photos(tmp_path / "hq", 1, (64, 64))
+    (tmp_path / "lq").mkdir()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "lq/0.png")
+    sources, _ = find_sources([f"{tmp_path / 'hq'},lq={tmp_path / 'lq'}"], 32, 4)
+    batch = finish([TrainingCrops(sources, CropSettings(32))[0]], CPU)
+    expected = torch.tensor([200, 100, 50]) / 127.5 - 1
+    assert torch.allclose(batch.lq[0].amax((1, 2)), expected, atol=1e-6)
+    assert torch.allclose(batch.lq[0].amin((1, 2)), expected, atol=1e-6)
+
+
+def test_a_photo_that_breaks_later_is_named_and_another_one_taken(photos: Path, tmp_path: Path) -> None:
+    own = make_photos(tmp_path, 3)
+    sources, _ = find_sources([str(own)], 32, 4)
+    (own / "1.png").write_bytes((own / "1.png").read_bytes()[:200])
+    data = TrainingCrops(sources, CropSettings(32))
+    samples = [data[index] for index in range(3)]
+    assert {skipped.path.name for sample in samples for skipped in sample.skipped} == {"1.png"}
+    assert all(sample.hq.shape == (32, 32, 3) for sample in samples)
+
+
+def test_when_nothing_can_be_read_it_says_so(tmp_path: Path) -> None:
+    own = make_photos(tmp_path, 2)
+    sources, _ = find_sources([str(own)], 32, 4)
+    for file in own.iterdir():
+        file.write_bytes(b"gone bad")
+    with pytest.raises(UsageError, match="in a row cannot be read"):
+        finish([TrainingCrops(sources, CropSettings(32))[0]], CPU)
+
+
+def test_degrading_later_on_the_device_gives_about_the_same(photos: Path) -> None:
+    early, late = crops(photos, crop=64), crops(photos, crop=64, degrade_later=True)
+    differences = []
+    for index in range(12):
+        one, two = finish([early[index]], CPU), finish([late[index]], CPU)
+        assert torch.equal(one.hq, two.hq)
+        assert one.lq.shape == two.lq.shape
+        differences.append(float((one.lq - two.lq).mean().abs()))
+    assert max(differences) < 0.03
+
+
+def test_the_crop_must_fit_the_scale(photos: Path) -> None:
+    with pytest.raises(UsageError, match="not a multiple"):
+        crops(photos, crop=34)
