@@ -1,0 +1,121 @@
+"""The settings of `srcli eval`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from srcli.config._checks import device_faults, raise_faults
+from srcli.config.upscale import MAX_SCALE
+
+REFERENCE_METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips-vgg", "dists", "fid")
+"""They compare with `--hq`."""
+IQA_METRIC_NAMES = ("niqe", "clipiqa", "musiq", "maniqa")
+"""They need no reference; the package that computes them is for noncommercial use only."""
+METRIC_NAMES = REFERENCE_METRIC_NAMES + IQA_METRIC_NAMES
+BASELINE_NAMES = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `srcli eval` is to do."""
+
+    sr: tuple[str, ...] = ()
+    """Folders, each `DIR` or `NAME=DIR`; see `methods`."""
+    hq: Path | None = None
+    lq: Path | None = None
+    """The inputs: what `model` and `baseline` upscale, and what each folder of `sr` should have a result for."""
+    metrics: tuple[str, ...] = ("psnr", "ssim")
+    crop_border: int = 0
+    """Pixels left out at each side, in PSNR and SSIM."""
+    model: tuple[str, ...] = ()
+    """Models that upscale `lq` first."""
+    baseline: tuple[str, ...] = ()
+    """Plain filters that enlarge `lq`."""
+    scale: float = 4.0
+    lambda_pixel: float | None = None
+    lambda_semantic: float | None = None
+    models_file: Path | None = None
+    keep: Path | None = None
+    """Where the upscaled pictures stay, in a folder per model; None: nowhere."""
+    output: Path | None = None
+    ci: bool = False
+    json: bool = False
+    fetch: bool = False
+    """Download the weights that the metrics lack; without pictures do nothing else."""
+    device: str = "auto"
+    dtype: str = "auto"
+    """Of the upscaling models; metrics are computed in float32 or better."""
+
+    def __post_init__(self) -> None:
+        raise_faults([*_method_faults(self), *_metric_faults(self), *_lq_faults(self)], "srcli eval --help")
+
+    @property
+    def methods(self) -> dict[str, Path]:
+        """Name -> folder of what `sr` names; a folder without a name is called after itself."""
+        return dict(_named(text) for text in self.sr)
+
+    @property
+    def fetches_only(self) -> bool:
+        """There is nothing to evaluate."""
+        return self.fetch and not (self.sr or self.model or self.baseline)
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if equals and name and folder and "/" not in name and not Path(text).exists():
+        return name, Path(folder)
+    path = Path(text)
+    return path.name or path.resolve().name, path
+
+
+def _method_faults(config: EvalConfig) -> list[str]:
+    faults = []
+    names = [_named(text)[0] for text in config.sr] + list(config.model) + list(config.baseline)
+    if not names and not config.fetch:
+        faults.append("there is nothing to evaluate: name a folder, or give `--model` or `--baseline` with `--lq`")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"{names.count(name)} rows would be called `{name}`: name folders as in `other={name}`")
+    faults += [f"`{text}` has no name: give it one as in `name={text}`" for text in config.sr if not _named(text)[0]]
+    for name, folder in (("hq", config.hq), ("lq", config.lq)):
+        if name in names and folder is not None:
+            faults.append(f"a row cannot be called `{name}` beside `--{name}`: name the folder as in `other={name}`")
+    return faults
+
+
+def _metric_faults(config: EvalConfig) -> list[str]:
+    faults = []
+    if not config.metrics:
+        faults.append("`--metrics` names no metric")
+    for name in config.metrics:
+        if name not in METRIC_NAMES:
+            faults.append(f"`--metrics {name}` is none of {', '.join(METRIC_NAMES)}")
+        if config.metrics.count(name) > 1 and f"`--metrics` names `{name}` twice" not in faults:
+            faults.append(f"`--metrics` names `{name}` twice")
+    compared = [name for name in config.metrics if name in REFERENCE_METRIC_NAMES]
+    if compared and config.hq is None and not config.fetches_only:
+        faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")
+    if config.crop_border < 0:
+        faults.append(f"`--crop-border {config.crop_border}` is negative")
+    return faults
+
+
+def _lq_faults(config: EvalConfig) -> list[str]:
+    faults = []
+    upscalers = bool(config.model or config.baseline)
+    if upscalers and config.lq is None:
+        faults.append(f"`--{'model' if config.model else 'baseline'}` upscales the pictures of `--lq`, which is missing")
+    if config.keep is not None and not upscalers:
+        faults.append("`--keep` is used with `--model` or `--baseline` only")
+    for name in config.baseline:
+        if name not in BASELINE_NAMES:
+            faults.append(f"`--baseline {name}` is none of {', '.join(BASELINE_NAMES)}")
+    if not 0 < config.scale <= MAX_SCALE:
+        faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
+    for option, value in (("--lambda-pixel", config.lambda_pixel), ("--lambda-semantic", config.lambda_semantic)):
+        if value is not None and not math.isfinite(value):
+            faults.append(f"`{option} {value}` is not a number")
+        if value is not None and not config.model:
+            faults.append(f"`{option}` is used with `--model` only")
+    return faults + device_faults(config.device, config.dtype)
