@@ -78,7 +78,7 @@ def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos
         *("--lpips", 0, "--prompt", "positive", "--negative-prompt", "negative"),
     )
     assert done.returncode == 0, done.stderr
-    assert f"--pixel {pixel} --semantic {semantic}" in done.stderr
+    assert f"--model {semantic}" in done.stderr
     Image.fromarray(np.full((24, 24, 3), 90, np.uint8)).save(tmp_path / "photo.png")
 
     def upscaled(name: str, *options: object) -> np.ndarray:
@@ -95,6 +95,7 @@ def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos
         "path", "--models-file", pixel / "models.toml", "--model", "pixel", "--pixel", pixel, "--semantic", semantic
     )
     assert np.array_equal(by_row, by_path)
+    assert np.array_equal(by_row, upscaled("folder", "--model", semantic))
     assert not np.array_equal(by_row, one)
 
 

@@ -281,6 +281,21 @@ def test_settings_that_make_no_sense_are_named_at_once(photos: Path, tmp_path: P
         assert part in caught.value.message
 
 
+@pytest.mark.parametrize("stage", ["pixel", "semantic"])
+def test_bfloat16_trains_and_resumes_exactly_too(stage: str, base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    changes = {"dtype": "bf16", **({"pixel": pixel} if stage == "semantic" else {})}
+    whole = trained(make_config(stage, photos, tmp_path / "whole", **changes), base)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        train(make_config(stage, photos, tmp_path / "two", **changes), base)
+    resumed = trained(make_config(stage, photos, tmp_path / "two", resume=True, **changes), base)
+    for key, value in whole.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, resumed[key]), key
+    with pytest.raises(UsageError, match="a CPU does not train in fp16"):
+        train(make_config(stage, photos, tmp_path / "fp16", **(changes | {"dtype": "fp16"})), base)
+
+
 def test_targets_that_fit_no_layer_are_told(base: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fits no layer"):
         train(make_config("pixel", photos, tmp_path, {"targets": "nothing"}), base)

@@ -201,17 +201,14 @@ def _tell_result(config: Any, spec: Any, folder: Path) -> None:
     from srcli.models.spec import ROW_NAME, add_user_row
 
     adapters = {config.stage: folder / ADAPTER_FILE}
-    options = f"--{config.stage} {shlex.quote(str(config.output))}"
     if config.pixel is not None:
         adapters = {"pixel": find_adapter(config.pixel, "pixel"), **adapters}
-        options = f"--pixel {shlex.quote(str(config.pixel))} {options}"
     name = config.output.resolve().name
     name = name if ROW_NAME.fullmatch(name) else "trained"
     row_file = config.output / "models.toml"
     add_user_row(name, row_with(spec, adapters, config.output), row_file)
-    log.info("saved `%s`", folder)
-    log.info("use it: `srcli upscale PHOTOS -o OUT --model %s %s`", spec.name, options)
-    log.info("or by its row in `%s`: `--models-file %s --model %s`", row_file, shlex.quote(str(row_file)), name)
+    log.info("saved `%s`, and a row for it in `%s`", folder, row_file)
+    log.info("use it: `srcli upscale PHOTOS -o OUT --model %s`", shlex.quote(str(config.output)))
 
 
 def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:

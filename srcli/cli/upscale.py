@@ -29,7 +29,9 @@ def upscale(
         Path,
         typer.Option("-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False),
     ],
-    model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="A name from `srcli models list`, or the output folder of a training run.", rich_help_panel=MODEL)
+    ] = "tiny",
     models_file: ModelsFile = None,
     pixel: Annotated[
         Path | None,

@@ -97,8 +97,8 @@ class KLAutoencoder:
         return picture.to(latent.dtype)
 
 
-def load_unet(base: Path) -> Any:
-    """The base's `UNet2DConditionModel`, float32, on the CPU, frozen.
+def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The base's `UNet2DConditionModel`, in `dtype`, on the CPU, frozen.
 
     Raises:
         ModelError: the folder holds no usable UNet.
@@ -106,11 +106,11 @@ def load_unet(base: Path) -> Any:
     _quiet_libraries()
     from diffusers import UNet2DConditionModel
 
-    return _load_part(UNet2DConditionModel, base, "unet")
+    return _load_part(UNet2DConditionModel, base, "unet", dtype)
 
 
-def load_autoencoder(base: Path) -> Autoencoder:
-    """The base's autoencoder, float32, on the CPU, frozen.
+def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The base's autoencoder, in `dtype`, on the CPU, frozen.
 
     Raises:
         ModelError: the folder holds none, or one of an unknown class.
@@ -123,7 +123,7 @@ def load_autoencoder(base: Path) -> Autoencoder:
         _quiet_libraries()
         from diffusers import AutoencoderKL
 
-        return KLAutoencoder(_load_part(AutoencoderKL, base, "vae"))
+        return KLAutoencoder(_load_part(AutoencoderKL, base, "vae", dtype))
     raise ModelError(
         f"`{base / 'vae'}` holds an autoencoder of the unknown class `{kind}`",
         "srcli knows `AutoencoderKL` and `PatchAutoencoder`",
@@ -207,9 +207,15 @@ def load_alphas(base: Path) -> Tensor:
     from diffusers import DDPMScheduler
 
     try:
-        alphas: Tensor = DDPMScheduler.from_pretrained(base, subfolder="scheduler").alphas_cumprod
+        scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"`{base}` has no usable scheduler: {_first_line(error)}", _BASE_HINT) from error
+    if scheduler.config.prediction_type != "epsilon":
+        message = (
+            f"`{base}` predicts `{scheduler.config.prediction_type}`, but score distillation needs a base that predicts the noise"
+        )
+        raise ModelError(message, "take a base such as SD 2.1-base (not SD 2.1 of 768 pixels), or train with `--csd 0`")
+    alphas: Tensor = scheduler.alphas_cumprod
     return alphas.float()
 
 
@@ -251,9 +257,9 @@ def _quiet_libraries() -> None:
 _BASE_HINT = "a base is a folder in diffusers' layout with `unet`, `vae`, `text_encoder` and `tokenizer`"
 
 
-def _load_part(kind: Any, base: Path, part: str) -> Any:
+def _load_part(kind: Any, base: Path, part: str, dtype: torch.dtype) -> Any:
     try:
-        network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=torch.float32)
+        network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"`{base}` has no usable `{part}`: {_first_line(error)}", _BASE_HINT) from error
     return network.eval().requires_grad_(False)

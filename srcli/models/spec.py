@@ -135,7 +135,7 @@ def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
 
 
 def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
-    """The row called `name`.
+    """The row called `name`; or, where that is a folder with a `models.toml`, as training writes it, the only row in there.
 
     Raises:
         ModelError: there is none, or a registry file has faults.
@@ -143,6 +143,14 @@ def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
     registry = load_registry(models_file)
     if name in registry:
         return registry[name]
+    own = _expanded(name) / "models.toml"
+    if own.is_file():
+        faults: list[str] = []
+        rows = _specs_of(parse(own, faults), own, faults)
+        _raise_faults(faults, f"cannot use `{own}`")
+        if len(rows) == 1:
+            return next(iter(rows.values()))
+        raise ModelError(f"`{own}` holds {len(rows)} models", f"name one: `--models-file {own} --model NAME`")
     near = difflib.get_close_matches(name, registry, 3, 0.5)
     meant = f"; did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else ""
     raise ModelError(f"unknown model `{name}`{meant}", "`srcli models list` shows the names")

@@ -19,7 +19,7 @@ from srcli.models.adapters import ADAPTER_FILE, save_adapter
 from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from srcli.training.data import Batch, Sample, StepOrder, finish, make_loader
 from srcli.training.memory import out_of_memory
-from srcli.training.setup import Setup, release
+from srcli.training.setup import Setup, shared_state
 from srcli.training.signals import StopSignals
 from srcli.training.sources import Skipped, tell_skipped
 from srcli.training.tracking import Means, Progress, Tracker
@@ -276,10 +276,7 @@ def train(config: TrainConfig, base: Path) -> Path | Stopped | None:
         TrainingError: a loss that is no number, a checkpoint that cannot be written.
         OutOfMemoryError: with the options that help.
     """
-    with StopSignals() as stop:
+    with StopSignals() as stop, shared_state():
         setup = Setup(config, base)
-        try:
-            outcome = Run(setup).run(stop)
-            return outcome if setup.accelerator.is_main_process else None
-        finally:
-            release(setup.accelerator)
+        outcome = Run(setup).run(stop)
+        return outcome if setup.accelerator.is_main_process else None

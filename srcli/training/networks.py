@@ -49,9 +49,9 @@ class StageNetworks:
     def __init__(self, config: TrainConfig, base: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.config = config
         self.device, self.dtype = device, dtype
-        self.autoencoder: Autoencoder = load_autoencoder(base)
-        self.autoencoder.network.to(device, dtype)
-        self.unet: Any = load_unet(base).to(device, dtype, memory_format=torch.channels_last)
+        self.autoencoder: Autoencoder = load_autoencoder(base, dtype)
+        self.autoencoder.network.to(device)
+        self.unet: Any = load_unet(base, dtype).to(device, memory_format=torch.channels_last)
         self.pixel = load_adapter(find_adapter(config.pixel, PIXEL), PIXEL) if config.pixel and config.stage == SEMANTIC else None
         if self.pixel is not None:
             attach_frozen(self.unet, self.pixel)

@@ -240,13 +240,18 @@ def make_accelerator(config: TrainConfig) -> Any:
     )
 
 
-def release(accelerator: Any) -> None:
-    """End what processes share, so that the same Python can train again."""
+@contextlib.contextmanager
+def shared_state() -> Iterator[None]:
+    """What accelerate and its processes share ends with this context, so that the same Python can train again."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    accelerator.end_training()
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    try:
+        yield
+    finally:
+        if PartialState._shared_state:
+            PartialState().destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def find_photos(config: TrainConfig, *, shown: bool = True) -> tuple[list[Source], list[Photo]]:
