@@ -31,7 +31,7 @@ CASES = ("plain", "ours", "saving")
 
 
 def make_base(folder: Path) -> None:
-    """Stable Diffusion 2.1-base's UNet and autoencoder with random weights, in float16, and embeddings instead of a text encoder."""
+    """SD 2.1-base with random weights, in float16, and with embeddings instead of a text encoder."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from safetensors.torch import save_file
 
@@ -159,11 +159,11 @@ def main() -> None:
                     continue
                 results[case] = json.loads(done.stdout.splitlines()[-1])
                 told = results[case]
-                ratio = {key: told[key] / results["plain"][key] for key in told} if "plain" in results else {}
-                words = ["", f"{ratio['gb']:.2f} of plain's memory, {ratio['seconds']:.2f} of its time"]
-                print(
-                    f"batch {batch} {case}: {told['gb']:.1f} GB, {told['seconds']:.1f} s a step; {words[bool(ratio)]}", flush=True
-                )
+                line = f"batch {batch} {case}: {told['gb']:.1f} GB, {told['seconds']:.1f} s a step"
+                if "plain" in results:
+                    memory, duration = (told[key] / results["plain"][key] for key in ("gb", "seconds"))
+                    line += f"; {memory:.2f} of plain's memory, {duration:.2f} of its time"
+                print(line, flush=True)
 
 
 def make_photos(folder: Path, crop: int) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from srcli import __version__
+from srcli.cli import eval as eval_command
 from srcli.cli import models, train_pixel, train_semantic, upscale
 from srcli.console import console, set_up_logging, show_error
 from srcli.errors import SrcliError
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command("upscale")(upscale.upscale)
 app.command("train-pixel")(train_pixel.train_pixel)
 app.command("train-semantic")(train_semantic.train_semantic)
+app.command("eval")(eval_command.evaluate)
 app.add_typer(models.app, name="models")
 
 _debug = False
