@@ -53,7 +53,7 @@ def test_small_and_broken_photos_are_skipped_with_a_reason(tmp_path: Path) -> No
     assert names(source) == ["0.png"]
     reasons = {each.path.name: each.reason for each in skipped}
     assert "31x200 is smaller than the crop of 32" in reasons["small.png"]
-    assert "broken.jpg" in reasons
+    assert reasons["broken.jpg"].startswith("cannot be read")
 
 
 def test_skipped_files_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

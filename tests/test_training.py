@@ -299,3 +299,34 @@ def test_bfloat16_trains_and_resumes_exactly_too(stage: str, base: Path, photos:
 def test_targets_that_fit_no_layer_are_told(base: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fits no layer"):
         train(make_config("pixel", photos, tmp_path, {"targets": "nothing"}), base)
+
+
+def test_a_stable_diffusion_base_trains_with_captions_and_decodes_one_by_one(tmp_path: Path) -> None:
+    """The reference's tiny base: a real autoencoder and text encoder; the decoder's gradient is the same in any chunks."""
+    base = Path(__file__).parent / "data" / "pisa" / "base"
+    photos = make_photos(tmp_path / "photos", 3)
+    for index in range(2):
+        (photos / f"{index}.txt").write_text(f"a ramp number {index}\n")
+    short: dict[str, Any] = {"crop": 64, "steps": 3}
+    prompts = Prompts("", "photograph", "painting, blur", "sidecar")
+    pixel = trained(make_config("pixel", photos, tmp_path / "pixel", short), base)
+    assert any(value.abs().max() > 0 for key, value in pixel.items() if "lora_B" in key)
+    results = {}
+    for chunk in (0, 2):
+        output = tmp_path / str(chunk)
+        changes = {"pixel": tmp_path / "pixel", "prompts": prompts, "decode_chunk": chunk, "val": str(photos), "val_images": 1}
+        results[chunk] = trained(make_config("semantic", photos, output, short, **changes), base)
+        assert {"csd", "l2"} <= set(records(output, "train")[0])
+    for key, value in results[0].items():
+        assert torch.allclose(value, results[2][key], atol=4e-3), key
+
+
+def test_photos_without_a_caption_are_told(tmp_path: Path, pixel: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = Path(__file__).parent / "data" / "pisa" / "base"
+    photos = make_photos(tmp_path / "photos", 3)
+    (photos / "0.txt").write_text("a ramp")
+    train(make_config("pixel", photos, tmp_path / "pixel", {"crop": 64, "steps": 1}), base)
+    prompts = Prompts("", "photograph", "blur", "sidecar")
+    changes = {"pixel": tmp_path / "pixel", "prompts": prompts}
+    train(make_config("semantic", photos, tmp_path / "semantic", {"crop": 64, "steps": 1}, **changes), base)
+    assert any("2 photos have no caption" in message and "1.png" in message for message in caplog.messages)

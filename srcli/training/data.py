@@ -23,7 +23,7 @@ from srcli.images.codec import decode
 from srcli.training.degrade import INFERENCE, Array, Draws, apply, draw, resize_back
 from srcli.training.degrade_batch import apply_batch
 from srcli.training.degrade_batch import resize_back as resize_batch_back
-from srcli.training.sources import Photo, Skipped, Source
+from srcli.training.sources import Photo, Skipped, Source, unreadable
 
 CACHE_BYTES = 1 << 30
 _TRIES = 20
@@ -121,7 +121,7 @@ class TrainingCrops(Dataset[Sample]):
             try:
                 return photo, self._levels(photo.hq), self._levels(photo.lq) if photo.lq else None, skipped
             except ImageError as error:
-                skipped.append(Skipped(photo.hq, error.message))
+                skipped.append(unreadable(photo.hq, error))
         return photo, np.zeros((0, 0, 3), np.uint8), None, skipped
 
     def _levels(self, path: Path) -> Levels:

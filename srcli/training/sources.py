@@ -89,6 +89,11 @@ def find_sources(texts: Sequence[str], crop: int, scale: int) -> tuple[list[Sour
     return sources, skipped
 
 
+def unreadable(path: Path, error: ImageError) -> Skipped:
+    """A file that could not be read; the reason does not repeat its path."""
+    return Skipped(path, error.message.removeprefix(f"`{path}` "))
+
+
 def hold_out(sources: Sequence[Source], count: int, seed: int) -> tuple[list[Source], list[Photo]]:
     """Take photos out of the sources for validation: at most `count`, and at most a twentieth of all; the seed decides which."""
     every = [photo for source in sources for photo in source.photos]
@@ -205,7 +210,7 @@ def _fault(photo: Photo, crop: int, scale: int) -> Skipped | None:
         try:
             header = probe(path)
         except ImageError as error:
-            return Skipped(path, error.message)
+            return unreadable(path, error)
         sizes.append((header.width, header.height))
     width, height = sizes[0]
     if min(width, height) < crop:

@@ -25,7 +25,7 @@ from srcli.training.data import (
 )
 from srcli.training.networks import PIXEL, StageNetworks
 from srcli.training.objective import Objective
-from srcli.training.sources import Photo, Skipped, tell_skipped
+from srcli.training.sources import Photo, Skipped, tell_skipped, unreadable
 
 _STREAM = 3
 """Of the seed: training draws from others."""
@@ -57,7 +57,7 @@ def fixed_samples(photos: Sequence[Photo], settings: CropSettings) -> list[Sampl
         try:
             hq, lq = read_levels(photo.hq), read_levels(photo.lq) if photo.lq else None
         except ImageError as error:
-            skipped.append(Skipped(photo.hq, error.message))
+            skipped.append(unreadable(photo.hq, error))
             continue
         hq, lq = random_crop(hq, lq, settings.crop, settings.scale, rng)
         lq = enlarged(lq, settings.crop) if lq is not None else degraded(hq, draw_for(settings, rng))
