@@ -4,7 +4,7 @@
     python scripts/measure_tiny.py pairs ../shared/photos/realsr-open/lq ../shared/photos/realsr-open/hq
 
 The model runs as `srcli upscale` runs it: this script writes the LQ files, calls the command, and reads its PNG files back.
-Needs the extra `eval`.
+PSNR and SSIM are those of `srcli eval`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torchmetrics.functional.image import structural_similarity_index_measure
 
+from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.training.degrade import degrade
 
 SEED = 2026
 METHODS = ("nearest", "bicubic", "lanczos", "model")
 
 
-def luma(picture: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """BT.601 Y in [0, 1], studio range, as MATLAB's `rgb2ycbcr` gives it: (1, 1, H, W), float64."""
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)
-    y = (torch.from_numpy(picture.astype(np.float64) / 255) * weights).sum(-1) + 16
-    return (y / 255)[None, None]
-
-
 def scores(sr: npt.NDArray[np.uint8], hq: npt.NDArray[np.uint8]) -> tuple[float, float]:
-    a, b = luma(sr), luma(hq)
-    psnr = -10 * torch.log10((a - b).square().mean())
-    return float(psnr), float(structural_similarity_index_measure(a, b, data_range=1.0))
+    return psnr_y(sr, hq), ssim_y(sr, hq)
 
 
 def write_degraded(photos: Path, lq_folder: Path, hq_folder: Path, crop: int) -> None:
