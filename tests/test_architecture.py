@@ -26,7 +26,8 @@ LAYERS = {  # what each room may import of srcli, besides itself
     "training": {"errors", "images", "models", "config", "memory"},
     "evaluation": {"errors", "images", "models", "config"},
     "upscale": {"errors", "images", "models", "engine", "config"},
-    "cli": {"errors", "images", "models", "engine", "training", "evaluation", "config", "console", "upscale", ""},
+    "sweep": {"errors", "images", "models", "engine", "evaluation", "config", "memory"},
+    "cli": {"errors", "images", "models", "engine", "training", "evaluation", "sweep", "config", "console", "upscale", ""},
     "__main__": {"cli"},
     "": set(),
 }

@@ -9,7 +9,7 @@ import typer
 
 from srcli import __version__
 from srcli.cli import eval as eval_command
-from srcli.cli import models, train_pixel, train_semantic, upscale
+from srcli.cli import models, sweep, train_pixel, train_semantic, upscale
 from srcli.console import console, set_up_logging, show_error
 from srcli.errors import SrcliError
 
@@ -24,6 +24,7 @@ app.command("upscale")(upscale.upscale)
 app.command("train-pixel")(train_pixel.train_pixel)
 app.command("train-semantic")(train_semantic.train_semantic)
 app.command("eval")(eval_command.evaluate)
+app.command("sweep")(sweep.sweep)
 app.add_typer(models.app, name="models")
 
 _debug = False

@@ -162,7 +162,7 @@ class Stream:
             canvas = prepare_canvas(picture, self.engine.restorer.native_scale, self.engine.restorer.min_side)
             return _Item(job, picture, canvas, output_size)
         except Exception as error:
-            return _failure(job, error)
+            return failure(job, error)
 
     # --- restoring ---
 
@@ -192,7 +192,7 @@ class Stream:
                 try:
                     self._restore([item], on_start)
                 except Exception as error:
-                    yield _failure(item.job, error)
+                    yield failure(item.job, error)
                     continue
             yield item
 
@@ -238,7 +238,7 @@ class Stream:
             encode(finished, item.job.target, format_of(item.job.target), self.quality)
             return item.outcome
         except Exception as error:
-            return _failure(item.job, error)
+            return failure(item.job, error)
 
 
 def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -290,7 +290,7 @@ def _item_bytes(item: _Item) -> int:
     return int(item.picture.rgb.nbytes + 2 * item.canvas.nbytes)
 
 
-def _failure(job: Job, error: Exception) -> Outcome:
+def failure(job: Job, error: Exception) -> Outcome:
     if isinstance(error, SrcliError):
         return Outcome(job, "failed", error.message, error.hint)
     if is_out_of_memory(error):

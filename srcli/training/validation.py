@@ -25,7 +25,7 @@ from srcli.training.data import (
 )
 from srcli.training.networks import PIXEL, StageNetworks
 from srcli.training.objective import Objective
-from srcli.training.sources import Photo, Skipped, tell_skipped, unreadable
+from srcli.training.sources import Photo, tell_skipped, unreadable
 
 _STREAM = 3
 """Of the seed: training draws from others."""

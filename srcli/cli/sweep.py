@@ -1,0 +1,302 @@
+"""`srcli sweep`: many settings of a model's dials over the same photos."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
+from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES
+from srcli.config.sweep import SweepConfig
+from srcli.console import console, format_duration
+from srcli.errors import SrcliError
+
+if TYPE_CHECKING:
+    from srcli.evaluation.measure import Failure
+    from srcli.sweep.outputs import Outputs
+    from srcli.sweep.run import Done, Sweep
+
+log = logging.getLogger("srcli")
+
+DIALS = "Dials"
+METRICS = "Metrics"
+PICTURES = "Pictures"
+
+
+def sweep(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.", show_default=False, metavar="DIR")],
+    lambda_pixel: Annotated[
+        str | None,
+        typer.Option(help="Weights of pixel fidelity: `0,0.5,1`, `0:1.5:0.25`, or both.", rich_help_panel=DIALS, metavar="LIST"),
+    ] = None,
+    lambda_semantic: Annotated[
+        str | None, typer.Option(help="Weights of semantic detail, likewise.", rich_help_panel=DIALS, metavar="LIST")
+    ] = None,
+    timestep: Annotated[
+        str | None,
+        typer.Option(
+            help="Diffusion timesteps that the UNet is told; each costs passes of its own.", rich_help_panel=DIALS, metavar="LIST"
+        ),
+    ] = None,
+    dial: Annotated[
+        list[str] | None,
+        typer.Option(help="Another dial of the model. Repeatable.", rich_help_panel=DIALS, metavar="NAME=LIST"),
+    ] = None,
+    model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
+    models_file: ModelsFile = None,
+    pixel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Pixel adapter, as in `srcli upscale`. Repeat it to compare adapters, of several ranks say.",
+            rich_help_panel=MODEL,
+            metavar="DIR",
+        ),
+    ] = None,
+    semantic: Annotated[
+        list[Path] | None, typer.Option(help="Semantic adapter, likewise.", rich_help_panel=MODEL, metavar="DIR")
+    ] = None,
+    color_fix: Annotated[
+        str | None,
+        typer.Option(help="adain, wavelet, none. The model's own if not given.", rich_help_panel=MODEL, metavar="FIX"),
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Output sides over input sides.", rich_help_panel=MODEL)] = 4.0,
+    hq: Annotated[
+        Path | None,
+        typer.Option(help="Folder of references, paired by path without suffix.", rich_help_panel=METRICS, metavar="DIR"),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Names with commas, or `all`, as in `srcli eval`. psnr,ssim with --hq, none without; "
+            f"{', '.join(IQA_METRIC_NAMES)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only).",
+            rich_help_panel=METRICS,
+            metavar="NAMES",
+        ),
+    ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="Also find each photo's best setting by this metric.", rich_help_panel=METRICS, metavar="METRIC"),
+    ] = None,
+    crop_border: Annotated[
+        int, typer.Option(help="Pixels left out at each side, in PSNR and SSIM.", rich_help_panel=METRICS)
+    ] = 0,
+    crop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also look closely at a part, in output pixels. Repeatable.", rich_help_panel=PICTURES, metavar="X,Y,W,H"
+        ),
+    ] = None,
+    cell_size: Annotated[
+        int, typer.Option(help="Longer side of a picture in the contact sheets, in pixels.", rich_help_panel=PICTURES)
+    ] = 224,
+    save_images: Annotated[
+        bool,
+        typer.Option(
+            "--save-images", help="Keep all full images: images/SETTING/, as `srcli eval` takes them.", rich_help_panel=PICTURES
+        ),
+    ] = False,
+    format: Annotated[
+        str, typer.Option("--format", help="Of --save-images: png, jpeg, webp, tiff.", rich_help_panel=PICTURES, metavar="FORMAT")
+    ] = "png",
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP, 1 to 100.", rich_help_panel=PICTURES)] = 95,
+    tile: Annotated[int | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=WORK)] = None,
+    overlap: Annotated[int | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=WORK)] = None,
+    batch: Annotated[int | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=WORK)] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    recursive: Annotated[
+        bool, typer.Option("--recursive/--no-recursive", help="Go into folders' folders.", rich_help_panel=FILES)
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew.", rich_help_panel=FILES)] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)] = False,
+) -> None:
+    """Try many settings of a model's dials on the same photos.
+
+    Each photo is encoded once and each network pass done once, so that a
+    further setting costs little more than its decoding. Writes index.html to
+    look at everything, contact sheets, plots, tables. Repeat the command to
+    go on with an interrupted sweep, or with more settings.
+
+    Example: srcli sweep lq/ --hq hq/ -o out --lambda-pixel 0:1.5:0.25
+    """
+    config = SweepConfig(
+        inputs=tuple(inputs),
+        output=output,
+        lambda_pixel=lambda_pixel,
+        lambda_semantic=lambda_semantic,
+        timestep=timestep,
+        dial=tuple(dial or ()),
+        model=model,
+        models_file=models_file,
+        pixel=tuple(pixel or ()),
+        semantic=tuple(semantic or ()),
+        hq=hq,
+        metrics=_names(metrics, hq),
+        crop_border=crop_border,
+        pick=pick,
+        crop=tuple(crop or ()),
+        cell_px=cell_size,
+        save_images=save_images,
+        format=format,
+        quality=quality,
+        scale=scale,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        color_fix=color_fix,
+        recursive=recursive,
+        overwrite=overwrite,
+        json=json_,
+    )
+    raise typer.Exit(run(config))
+
+
+def run(config: SweepConfig) -> int:
+    """Do what `config` says; returns the exit code."""
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):  # other packages' chatter must not end up in the data
+        with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
+            from srcli.sweep.run import open_sweep
+
+            sweep = open_sweep(config)
+        _tell_plan(sweep)
+        missing = _tell_missing(sweep)
+        counts = _Counts()
+        interrupted = _run(sweep, counts)
+        outputs = None
+        if sweep.complete and not interrupted:
+            from srcli.sweep.outputs import write_outputs
+
+            outputs = write_outputs(sweep)
+    seconds = time.perf_counter() - start
+    _tell_end(sweep, outputs, counts, seconds)
+    if config.json:
+        typer.echo(json.dumps(_as_json(sweep, outputs, counts, missing, seconds), allow_nan=False))
+    if interrupted:
+        log.warning("interrupted: repeat the command to go on")
+        return 130
+    return 1 if sweep.failures or missing else 0
+
+
+class _Counts:
+    """Cells done by this run and by earlier ones."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.skipped = 0
+        self.of_photo: Counter[str] = Counter()
+
+    def add(self, done: Done) -> None:
+        self.skipped += done.skipped
+        self.done += not done.skipped
+        self.of_photo[done.photo.name] += 1
+
+
+def _run(sweep: Sweep, counts: _Counts) -> bool:
+    """Run the sweep with a progress bar, and a line for each photo; returns whether it was interrupted."""
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=14), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
+    told = len(sweep.failures)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(sweep.photos) * len(sweep.grid.cells))
+        results = sweep.run()
+        try:
+            for done in results:
+                counts.add(done)
+                progress.update(task, advance=1, description=escape(done.photo.name))
+                told = _tell_failures(sweep.failures, told)
+                if counts.of_photo[done.photo.name] == len(sweep.grid.cells):
+                    log.info("%s: %d settings", done.photo.name, len(sweep.grid.cells))
+        except KeyboardInterrupt:
+            return True
+        finally:
+            results.close()
+            _tell_failures(sweep.failures, told)
+    return False
+
+
+# On the console ------------------------------------------------------------------------------------------------------
+
+
+def _tell_plan(sweep: Sweep) -> None:
+    photos, cells = len(sweep.photos), len(sweep.grid.cells)
+    axes = ", ".join(f"{axis.name} {len(axis.texts)}" for axis in sweep.grid.axes)
+    plural = "" if photos == 1 else "s"
+    log.info("%d photo%s, %d settings each (%s): %d pictures", photos, plural, cells, axes, photos * cells)
+    _tell_failures(sweep.failures, 0)
+
+
+def _tell_failures(failures: list[Failure], told: int) -> int:
+    for each in failures[told:]:
+        named = "" if str(each.path) in each.reason else f"`{each.path}` failed: "
+        log.error("%s%s%s", named, each.reason, f"\n  hint: {each.hint}" if each.hint else "")
+    return len(failures)
+
+
+def _tell_missing(sweep: Sweep) -> dict[str, SrcliError]:
+    """What of the output cannot be made here, told before the work begins."""
+    from srcli.evaluation.metrics import IQA_LICENCE
+    from srcli.sweep.plots import missing_library
+
+    missing: dict[str, SrcliError] = dict(sweep.opened.missing)
+    library = missing_library()
+    if library is not None and sweep.opened.infos:
+        missing["plots"] = library
+    for fault in missing.values():
+        log.warning("%s, and is left out\n  hint: %s", fault.message, fault.hint)
+    bound = [info.name for info in sweep.opened.infos if info.noncommercial]
+    if bound:
+        log.info("%s: %s", ", ".join(bound), IQA_LICENCE)
+    return missing
+
+
+def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: _Counts, seconds: float) -> None:
+    if outputs is not None:
+        from srcli.evaluation.measure import value_text
+        from srcli.evaluation.metrics import METRICS as INFOS
+
+        means = outputs.table.means()
+        for name, cell in outputs.table.best().items():
+            log.info("best %s: %s at %s", INFOS[name].label, value_text(name, means[name][cell.key]), cell.key.replace(",", ", "))
+    if sweep.failures:
+        log.error("%d failed, each named above", len(sweep.failures))
+    log.info("%d done, %d skipped, %d failed: %s", counts.done, counts.skipped, len(sweep.failures), format_duration(seconds))
+    if outputs is not None:
+        log.info("look at `%s`", outputs.page)
+
+
+def _as_json(
+    sweep: Sweep, outputs: Outputs | None, counts: _Counts, missing: dict[str, SrcliError], seconds: float
+) -> dict[str, Any]:
+    """`done` and `skipped` count pictures; then what `table.json` holds; `missing` only where there is something."""
+    failed = [{"input": str(each.path), "reason": each.reason, "hint": each.hint} for each in sweep.failures]
+    told: dict[str, Any] = {"done": counts.done, "skipped": counts.skipped, "failed": failed, "seconds": round(seconds, 3)}
+    if outputs is not None:
+        told |= {"page": str(outputs.page), **outputs.told}
+    if missing:
+        told["missing"] = {name: {"reason": fault.message, "hint": fault.hint} for name, fault in missing.items()}
+    return told
+
+
+def _names(metrics: str | None, hq: Path | None) -> tuple[str, ...] | None:
+    """`all` is every metric per image that the given folders allow."""
+    if metrics is None:
+        return None
+    names = tuple(name for name in (part.strip().lower() for part in metrics.split(",")) if name)
+    if names == ("all",):
+        return tuple(name for name in METRIC_NAMES if name != "fid") if hq is not None else IQA_METRIC_NAMES
+    return names

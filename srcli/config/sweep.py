@@ -1,0 +1,250 @@
+"""The settings of `srcli sweep`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from srcli.config._checks import device_faults, raise_faults
+from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES, REFERENCE_METRIC_NAMES
+from srcli.config.upscale import COLOR_FIX_NAMES, FORMAT_NAMES, MAX_SCALE
+
+MAX_VALUES = 1000
+"""Of one dial."""
+MAX_CELLS = 10_000
+"""Settings of all dials together."""
+DEFAULT_METRICS = ("psnr", "ssim")
+"""With references; without, none."""
+_DIAL_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle to look at closely, in output pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def text(self) -> str:
+        """As on the command line."""
+        return f"{self.left},{self.top},{self.width},{self.height}"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What `srcli sweep` is to do; None leaves a choice to the model, the input or the free memory."""
+
+    inputs: tuple[str, ...]
+    output: Path
+    lambda_pixel: str | None = None
+    """A list as of `parse_values`, as are the next two."""
+    lambda_semantic: str | None = None
+    timestep: str | None = None
+    dial: tuple[str, ...] = ()
+    """Other dials, each `NAME=LIST`."""
+    model: str = "tiny"
+    models_file: Path | None = None
+    pixel: tuple[Path, ...] = ()
+    """Pixel adapters to compare, in place of the model's; likewise `semantic`. More than one makes an axis of the sweep."""
+    semantic: tuple[Path, ...] = ()
+    hq: Path | None = None
+    """Folder of references, or one file."""
+    metrics: tuple[str, ...] | None = None
+    crop_border: int = 0
+    """Pixels left out at each side, in PSNR and SSIM."""
+    pick: str | None = None
+    """The metric by which each image's best setting is found."""
+    crop: tuple[str, ...] = ()
+    """Each `x,y,w,h` in output pixels; see `crops`."""
+    cell_px: int = 224
+    """Longer side of a picture in the contact sheets."""
+    save_images: bool = False
+    format: str = "png"
+    quality: int = 95
+    scale: float = 4.0
+    tile: int | None = None
+    """In output pixels, as is `overlap`."""
+    overlap: int | None = None
+    batch: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    color_fix: str | None = None
+    recursive: bool = True
+    overwrite: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        faults = [*_dial_faults(self), *_metric_faults(self), *_crop_faults(self), *_work_faults(self)]
+        if not self.inputs:
+            faults.insert(0, "no input given")
+        raise_faults(faults, "srcli sweep --help")
+
+    @property
+    def dials(self) -> dict[str, tuple[float, ...]]:
+        """Name -> ascending values, of each dial that is asked for."""
+        return {name: parse_values(text) for name, text, _ in _given_dials(self)}
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        """Those asked for, those by default, and the one to pick by."""
+        default = DEFAULT_METRICS if self.hq is not None else ()
+        metrics = default if self.metrics is None else self.metrics
+        return metrics if self.pick is None or self.pick in metrics else (*metrics, self.pick)
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """Without repeats."""
+        return tuple(dict.fromkeys(_parse_crop(text) for text in self.crop))
+
+
+def parse_values(text: str) -> tuple[float, ...]:
+    """Numbers, and ranges `start:end:step` whose end belongs to them where a step reaches it; the step is 1 if not given.
+
+    Computed in decimals, so that the values are those one would type.
+
+    Returns:
+        ascending, without repeats.
+
+    Raises:
+        ValueError: what cannot be read; all faults, joined by `; `.
+
+    >>> parse_values("1.5,0:1:0.25,0.5")
+    (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+    """
+    values: set[Decimal] = set()
+    faults = []
+    for part in text.split(","):
+        try:
+            values |= _part_values(part.strip())
+        except ValueError as fault:
+            faults.append(str(fault))
+    if not faults and len(values) > MAX_VALUES:
+        faults.append(f"{len(values)} values are over {MAX_VALUES}")
+    if faults:
+        raise ValueError("; ".join(dict.fromkeys(faults)))
+    return tuple(sorted(float(value) + 0.0 for value in values))  # + 0.0: no -0
+
+
+def _part_values(part: str) -> set[Decimal]:
+    if not part:
+        raise ValueError("a value is missing between commas")
+    try:
+        numbers = [Decimal(number.strip()) for number in part.split(":")]
+    except InvalidOperation:
+        raise ValueError(f"`{part}` is neither a number nor a range as `0:1.5:0.25`") from None
+    if not all(number.is_finite() and math.isfinite(float(number)) for number in numbers):
+        raise ValueError(f"`{part}` is not finite")
+    if len(numbers) == 1:
+        return {numbers[0]}
+    if len(numbers) > 3:
+        raise ValueError(f"`{part}` has more than start, end and step")
+    start, end, step = numbers if len(numbers) == 3 else (*numbers, Decimal(1))
+    if step <= 0:
+        raise ValueError(f"the step of `{part}` is not positive")
+    if end < start:
+        raise ValueError(f"`{part}` ends before it starts")
+    steps = (end - start) / step
+    if steps > MAX_VALUES:
+        raise ValueError(f"`{part}` has over {MAX_VALUES} values")
+    return {start + index * step for index in range(int(steps) + 1)}
+
+
+def _given_dials(config: SweepConfig) -> list[tuple[str, str, str]]:
+    """Name, list and what was typed, of each dial."""
+    named = ("lambda_pixel", "lambda_semantic", "timestep")
+    given = [(name, text, f"--{name.replace('_', '-')} {text}") for name in named if (text := getattr(config, name)) is not None]
+    for each in config.dial:
+        name, _, text = each.partition("=")
+        given.append((name.strip().lstrip("-").replace("-", "_"), text, f"--dial {each}"))
+    return given
+
+
+def _dial_faults(config: SweepConfig) -> list[str]:
+    faults = []
+    cells = max(1, len(config.pixel)) * max(1, len(config.semantic))
+    given = _given_dials(config)
+    for name, text, typed in given:
+        if not _DIAL_NAME.fullmatch(name):
+            faults.append(f"`{typed}` names no dial: write it as in `--dial guidance-scale=1,1.1`")
+            continue
+        try:
+            cells *= len(parse_values(text))
+        except ValueError as fault:
+            faults.append(f"`{typed}`: {fault}")
+    names = [name for name, _, _ in given]
+    faults += [f"the dial `{name}` is given twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    if not given and cells == 1:
+        faults.append("nothing to sweep: give a dial as in `--lambda-pixel 0:1.5:0.25`, or several `--semantic`")
+    if cells > MAX_CELLS:
+        faults.append(f"the dials have {cells} settings together, over {MAX_CELLS}")
+    for option, paths in (("--pixel", config.pixel), ("--semantic", config.semantic)):
+        if len({path.resolve() for path in paths}) < len(paths):
+            faults.append(f"`{option}` names one adapter twice")
+    return faults
+
+
+def _metric_faults(config: SweepConfig) -> list[str]:
+    faults = []
+    wanted = config.all_metrics
+    for name in dict.fromkeys(wanted):
+        if name == "fid":
+            faults.append("`fid` is one value for a set of pictures: use `--save-images`, then `srcli eval` on its folders")
+        elif name not in METRIC_NAMES:
+            usable = (*REFERENCE_METRIC_NAMES, *IQA_METRIC_NAMES)
+            option = "--pick" if name == config.pick else "--metrics"
+            faults.append(f"`{option} {name}` is none of {', '.join(known for known in usable if known != 'fid')}")
+        if wanted.count(name) > 1:
+            faults.append(f"`--metrics` names `{name}` twice")
+    compared = [name for name in dict.fromkeys(wanted) if name in REFERENCE_METRIC_NAMES and name != "fid"]
+    if compared and config.hq is None:
+        faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")
+    if config.crop_border < 0:
+        faults.append(f"`--crop-border {config.crop_border}` is negative")
+    return faults
+
+
+def _parse_crop(text: str) -> Crop:
+    """Raises: ValueError: not four whole numbers with a positive size."""
+    left, top, width, height = (int(number) for number in text.split(","))
+    if min(left, top) < 0 or min(width, height) < 1:
+        raise ValueError
+    return Crop(left, top, width, height)
+
+
+def _crop_faults(config: SweepConfig) -> list[str]:
+    faults = []
+    for text in config.crop:
+        try:
+            _parse_crop(text)
+        except ValueError:
+            faults.append(f"`--crop {text}` is not `x,y,w,h`: left and top from 0, width and height from 1, in output pixels")
+    return faults
+
+
+def _work_faults(config: SweepConfig) -> list[str]:
+    faults = []
+    if not 0 < config.scale <= MAX_SCALE:
+        faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
+    if config.tile is not None and config.tile < 64:
+        faults.append(f"`--tile {config.tile}` is below 64 output pixels")
+    if config.overlap is not None and config.overlap < 0:
+        faults.append(f"`--overlap {config.overlap}` is negative")
+    if config.overlap is not None and config.tile is not None and config.overlap >= config.tile:
+        faults.append(f"`--overlap {config.overlap}` is not below `--tile {config.tile}`")
+    if config.batch is not None and config.batch < 1:
+        faults.append(f"`--batch {config.batch}` is not positive")
+    if not 64 <= config.cell_px <= 1024:
+        faults.append(f"`--cell-size {config.cell_px}` is not between 64 and 1024 pixels")
+    if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:
+        faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIX_NAMES)}")
+    if config.format not in FORMAT_NAMES:
+        faults.append(f"`--format {config.format}` is none of {', '.join(FORMAT_NAMES)}")
+    if not 1 <= config.quality <= 100:
+        faults.append(f"`--quality {config.quality}` is not between 1 and 100")
+    return faults + device_faults(config.device, config.dtype)

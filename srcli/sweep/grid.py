@@ -1,0 +1,187 @@
+"""What is swept: axes, and a cell for each of their combinations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from srcli.errors import UsageError, joined_faults
+from srcli.models.base import Dial, Settings
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dial and its values, or adapters to compare."""
+
+    name: str
+    """Of the dial or the adapter."""
+    symbol: str
+    about: str
+    texts: tuple[str, ...]
+    """The values as they are shown."""
+    values: tuple[float, ...] = ()
+    """Empty for adapters, which have names only."""
+    default: int | None = None
+    """Index of the dial's default, if it is among the values."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting."""
+
+    place: tuple[int, ...]
+    """Index of the value on each axis."""
+    key: str
+    """`lambda_pixel=1,lambda_semantic=0.5`: in file names and records."""
+    settings: Settings
+    variant: int
+    """Which adapters: index in the order of `itertools.product` over the axes of adapters."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells, and how they are drawn.
+
+    Args:
+        axes: dials first, then adapters.
+    """
+
+    axes: tuple[Axis, ...]
+    cells: tuple[Cell, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", tuple(_cells(self.axes)))
+
+    @property
+    def long_axes(self) -> tuple[int, ...]:
+        """Indices of the axes with more than one value."""
+        return tuple(index for index, axis in enumerate(self.axes) if len(axis.texts) > 1)
+
+    @property
+    def up(self) -> int | None:
+        """The axis drawn upwards: the first of two long ones; None where there is no second."""
+        return self.long_axes[0] if len(self.long_axes) > 1 else None
+
+    @property
+    def across(self) -> int | None:
+        """The axis drawn across: the second long one, or the only one."""
+        return self.long_axes[min(1, len(self.long_axes) - 1)] if self.long_axes else None
+
+    def at(self, place: tuple[int, ...]) -> Cell:
+        """The cell of that place."""
+        index = 0
+        for axis, step in zip(self.axes, place, strict=True):
+            index = index * len(axis.texts) + step
+        return self.cells[index]
+
+    def planes(self) -> list[tuple[str, list[list[Cell]]]]:
+        """Each further axis' values as a plane of their own: its name (empty for the only one) and its rows from the top.
+
+        The topmost row has the largest value, since that axis runs upwards.
+        """
+        further = [index for index in self.long_axes if index not in (self.up, self.across)]
+        planes = []
+        for values in itertools.product(*(range(len(self.axes[index].texts)) for index in further)):
+            fixed = dict(zip(further, values, strict=True))
+            name = ",".join(f"{self.axes[index].name}={self.axes[index].texts[value]}" for index, value in fixed.items())
+            rows = [[self._cell(fixed, up, across) for across in self._steps(self.across)] for up in self._steps(self.up)]
+            planes.append((name, rows[::-1]))
+        return planes
+
+    def line(self, axis: int, place: tuple[int, ...]) -> list[Cell]:
+        """The cells that differ from `place` on that axis only, in the order of its values."""
+        steps = range(len(self.axes[axis].texts))
+        return [self.at((*place[:axis], step, *place[axis + 1 :])) for step in steps]
+
+    def _steps(self, axis: int | None) -> range:
+        return range(len(self.axes[axis].texts) if axis is not None else 1)
+
+    def _cell(self, fixed: Mapping[int, int], up: int, across: int) -> Cell:
+        place = [fixed.get(index, 0) for index in range(len(self.axes))]
+        for axis, step in ((self.up, up), (self.across, across)):
+            if axis is not None:
+                place[axis] = step
+        return self.at(tuple(place))
+
+
+def dial_axes(model: str, dials: Sequence[Dial], asked: Mapping[str, Sequence[float]]) -> tuple[Axis, ...]:
+    """An axis for each dial that is asked for, in the model's order.
+
+    Args:
+        model: its name, for messages.
+        dials: that the model has.
+        asked: dial -> ascending values.
+
+    Raises:
+        UsageError: the model has no such dial, or a value is not one for it; all such faults.
+    """
+    known = {dial.name: dial for dial in dials}
+    faults = [f"the model `{model}` has no dial `{name}`" for name in asked if name not in known]
+    for name, values in asked.items():
+        if name in known:
+            faults += _value_faults(known[name], values)
+    if faults:
+        hint = f"its dials: {', '.join(f'`{name}`' for name in known) or 'none'}"
+        if "lambda_semantic" in asked and "lambda_semantic" not in known:
+            hint += "; `--semantic DIR` gives it a semantic adapter"
+        raise UsageError(faults[0] if len(faults) == 1 else joined_faults("these dials cannot be swept:", faults), hint)
+    return tuple(_axis(dial, tuple(asked[dial.name])) for dial in dials if dial.name in asked)
+
+
+def adapter_axis(stage: str, paths: Sequence[Path]) -> Axis:
+    """Adapters of one stage, called by the parts of their paths that differ."""
+    return Axis(stage, stage, f"{stage} adapter", tuple(short_names(paths)))
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The parts of paths in which they differ, joined by `-`; for one path, its last part.
+
+    >>> short_names([Path("runs/r4/semantic"), Path("runs/r8/semantic")])
+    ['r4', 'r8']
+    """
+    parts = [path.resolve().parts for path in paths]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    while len({each[0] for each in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [each[1:] for each in parts]
+    while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [each[:-1] for each in parts]
+    return ["-".join(part.replace(",", "_").replace("=", "_") for part in each) for each in parts]
+
+
+def value_name(value: float) -> str:
+    """A dial's value as it is shown: `0.5`, `1`."""
+    return f"{value:.10g}"
+
+
+def _value_faults(dial: Dial, values: Sequence[float]) -> list[str]:
+    faults = []
+    for value in values:
+        if not dial.low <= value <= dial.high:
+            bounds = f"{dial.low:g} to {dial.high:g}" if math.isfinite(dial.high) else f"from {dial.low:g}"
+            faults.append(f"`{dial.name}` cannot be {value_name(value)}: it goes {bounds}")
+        elif dial.whole and value != int(value):
+            faults.append(f"`{dial.name}` cannot be {value_name(value)}: it is a whole number")
+    return faults
+
+
+def _axis(dial: Dial, values: tuple[float, ...]) -> Axis:
+    default = values.index(dial.default) if dial.default in values else None
+    return Axis(dial.name, dial.symbol, dial.about, tuple(map(value_name, values)), values, default)
+
+
+def _cells(axes: tuple[Axis, ...]) -> list[Cell]:
+    cells = []
+    for place in itertools.product(*(range(len(axis.texts)) for axis in axes)):
+        chosen = list(zip(axes, place, strict=True))
+        variant = 0
+        for axis, step in chosen:
+            if not axis.values:
+                variant = variant * len(axis.texts) + step
+        key = ",".join(f"{axis.name}={axis.texts[step]}" for axis, step in chosen)
+        settings = {axis.name: axis.values[step] for axis, step in chosen if axis.values}
+        cells.append(Cell(place, key, settings, variant))
+    return cells

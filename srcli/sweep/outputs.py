@@ -1,0 +1,34 @@
+"""What a sweep writes at its end, over all photos that are complete: tables, plots, the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srcli.sweep.page import Page
+from srcli.sweep.plots import Plot, missing_library, write_plots
+from srcli.sweep.run import Sweep
+from srcli.sweep.tables import Table, write_tables
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was written."""
+
+    table: Table
+    told: dict[str, Any]
+    """The content of `table.json`."""
+    plots: list[Plot]
+    page: Path
+
+
+def write_outputs(sweep: Sweep) -> Outputs:
+    """Write `table.*`, `per_image.csv`, `picks.csv`, `plots/` and `index.html`; plots only where matplotlib is installed."""
+    photos = {photo.name: {cell.key: sweep.record(photo, cell).metrics for cell in sweep.grid.cells} for photo in sweep.complete}
+    table = Table(sweep.grid, sweep.opened.infos, photos, sweep.config.pick)
+    folder = sweep.config.output
+    told = write_tables(table, folder)
+    plots = write_plots(table, folder / "plots") if sweep.opened.infos and missing_library() is None else []
+    page = Page(f"Sweep of {sweep.config.model}", table, sweep.complete, sweep.views, plots).write()
+    return Outputs(table, told, plots, page)

@@ -1,0 +1,180 @@
+"""`index.html`: the sweep to look at, without a server.
+
+Pictures are in the page itself while they come to no more than `EMBED_BYTES`, so that the one file can be sent around; beyond
+that they are taken from the folder beside it, which can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from srcli import __version__
+from srcli.evaluation.measure import value_text
+from srcli.evaluation.metrics import METRICS
+from srcli.evaluation.report import BEST, SECOND, marks
+from srcli.sweep.grid import Grid
+from srcli.sweep.photos import Photo
+from srcli.sweep.plots import Plot
+from srcli.sweep.sheets import Sheet, planned_sheets
+from srcli.sweep.tables import Table
+from srcli.sweep.views import HQ, LQ, Views
+
+PAGE_FILE = "index.html"
+EMBED_BYTES = 32 << 20
+_TEMPLATE = Path(__file__).with_name("page.html")
+_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
+
+Source = Callable[[Path], str]
+"""A file -> what goes into `src`."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is on the page.
+
+    Args:
+        title: of the page.
+        table: the numbers.
+        photos: those that are complete.
+        views: their pictures.
+        plots: written ones.
+        embed_bytes: see the module.
+    """
+
+    title: str
+    table: Table
+    photos: Sequence[Photo]
+    views: Views
+    plots: Sequence[Plot] = ()
+    embed_bytes: int = EMBED_BYTES
+
+    @property
+    def grid(self) -> Grid:
+        return self.table.grid
+
+    def write(self) -> Path:
+        """Write the page into the folder of the views."""
+        total = sum(path.stat().st_size for path in self._files())
+        source = _embedded if total <= self.embed_bytes else self._beside
+        path = self.views.folder / PAGE_FILE
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(self.html(source), encoding="utf-8")
+        part.replace(path)
+        return path
+
+    def html(self, source: Source) -> str:
+        """The page; `source` says how it refers to files."""
+        template = _TEMPLATE.read_text(encoding="utf-8")
+        plots, table = self._plots(source), self._table()
+        links = ('<a href="#plots">Plots</a>' if plots else "") + ('<a href="#table">Table</a>' if table else "")
+        count = f"{len(self.photos)} photo{'' if len(self.photos) == 1 else 's'}"
+        parts = {
+            "TITLE": escape(self.title),
+            "SUMMARY": f"{count}, {len(self.grid.cells)} settings each. Written by srcli {__version__}.",
+            "NAVIGATION": links,
+            "SHEETS": "\n".join(self._sheets(photo, source, number == 0) for number, photo in enumerate(self.photos)),
+            "PLOTS": plots,
+            "TABLE": table,
+            "DATA": json.dumps(self._data(source), allow_nan=False).replace("<", "\\u003c"),
+        }
+        return re.sub("@([A-Z]+)@", lambda mark: parts[mark[1]], template)
+
+    # --- parts ---
+
+    def _data(self, source: Source) -> dict[str, Any]:
+        means, best = self.table.means(), self.table.best()
+        picks = self.table.picks()
+        start = [axis.default if axis.default is not None else 0 for axis in self.grid.axes]
+        default = all(axis.default is not None for axis in self.grid.axes)
+        return {
+            "axes": [
+                {"name": axis.name, "symbol": axis.symbol, "about": axis.about, "texts": axis.texts, "start": step}
+                for axis, step in zip(self.grid.axes, start, strict=True)
+            ],
+            "start": self.grid.cells.index(self.grid.at(tuple(start))) if default else None,
+            "metrics": [
+                {
+                    "name": info.name,
+                    "label": f"{info.label} {'↑' if info.higher_is_better else '↓'}",
+                    "means": [value_text(info.name, means[info.name][cell.key]) for cell in self.grid.cells],
+                    "best": self.grid.cells.index(best[info.name]),
+                }
+                for info in self.table.infos
+            ],
+            "pick": METRICS[self.table.pick].label if self.table.pick else None,
+            "photos": [
+                {**self._photo(photo, source), "pick": self.grid.cells.index(picks[photo.name]) if picks else None}
+                for photo in self.photos
+            ],
+        }
+
+    def _photo(self, photo: Photo, source: Source) -> dict[str, Any]:
+        def pictures(find: Callable[[str], Path]) -> dict[str, Any]:
+            cells = [source(find(cell.key)) for cell in self.grid.cells]
+            return {"lq": source(find(LQ)), "hq": source(find(HQ)) if photo.hq else None, "cells": cells}
+
+        crops = [{"text": crop.text, **pictures(partial(self.views.crop, photo.name, crop=crop))} for crop in self.views.crops]
+        values = [
+            {name: value_text(name, value) for name, value in self.table.photos[photo.name][cell.key].items()}
+            for cell in self.grid.cells
+        ]
+        return {"name": photo.name, **pictures(partial(self.views.whole, photo.name)), "crops": crops, "values": values}
+
+    def _sheets(self, photo: Photo, source: Source, first: bool) -> str:
+        figures = "".join(self._sheet(sheet, source) for sheet in planned_sheets(self.grid, self.views, photo))
+        return f"<details{' open' if first else ''}><summary>{escape(photo.name)}</summary>{figures}</details>"
+
+    def _sheet(self, sheet: Sheet, source: Source) -> str:
+        title = escape(sheet.title)
+        link = f'<a href="{self._beside(sheet.path)}">full size (PNG, beside this page)</a>'
+        image = f'<img loading="lazy" src="{source(sheet.small)}" alt="Contact sheet of {title}">'
+        return f"<figure>{image}<figcaption>{title}: {link}</figcaption></figure>"
+
+    def _plots(self, source: Source) -> str:
+        figures = "".join(f'<figure><img src="{source(plot.svg)}" alt="{escape(plot.title)}"></figure>' for plot in self.plots)
+        return f'<section id="plots"><h2>Plots</h2><div class="plots">{figures}</div></section>' if figures else ""
+
+    def _table(self) -> str:
+        if not self.table.infos:
+            return ""
+        results = self.table.results()
+        marked, means = marks(results), self.table.means()
+        heads = [axis.symbol for axis in self.grid.axes]
+        heads += [f"{info.label} {'↑' if info.higher_is_better else '↓'}" for info in self.table.infos]
+        lines = ["<tr>" + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads) + "</tr>"]
+        names = {BEST: ' class="best"', SECOND: ' class="second"'}
+        for number, cell in enumerate(self.grid.cells):
+            cells = [f"<td>{escape(axis.texts[step])}</td>" for axis, step in zip(self.grid.axes, cell.place, strict=True)]
+            for info in self.table.infos:
+                style = names.get(marked[info.name].get(cell.key, ""), "")
+                cells.append(f"<td{style}>{value_text(info.name, means[info.name][cell.key])}</td>")
+            lines.append(f'<tr data-cell="{number}">{"".join(cells)}</tr>')
+        text = "\n".join(lines)
+        return f'<section id="table"><h2>Means</h2><div class="scroll"><table>{text}</table></div></section>'
+
+    # --- files ---
+
+    def _files(self) -> list[Path]:
+        files = [plot.svg for plot in self.plots]
+        for photo in self.photos:
+            keys = [LQ, *([HQ] if photo.hq else []), *(cell.key for cell in self.grid.cells)]
+            files += [self.views.whole(photo.name, key) for key in keys]
+            files += [self.views.crop(photo.name, key, crop) for crop in self.views.crops for key in keys]
+            files += [sheet.small for sheet in planned_sheets(self.grid, self.views, photo)]
+        return files
+
+    def _beside(self, path: Path) -> str:
+        return quote(path.relative_to(self.views.folder).as_posix())
+
+
+def _embedded(path: Path) -> str:
+    return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -1,0 +1,107 @@
+"""Which photos are swept, and the reference of each."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from srcli.config.sweep import SweepConfig
+from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
+from srcli.evaluation.measure import Failure
+from srcli.images.codec import probe
+from srcli.images.files import plan_jobs
+from srcli.images.resize import target_size
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One input."""
+
+    name: str
+    """Path below its folder without suffix, with `/`."""
+    source: Path
+    relative: Path
+    """Of its results, below whatever folder."""
+    output_size: tuple[int, int]
+    """(width, height) in pixels."""
+    hq: Path | None = None
+
+
+def find_photos(config: SweepConfig) -> tuple[list[Photo], list[Failure]]:
+    """The photos that can be swept, by the headers of their files, and those that cannot.
+
+    References are paired by path without suffix, never by position; single files whatever their names are.
+
+    Raises:
+        UsageError: inputs or references do not exist, or have equal names; or no photo can be swept.
+    """
+    jobs = plan_jobs(config.inputs, config.output, recursive=config.recursive, format=config.format)
+    if any(job.target == config.output for job in jobs):
+        raise UsageError(f"the output `{config.output}` is a file name", "give a folder: a sweep writes many files")
+    references = _references(config, len(jobs))
+    photos, failures = [], []
+    for job in jobs:
+        relative = job.target.relative_to(config.output)
+        name = _normal(relative.with_suffix(""))
+        try:
+            hq = None if references is None else references.get(name, references.get(""))
+            photos.append(_photo(config, name, job.source, relative, hq, paired=references is not None))
+        except SrcliError as fault:
+            failures.append(Failure(job.source, fault.message, fault.hint))
+    if not photos:
+        faults = [each.reason if str(each.path) in each.reason else f"`{each.path}`: {each.reason}" for each in failures]
+        raise UsageError(joined_faults("no photo can be swept:", faults), failures[0].hint)
+    return photos, failures
+
+
+def digest(path: Path) -> str:
+    """What tells a file's content from another's: the first 16 hexadecimal digits of its SHA-256.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            total = hashlib.sha256()
+            while block := file.read(1 << 20):
+                total.update(block)
+            return total.hexdigest()[:16]
+    except OSError as fault:
+        raise ImageError(f"`{path}` cannot be read: {fault.strerror or fault}", "check the file and its rights") from fault
+
+
+def _photo(config: SweepConfig, name: str, source: Path, relative: Path, hq: Path | None, *, paired: bool) -> Photo:
+    header = probe(source)
+    width, height = target_size(header.width, header.height, scale=config.scale)
+    for crop in config.crops:
+        if crop.left + crop.width > width or crop.top + crop.height > height:
+            message = f"`--crop {crop.text}` reaches out of its output of {width} x {height} px"
+            raise ImageError(message, "crops are in output pixels; sweep pictures of other sizes apart")
+    if hq is not None:
+        reference = probe(hq)
+        if (reference.width, reference.height) != (width, height):
+            sizes = f"{width} x {height} px and its reference {reference.width} x {reference.height} px"
+            raise ImageError(f"its output has {sizes}", "give references of `--scale` times the inputs' size")
+    elif paired:
+        raise ImageError(f"it has no reference in `{config.hq}`", "references have the same path, apart from the suffix")
+    return Photo(name, source, relative, (width, height), hq)
+
+
+def _references(config: SweepConfig, inputs: int) -> dict[str, Path] | None:
+    """Name -> reference; the only one of single files has the empty name."""
+    if config.hq is None:
+        return None
+    if config.hq.is_file():
+        if inputs > 1:
+            raise UsageError(f"`{config.hq}` is one reference for {inputs} inputs", "give a folder of references")
+        return {"": config.hq}
+    folder = config.output / "hq"
+    jobs = plan_jobs((str(config.hq),), folder, recursive=True, format="png")
+    return {_normal(job.target.relative_to(folder).with_suffix("")): job.source for job in jobs}
+
+
+def _normal(path: PurePath) -> str:
+    """Equal for names that look equal: some systems take letters with marks apart."""
+    return unicodedata.normalize("NFC", path.as_posix())

@@ -1,0 +1,206 @@
+"""Plots of a sweep, each as PNG and as SVG: a metric against a dial, and perception against fidelity."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srcli.errors import ModelError
+from srcli.evaluation.metrics import MetricInfo
+from srcli.sweep.grid import Cell, Grid
+from srcli.sweep.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIDELITY = ("psnr", "ssim")
+"""Metrics that reward staying close to the reference, pixel by pixel; the first that is there is the curve's x axis."""
+_LEGEND_LINES = 10
+_STYLE = {"font.size": 9.0, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+_SETTINGS: Any = {**_STYLE, "svg.hashsalt": "srcli"}  # the same sweep gives the same file
+_MARK = "#d62728"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One written plot."""
+
+    title: str
+    png: Path
+    svg: Path
+
+
+def missing_library() -> ModelError | None:
+    """What keeps plots from being drawn here."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        return None
+    return ModelError("plots need the package `matplotlib`", "pip install 'srcli[eval]'")
+
+
+def write_plots(table: Table, folder: Path) -> list[Plot]:
+    """Draw each metric against each dial with more than one value, and each other metric against fidelity.
+
+    Args:
+        table: the numbers; without metrics or without a swept axis there is nothing to draw.
+        folder: gets the files.
+
+    Raises:
+        ModelError: matplotlib is missing.
+    """
+    fault = missing_library()
+    if fault is not None:
+        raise fault
+    import matplotlib
+
+    means = {
+        name: {key: value if math.isfinite(value) else math.nan for key, value in each.items()}
+        for name, each in table.means().items()
+    }
+    plots = []
+    with matplotlib.rc_context(_SETTINGS):
+        for info in table.infos:
+            for axis in table.grid.long_axes:
+                title = f"{info.label} against {table.grid.axes[axis].symbol}"
+                figure = _against_axis(table.grid, axis, info, means[info.name])
+                plots.append(_save(figure, title, folder, f"{info.name}-{table.grid.axes[axis].name}"))
+        fidelity = next((info for info in table.infos if info.name in FIDELITY), None)
+        for info in table.infos:
+            if fidelity is not None and info is not fidelity and table.grid.long_axes:
+                kind = "Fidelity and perception" if info.name not in FIDELITY else "Fidelity"
+                title = f"{kind}: {info.label} against {fidelity.label}"
+                figure = _against_fidelity(table.grid, fidelity, info, means)
+                plots.append(_save(figure, title, folder, f"{info.name}-{fidelity.name}"))
+    return plots
+
+
+def pareto(points: Sequence[tuple[float, float]], higher_x: bool, higher_y: bool) -> list[int]:
+    """Indices of the points that no other beats in both coordinates, by ascending x; NaN is never among them.
+
+    >>> pareto([(1, 3), (2, 2), (1, 1), (3, 1)], True, True)
+    [0, 1, 3]
+    """
+    front: list[int] = []
+    finite = [index for index, point in enumerate(points) if not any(map(math.isnan, point))]
+    signs = (1 if higher_x else -1, 1 if higher_y else -1)
+    best = -math.inf
+    for index in sorted(finite, key=lambda index: (-signs[0] * points[index][0], -signs[1] * points[index][1])):
+        if signs[1] * points[index][1] > best:
+            best = signs[1] * points[index][1]
+            front.append(index)
+    return sorted(front, key=lambda index: points[index][0])
+
+
+def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, float]) -> Figure:
+    """A line for each combination of the other axes; the one at their defaults is thick."""
+    figure, axes = _figure()
+    drawn = grid.axes[axis]
+    positions: Sequence[float] = drawn.values or range(len(drawn.texts))
+    lines = _lines(grid, axis)
+    for number, cells in enumerate(lines):
+        plain = _at_defaults(grid, cells[0], axis)
+        values = [means[cell.key] for cell in cells]
+        style: dict[str, Any] = {"linewidth": 2.6, "zorder": 3} if plain and len(lines) > 1 else {"linewidth": 1.2}
+        label = _named(grid, cells[0], axis)
+        axes.plot(positions, values, marker="o", markersize=3, color=_color(number, len(lines)), label=label, **style)
+    axes.set_xticks(list(positions), list(drawn.texts))
+    axes.set_xlabel(f"{drawn.symbol} ({drawn.about})")
+    axes.set_ylabel(_head(info))
+    _legend(axes, len(lines))
+    return figure
+
+
+def _against_fidelity(grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A line along the axis that is drawn across; the better corner is at the top right."""
+    figure, axes = _figure()
+    across = grid.across
+    assert across is not None
+    lines = _lines(grid, across)
+    for number, cells in enumerate(lines):
+        points = [(means[x.name][cell.key], means[y.name][cell.key]) for cell in cells]
+        color, label = _color(number, len(lines)), _named(grid, cells[0], across)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1, color=color, label=label)
+        if number in (0, len(lines) - 1):
+            for point, cell in ((points[0], cells[0]), (points[-1], cells[-1])):
+                text = f"{grid.axes[across].symbol} {grid.axes[across].texts[cell.place[across]]}"
+                axes.annotate(text, point, xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
+    _mark_best_and_default(axes, grid, x, y, means)
+    for info, flip in ((x, axes.invert_xaxis), (y, axes.invert_yaxis)):
+        if not info.higher_is_better:
+            flip()
+    axes.set_xlabel(f"{_head(x)} (fidelity)")
+    axes.set_ylabel(f"{_head(y)}{'' if y.name in FIDELITY else ' (perception)'}")
+    _legend(axes, len(lines))
+    return figure
+
+
+def _mark_best_and_default(
+    axes: Axes, grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]
+) -> None:
+    points = [(means[x.name][cell.key], means[y.name][cell.key]) for cell in grid.cells]
+    front = [points[index] for index in pareto(points, x.higher_is_better, y.higher_is_better)]
+    if front:
+        axes.plot(*zip(*front, strict=True), "--", color="0.2", linewidth=1.8, label="best trade-offs", zorder=3)
+    place = tuple(axis.default for axis in grid.axes)
+    for cell, point in zip(grid.cells, points, strict=True):
+        if cell.place == place:
+            axes.plot(*point, marker="*", markersize=13, color=_MARK, linestyle="none", label="default", zorder=4)
+
+
+def _lines(grid: Grid, axis: int) -> list[list[Cell]]:
+    """The cells along `axis`, for each combination of the other axes."""
+    others = [range(1) if index == axis else range(len(each.texts)) for index, each in enumerate(grid.axes)]
+    return [grid.line(axis, place) for place in itertools.product(*others)]
+
+
+def _named(grid: Grid, cell: Cell, axis: int) -> str:
+    """The place of a line on the other axes."""
+    return ", ".join(f"{grid.axes[i].symbol} = {grid.axes[i].texts[cell.place[i]]}" for i in grid.long_axes if i != axis)
+
+
+def _at_defaults(grid: Grid, cell: Cell, axis: int) -> bool:
+    return all(index == axis or grid.axes[index].default == cell.place[index] for index in grid.long_axes)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _color(number: int, count: int) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](0.92 * number / max(1, count - 1))
+
+
+def _legend(axes: Axes, lines: int) -> None:
+    """Names of the lines, evenly thinned out where there are many, beside the plot."""
+    handles, labels = axes.get_legend_handles_labels()
+    step = -(-lines // _LEGEND_LINES)
+    kept = [i for i, label in enumerate(labels) if label and (i >= lines or i % step == 0)]
+    if kept:
+        axes.legend(
+            [handles[i] for i in kept], [labels[i] for i in kept], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
+        )
+
+
+def _head(info: MetricInfo) -> str:
+    return f"{info.label} {'↑' if info.higher_is_better else '↓'}"
+
+
+def _save(figure: Figure, title: str, folder: Path, name: str) -> Plot:
+    figure.suptitle(title, fontsize=10)
+    plot = Plot(title, folder / f"{name}.png", folder / f"{name}.svg")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, options in ((plot.png, {"dpi": 150}), (plot.svg, {"metadata": {"Date": None}})):
+        part = path.with_name(f".{path.name}.part")
+        figure.savefig(part, format=path.suffix[1:], **options)
+        part.replace(path)
+    return plot

@@ -1,0 +1,277 @@
+"""The composition behind `srcli sweep`: photos and settings in; views, images and records out, cell by cell."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from srcli.config.sweep import SweepConfig
+from srcli.engine.mix import MixingEngine
+from srcli.engine.restore import choose_limits
+from srcli.engine.stream import failure, finish, prepare_canvas
+from srcli.errors import ImageError, ModelError, UsageError
+from srcli.evaluation.measure import Failure
+from srcli.evaluation.metrics import Opened, open_metrics
+from srcli.evaluation.pictures import Reader
+from srcli.images.codec import Picture, decode, encode
+from srcli.images.files import Job, is_done
+from srcli.models.adapters import replace_adapters
+from srcli.models.base import Adjustable, LoadOptions, Settings
+from srcli.models.device import choose_device, choose_dtype, make_deterministic
+from srcli.models.registry import load_restorer
+from srcli.models.spec import ModelSpec, find_model
+from srcli.sweep.grid import Cell, Grid, adapter_axis, dial_axes
+from srcli.sweep.photos import Photo, digest, find_photos
+from srcli.sweep.records import Record, Records
+from srcli.sweep.sheets import write_sheets
+from srcli.sweep.views import HQ, LQ, Views, levels
+
+log = logging.getLogger("srcli")
+
+
+@dataclass(frozen=True)
+class Done:
+    """One cell of one photo is finished, now or by an earlier run."""
+
+    photo: Photo
+    cell: Cell
+    record: Record
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A photo in memory."""
+
+    photo: Photo
+    digests: tuple[str, str]
+    """Of the files of input and reference."""
+    picture: Picture
+    canvas: npt.NDArray[np.float32]
+    """The input at the model's scale: (H, W, 3), RGB, float32 in [0, 1]."""
+    hq_u8: npt.NDArray[np.uint8] | None
+
+
+class Sweep:
+    """A sweep that is ready to run; memory does not grow with cells, nor with photos but for their records.
+
+    Args:
+        config: the settings.
+        photos: to sweep.
+        failures: of inputs that cannot be swept; those of the run are added.
+        opened: the metrics.
+        device: of the networks.
+
+    Raises:
+        UsageError: the model has no such dials, or the output folder is of another sweep.
+        ModelError: the model is unknown, or its files are missing or damaged.
+    """
+
+    def __init__(
+        self, config: SweepConfig, photos: Sequence[Photo], failures: list[Failure], opened: Opened, device: torch.device
+    ) -> None:
+        self.config, self.photos, self.failures, self.opened = config, photos, failures, opened
+        self._device, self._dtype = device, choose_dtype(config.dtype, device)
+        self._variants = _variants(config)
+        self._engine: tuple[int, MixingEngine] | None = None
+        restorer = self._engine_of(0).restorer
+        adapters = [adapter_axis(stage, paths) for stage, paths in _adapters(config).items() if len(paths) > 1]
+        self.grid = Grid((*dial_axes(restorer.name, restorer.dials, config.dials), *adapters))
+        self.views = Views(config.output, config.crops)
+        self.records = Records(config.output, anew=config.overwrite)
+        self._native_scale, self._min_side = restorer.native_scale, restorer.min_side
+        self._color_fix = config.color_fix or restorer.color_fix
+        self._made_with = [self._use(number) for number in range(len(self._variants))]
+
+    @property
+    def complete(self) -> list[Photo]:
+        """The photos without a fault: after `run`, all their cells are done."""
+        failed = {each.path for each in self.failures}
+        return [photo for photo in self.photos if photo.source not in failed]
+
+    def image_path(self, photo: Photo, cell: Cell) -> Path:
+        """Where the full image of a cell goes: a folder for each cell, as `srcli eval` takes them."""
+        return self.config.output / "images" / cell.key / photo.relative
+
+    def record(self, photo: Photo, cell: Cell) -> Record:
+        """Of a finished cell."""
+        record = self.records.get(photo.name, cell.key)
+        assert record is not None
+        return record
+
+    def run(self) -> Generator[Done, None, None]:
+        """Yield each cell of each photo as soon as its files are written; a photo's fault is added to `failures`.
+
+        Adapters come one after the other, photos inside them, so that each is loaded once.
+        """
+        for variant in range(len(self._variants)):
+            for photo in self.complete:
+                try:
+                    yield from self._photo(photo, variant)
+                    if variant == len(self._variants) - 1:
+                        self._write_sheets(photo)
+                except ModelError:
+                    raise  # of adapters that are loaded only now: not this photo's fault
+                except Exception as error:
+                    told = failure(Job(photo.source, self.config.output), error)
+                    self.failures.append(Failure(photo.source, told.reason, told.hint))
+
+    # --- one photo ---
+
+    def _photo(self, photo: Photo, variant: int) -> Iterator[Done]:
+        digests = digest(photo.source), digest(photo.hq) if photo.hq else ""
+        todo, changed = [], False
+        for cell in self.grid.cells:
+            if cell.variant != variant:
+                continue
+            record = self.records.get(photo.name, cell.key)
+            fresh = record is not None and (record.input, record.hq) == digests
+            if record is not None and fresh and self._is_there(photo, cell, record):
+                yield Done(photo, cell, record, skipped=True)
+            else:
+                todo.append(cell)
+                changed = changed or (record is not None and not fresh)
+        if changed:
+            log.info("`%s` or its reference has changed since: its cells are made again", photo.source)
+        if todo:
+            yield from self._restore(self._read(photo, digests), variant, todo)
+
+    def _is_there(self, photo: Photo, cell: Cell, record: Record) -> bool:
+        """Whether the record has all metrics and the files of the cell exist."""
+        keys = [cell.key, LQ, HQ] if photo.hq is not None else [cell.key, LQ]
+        measured = all(metric.info.name in record.metrics for metric in self.opened.metrics)
+        shown = all(self.views.are_there(photo.name, key) for key in keys)
+        return measured and shown and (not self.config.save_images or is_done(self.image_path(photo, cell)))
+
+    def _read(self, photo: Photo, digests: tuple[str, str]) -> _Loaded:
+        """Decode a photo and its reference, and write their views."""
+        picture = decode(photo.source)
+        if self.opened.metrics and picture.alpha is not None and float(picture.alpha.min()) < 1.0:
+            message = f"`{photo.source}` is transparent in places, and no metric says what is behind it"
+            raise ImageError(message, "sweep it without `--hq` and `--metrics`, or lay it on one colour first")
+        canvas = prepare_canvas(picture, self._native_scale, self._min_side)
+        self.views.write(finish(picture, _as_tensor(canvas), canvas, photo.output_size, "none"), photo.name, LQ)
+        hq_u8 = None
+        if photo.hq is not None:
+            self.views.write(decode(photo.hq), photo.name, HQ)
+            hq_u8 = Reader().read(photo.hq) if self.opened.metrics else None
+        return _Loaded(photo, digests, picture, canvas, hq_u8)
+
+    def _restore(self, loaded: _Loaded, variant: int, cells: Sequence[Cell]) -> Iterator[Done]:
+        """One encoding and each pass once, then a decoding for each cell; nothing of a cell stays in memory."""
+        start = time.perf_counter()
+        settings = [cell.settings for cell in cells]
+        for index, sr in self._engine_of(variant).restore_all(_as_tensor(loaded.canvas), settings):
+            picture = finish(loaded.picture, sr, loaded.canvas, loaded.photo.output_size, self._color_fix)
+            record = self._keep(loaded, cells[index], picture, start)
+            del sr, picture
+            yield Done(loaded.photo, cells[index], record, skipped=False)
+            start = time.perf_counter()
+
+    def _keep(self, loaded: _Loaded, cell: Cell, picture: Picture, start: float) -> Record:
+        """Measure and write one result; its record comes last, when all files are there."""
+        photo, config = loaded.photo, self.config
+        metrics = {}
+        if self.opened.metrics:
+            sr_u8 = levels(picture)
+            metrics = {metric.info.name: metric(sr_u8, loaded.hq_u8) for metric in self.opened.metrics}
+        if config.save_images:
+            encode(picture, self.image_path(photo, cell), config.format, config.quality)
+        self.views.write(picture, photo.name, cell.key)
+        seconds = round(time.perf_counter() - start, 4)
+        record = Record(photo.name, cell.key, self._made_with[cell.variant], *loaded.digests, metrics, seconds)
+        self.records.add(record)
+        return record
+
+    def _write_sheets(self, photo: Photo) -> None:
+        metrics = {cell.key: self.record(photo, cell).metrics for cell in self.grid.cells}
+        write_sheets(self.grid, self.views, photo, metrics, self.opened.infos, self.config.pick, self.config.cell_px)
+
+    # --- models ---
+
+    def _engine_of(self, variant: int) -> MixingEngine:
+        """The engine of one variant; only one is in memory at a time."""
+        if self._engine is None or self._engine[0] != variant:
+            self._engine = None
+            gc.collect()
+            self._engine = (variant, self._load(self._variants[variant]))
+        return self._engine[1]
+
+    def _load(self, spec: ModelSpec) -> MixingEngine:
+        config = self.config
+        restorer = load_restorer(spec, LoadOptions(self._device, self._dtype, settings=_settings(config)))
+        if not isinstance(restorer, Adjustable):
+            raise UsageError(f"the model `{spec.name}` has no dials", "sweep another model, or `srcli upscale` with this one")
+        limits = choose_limits(restorer, config.tile, config.overlap, config.batch)
+        log.debug("%s on %s in %s, %s", spec.name, self._device, self._dtype, limits)
+        return MixingEngine(restorer, limits)
+
+    def _use(self, variant: int) -> str:
+        """Tell the records what the cells of a variant are made with."""
+        spec, config = self._variants[variant], self.config
+        made_with: dict[str, Any] = {
+            "model": spec.name,
+            "base": {name: str(value) for name, value in vars(spec.base).items() if value},
+            "adapters": {name: adapter.sha256 for name, adapter in spec.adapters.items()},
+            "prompt": spec.prompt,
+            "timestep": spec.timestep,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "color_fix": self._color_fix,
+            "scale": config.scale,
+            "tile": config.tile,
+            "overlap": config.overlap,
+            "crop_border": config.crop_border,
+        }
+        cells = [cell.key for cell in self.grid.cells if cell.variant == variant]
+        return self.records.use(made_with, itertools.product((photo.name for photo in self.photos), cells))
+
+
+def open_sweep(config: SweepConfig) -> Sweep:
+    """Find the photos, open the metrics, load the model.
+
+    Raises:
+        UsageError: inputs, device, dials or output folder cannot be used.
+        ModelError: the model is unknown, its files are missing or damaged, or the metric to pick by cannot be computed.
+    """
+    photos, failures = find_photos(config)
+    device = choose_device(config.device)
+    if config.dtype == "fp16" and device.type == "cpu":
+        log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
+    make_deterministic()
+    opened = open_metrics(config.all_metrics, device, crop_border=config.crop_border)
+    if config.pick is not None and config.pick in opened.missing:
+        fault = opened.missing[config.pick]
+        raise ModelError(f"`--pick {config.pick}`: {fault.message}", fault.hint)
+    return Sweep(config, photos, failures, opened, device)
+
+
+def _adapters(config: SweepConfig) -> Mapping[str, tuple[Path, ...]]:
+    return {"pixel": config.pixel, "semantic": config.semantic}
+
+
+def _variants(config: SweepConfig) -> list[ModelSpec]:
+    """The model's row with each combination of adapters."""
+    spec = find_model(config.model, config.models_file)
+    given = {stage: paths for stage, paths in _adapters(config).items() if paths}
+    return [replace_adapters(spec, dict(zip(given, paths, strict=True))) for paths in itertools.product(*given.values())]
+
+
+def _settings(config: SweepConfig) -> tuple[Settings, ...]:
+    """All that a model will be asked for."""
+    dials = config.dials
+    return tuple(dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values()))
+
+
+def _as_tensor(rgb: npt.NDArray[np.float32]) -> torch.Tensor:
+    """(H, W, 3) in [0, 1] -> (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(rgb).permute(2, 0, 1) * 2 - 1

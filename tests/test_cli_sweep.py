@@ -1,0 +1,318 @@
+"""`srcli sweep` from its arguments to its files and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from tiny_model import make_model
+
+from srcli.cli.sweep import sweep
+from srcli.console import set_up_logging, show_error
+from srcli.errors import ModelError, SrcliError
+from srcli.evaluation.metrics import Opened
+from srcli.sweep import plots, run
+
+COMMAND = """
+import sys, typer
+from srcli.cli.sweep import sweep
+from srcli.console import set_up_logging, show_error
+from srcli.errors import SrcliError
+set_up_logging(debug=False, quiet=False)
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(sweep)
+try:
+    app(prog_name="srcli sweep")
+except SrcliError as fault:
+    show_error(fault)
+    sys.exit(fault.exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), semantic=True)
+
+
+@dataclass
+class Done:
+    """What a finished command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def srcli_sweep(*arguments: object) -> Done:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(sweep)
+    out, err = io.StringIO(), io.StringIO()
+    set_up_logging(debug=False, quiet=False)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            app([str(argument) for argument in arguments], prog_name="srcli sweep")
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except SrcliError as fault:
+            show_error(fault)
+            code = fault.exit_code
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def small(models_file: Path) -> list[object]:
+    return ["--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32"]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-W", "error", "-c", COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def lines_of(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+@pytest.fixture
+def hq_folder(photo_folder: Path, tmp_path: Path) -> Path:
+    for name in ("a.png", "b.jpg", "sub/c.png"):
+        target = (tmp_path / "hq" / name).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(photo_folder / name) as image:
+            image.convert("RGB").resize((image.width * 4, image.height * 4), Image.Resampling.LANCZOS).save(target)
+    return tmp_path / "hq"
+
+
+GRID = ["--lambda-pixel", "0,1", "--lambda-semantic", "0:1:0.5"]
+
+
+def test_a_sweep_writes_sheets_tables_plots_and_a_page_and_tells_json(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+    options = ["--hq", hq_folder, "--pick", "ssim", "--crop", "10,10,40,30", "--save-images", "--json"]
+    done = srcli_sweep(photo_folder, "-o", out, *GRID, *options, *small(models_file))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["done"], told["skipped"], told["failed"], told["images"]) == (18, 0, [], 3)
+    assert told["axes"] == {"lambda_pixel": [0.0, 1.0], "lambda_semantic": [0.0, 0.5, 1.0]}
+    assert len(told["cells"]) == 6
+    assert set(told["best"]) == {"psnr", "ssim"}
+    assert set(told["picks"]) == {"a", "b", "sub/c"}
+    best = max(told["cells"], key=lambda cell: cell["psnr"])
+    assert told["best"]["psnr"] == best
+    sheets = sorted(str(path.relative_to(out / "sheets")) for path in (out / "sheets").rglob("*.png"))
+    assert sheets == [f"{name}{kind}.png" for name in ("a", "b", "sub/c") for kind in (".crop 10,10,40,30", "")]
+    assert sorted(path.name for path in (out / "plots").glob("*.svg")) == [
+        *("psnr-lambda_pixel.svg", "psnr-lambda_semantic.svg", "ssim-lambda_pixel.svg"),
+        *("ssim-lambda_semantic.svg", "ssim-psnr.svg"),
+    ]
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    assert [(row["lambda_pixel"], row["lambda_semantic"]) for row in rows[:4]] == [
+        ("0", "0"),
+        ("0", "0.5"),
+        ("0", "1"),
+        ("1", "0"),
+    ]
+    assert float(rows[5]["psnr"]) == pytest.approx(told["cells"][5]["psnr"])
+    assert (out / "table.md").read_text().count("\n| ") >= 6
+    folder = out / "images" / "lambda_pixel=1,lambda_semantic=0.5"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png")) == ["a.png", "b.png", "sub/c.png"]
+    assert Path(told["page"]) == out / "index.html"
+    assert not list(out.rglob(".*"))
+
+
+def test_people_are_told_the_plan_the_best_and_where_to_look_and_stdout_stays_empty(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path
+) -> None:
+    done = srcli_sweep(photo_folder / "b.jpg", "-o", tmp_path / "out", *GRID, "--hq", hq_folder / "b.png", *small(models_file))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "1 photo, 6 settings each (lambda_pixel 2, lambda_semantic 3): 6 pictures" in done.stderr
+    assert "best PSNR: " in done.stderr
+    assert "6 done, 0 skipped, 0 failed" in done.stderr
+    assert str(tmp_path / "out" / "index.html") in done.stderr.replace("\n", "")
+    assert "\x1b" not in done.stderr
+
+
+def test_without_references_there_are_pictures_and_no_numbers(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    done = srcli_sweep(photo_folder, "-o", tmp_path / "out", "--lambda-pixel", "0:1", "--json", *small(models_file))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["best"] == {}
+    assert told["cells"] == [{"lambda_pixel": 0.0}, {"lambda_pixel": 1.0}]
+    assert not (tmp_path / "out" / "plots").exists()
+    assert (tmp_path / "out" / "sheets" / "sub" / "c.png").is_file()
+
+
+def test_repeating_the_command_skips_and_more_settings_are_added(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    options = [photo_folder, "-o", tmp_path / "out", "--lambda-pixel", "1", "--json", *small(models_file)]
+    srcli_sweep(*options, "--lambda-semantic", "0,1")
+    again = json.loads(srcli_sweep(*options, "--lambda-semantic", "0,1").stdout)
+    assert (again["done"], again["skipped"]) == (0, 6)
+    more = json.loads(srcli_sweep(*options, "--lambda-semantic", "0,0.5,1").stdout)
+    assert (more["done"], more["skipped"]) == (3, 6)
+    anew = json.loads(srcli_sweep(*options, "--lambda-semantic", "0,1", "--overwrite").stdout)
+    assert (anew["done"], anew["skipped"]) == (6, 0)
+
+
+def test_other_settings_in_the_same_folder_are_refused(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    options = [photo_folder / "b.jpg", "-o", tmp_path / "out", "--lambda-pixel", "1", *small(models_file)]
+    srcli_sweep(*options)
+    done = srcli_sweep(*options, "--color-fix", "none")
+    assert done.returncode == 2
+    assert "`color_fix` was `adain`, is `none`" in done.stderr
+    assert "--overwrite" in done.stderr
+
+
+def test_bad_photos_are_named_and_the_exit_code_tells(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path
+) -> None:
+    (photo_folder / "bad.png").write_bytes(b"no picture")
+    (hq_folder / "b.png").unlink()
+    done = srcli_sweep(photo_folder, "-o", tmp_path / "out", *GRID, "--hq", hq_folder, "--json", *small(models_file))
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["images"] == 2
+    assert sorted(Path(failure["input"]).name for failure in told["failed"]) == ["b.jpg", "bad.png"]
+    assert done.stderr.count("no reference") == 1
+    assert "2 failed, each named above" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lambda-pixel", "0:x"], ["--lambda-pixel 0:x"]),
+        ([], ["nothing to sweep"]),
+        (["--lambda-pixel", "1", "--pick", "psnr"], ["give `--hq`"]),
+        (["--lambda-pixel", "1", "--crop", "1,2", "--scale", "9"], ["2 options are wrong", "--crop 1,2", "--scale 9"]),
+        (["--lambda-pixel", "1", "--dial", "guidance-scale=1"], ["no dial `guidance_scale`", "`timestep`"]),
+        (["--timestep", "1,2000"], ["cannot be 2000", "0 to 999"]),
+        (["--lambda-pixel", "1", "--crop", "0,0,9999,1"], ["no photo can be swept", "9999"]),
+        (["--lambda-pixel", "1", "--semantic", "nowhere"], ["no semantic adapter in `nowhere`"]),
+    ],
+)
+def test_wrong_use_is_told_and_nothing_is_written(
+    models_file: Path, photo_folder: Path, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    done = srcli_sweep(photo_folder, "-o", tmp_path / "out", *options, *small(models_file))
+    assert done.returncode == 2
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_semantic_dial_of_a_model_without_that_adapter_is_refused(photo_folder: Path, tmp_path: Path) -> None:
+    models_file = make_model(tmp_path / "plain")
+    done = srcli_sweep(photo_folder, "-o", tmp_path / "out", *GRID, *small(models_file))
+    assert done.returncode == 2
+    assert "no dial `lambda_semantic`" in done.stderr
+    assert "--semantic DIR" in done.stderr
+
+
+@pytest.mark.parametrize("output", ["x.png", "file/out"])
+def test_an_output_that_is_no_folder_is_refused(models_file: Path, photo_folder: Path, tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = srcli_sweep(photo_folder / "a.png", "-o", tmp_path / output, "--lambda-pixel", "1", *small(models_file))
+    assert done.returncode == 2
+    assert "hint" in done.stderr
+
+
+def test_an_output_inside_the_input_is_not_swept_itself(models_file: Path, photo_folder: Path) -> None:
+    options = [photo_folder, "-o", photo_folder / "sweep", "--lambda-pixel", "1", "--json", *small(models_file)]
+    assert json.loads(srcli_sweep(*options).stdout)["done"] == 3
+    again = json.loads(srcli_sweep(*options).stdout)
+    assert (again["done"], again["skipped"]) == (0, 3)
+
+
+def test_metrics_and_plots_that_cannot_be_made_are_told_and_the_rest_is_done(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run.open_metrics
+
+    def without_lpips(names: tuple[str, ...], device: object, crop_border: int) -> Opened:
+        opened = original([name for name in names if name != "lpips"], device, crop_border=crop_border)  # type: ignore[arg-type]
+        return Opened(opened.metrics, None, {"lpips": ModelError("`lpips` has no weights here", "get them")})
+
+    monkeypatch.setattr(run, "open_metrics", without_lpips)
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    options = ["--hq", hq_folder, "--metrics", "psnr,lpips", "--json"]
+    done = srcli_sweep(photo_folder, "-o", tmp_path / "out", "--lambda-pixel", "1,0", *options, *small(models_file))
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert set(told["missing"]) == {"lpips", "plots"}
+    assert set(told["best"]) == {"psnr"}
+    assert "`lpips` has no weights here, and is left out" in done.stderr
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+def many(folder: Path, count: int, side: int) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        Image.effect_noise((side, side), 60).convert("RGB").save(folder / f"{index:02}.png")
+    return folder
+
+
+def test_a_killed_sweep_goes_on_with_the_missing_cells(models_file: Path, tmp_path: Path) -> None:
+    inputs, out = many(tmp_path / "in", 4, 64), tmp_path / "out"
+    options = [inputs, "-o", out, "--lambda-pixel", "0:2:0.25", "--lambda-semantic", "0,1", "--json", *small(models_file)]
+    process = start(*options)
+    wait_until(lambda: len(lines_of(out / "cells.jsonl")) >= 20)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    survived = [json.loads(line) for line in lines_of(out / "cells.jsonl")]
+    assert 20 <= len(survived) < 72
+    views = {
+        path: path.stat().st_mtime_ns for each in survived for path in [out / "cells" / each["photo"] / f"{each['cell']}.jpg"]
+    }
+    done = srcli_sweep(*options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["skipped"], told["done"]) == (len(survived), 72 - len(survived))
+    assert {path: path.stat().st_mtime_ns for path in views} == views
+    assert not list(out.rglob(".*"))
+    for path in (out / "sheets").glob("*.png"):
+        assert np.asarray(Image.open(path)).std() > 10
+    assert len(list((out / "sheets").glob("*.png"))) == 4
+
+
+def test_an_interrupt_exits_with_130_and_tells_how_to_go_on(models_file: Path, tmp_path: Path) -> None:
+    inputs, out = many(tmp_path / "in", 4, 96), tmp_path / "out"
+    process = start(inputs, "-o", out, "--lambda-pixel", "0:2:0.05", "--json", *small(models_file))
+    wait_until(lambda: len(lines_of(out / "cells.jsonl")) >= 3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "repeat the command to go on" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads(stdout)["done"] < 164
+
+
+def test_the_help_documents_at_80_columns() -> None:
+    process = start("--help")
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert max(map(len, stdout.splitlines())) <= 80
+    for words in ("Example:", "--lambda-pixel", "--timestep", "--crop"):
+        assert words in stdout
