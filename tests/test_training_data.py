@@ -36,7 +36,7 @@ def test_samples_depend_on_seed_and_index_alone(photos: Path) -> None:
         assert not np.array_equal(one.hq, other[index].hq)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_are_the_same_with_any_number_of_workers(photos: Path, workers: int) -> None:
     data = crops(photos)
     order = StepOrder(2, 6, 2)

@@ -160,9 +160,14 @@ class StepOrder(Sampler[list[int]]):
             yield list(range(start, start + self._batch))
 
 
+class _Loader(DataLoader[Sample]):
+    def check_worker_number_rationality(self) -> None:
+        """No warning: more workers than cores are the user's choice."""
+
+
 def make_loader(data: TrainingCrops, order: StepOrder, workers: int, *, pinned: bool) -> DataLoader[Sample]:
     """Batches as lists of samples, prepared by `workers` processes (0: in between)."""
-    return DataLoader(
+    return _Loader(
         data,
         batch_sampler=order,
         num_workers=workers,
