@@ -17,30 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from tiny_model import make_model
 
-from srcli.cli.sweep import sweep
-from srcli.console import set_up_logging, show_error
-from srcli.errors import ModelError, SrcliError
+from srcli.cli.main import main
+from srcli.errors import ModelError
 from srcli.evaluation.metrics import Opened
 from srcli.sweep import plots, run
-
-COMMAND = """
-import sys, typer
-from srcli.cli.sweep import sweep
-from srcli.console import set_up_logging, show_error
-from srcli.errors import SrcliError
-set_up_logging(debug=False, quiet=False)
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(sweep)
-try:
-    app(prog_name="srcli sweep")
-except SrcliError as fault:
-    show_error(fault)
-    sys.exit(fault.exit_code)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +41,15 @@ class Done:
 
 
 def srcli_sweep(*arguments: object) -> Done:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(sweep)
+    """The command in this process, which has torch already."""
     out, err = io.StringIO(), io.StringIO()
-    set_up_logging(debug=False, quiet=False)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["srcli", "sweep", *map(str, arguments)])
         try:
-            app([str(argument) for argument in arguments], prog_name="srcli sweep")
+            main()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
-        except SrcliError as fault:
-            show_error(fault)
-            code = fault.exit_code
     return Done(code, out.getvalue(), err.getvalue())
 
 
@@ -80,7 +59,7 @@ def small(models_file: Path) -> list[object]:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-W", "error", "-c", COMMAND, *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-m", "srcli", "sweep", *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -123,7 +102,7 @@ def test_a_sweep_writes_sheets_tables_plots_and_a_page_and_tells_json(
     best = max(told["cells"], key=lambda cell: cell["psnr"])
     assert told["best"]["psnr"] == best
     sheets = sorted(str(path.relative_to(out / "sheets")) for path in (out / "sheets").rglob("*.png"))
-    assert sheets == [f"{name}{kind}.png" for name in ("a", "b", "sub/c") for kind in (".crop 10,10,40,30", "")]
+    assert sheets == [f"{name}{kind}.png" for name in ("a", "b", "sub/c") for kind in (".crop-10-10-40-30", "")]
     assert sorted(path.name for path in (out / "plots").glob("*.svg")) == [
         *("psnr-lambda_pixel.svg", "psnr-lambda_semantic.svg", "ssim-lambda_pixel.svg"),
         *("ssim-lambda_semantic.svg", "ssim-psnr.svg"),

@@ -234,7 +234,7 @@ def test_the_sheet_has_semantic_across_pixel_up_and_input_and_reference_beside(
     assert lefts[:4] == lefts[4:] == sorted(set(lefts))
     assert found[HQ][1] == found[LQ][1]
     assert found[HQ][0] > found[LQ][0]
-    close = np.asarray(Image.open(tmp_path / "out" / "sheets" / "a.crop 200,100,40,30.png"))
+    close = np.asarray(Image.open(tmp_path / "out" / "sheets" / "a.crop-200-100-40-30.png"))
     best = thumbnail(sweep.views.crop("a", sweep.grid.cells[5].key, sweep.views.crops[0]), 112)
     assert best.shape == (60, 80, 3)  # each pixel is two by two
     place_of(close, best)

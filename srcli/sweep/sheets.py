@@ -48,8 +48,9 @@ class Sheet:
 
     @property
     def path(self) -> Path:
-        """PNG."""
-        parts = (self.photo.name, self.plane, f"crop {self.crop.text}" if self.crop is not None else "")
+        """PNG; the name has no blanks and commas, for scripts."""
+        crop = f"crop-{self.crop.text.replace(',', '-')}" if self.crop is not None else ""
+        parts = (self.photo.name, self.plane, crop)
         return self.views.folder / "sheets" / f"{'.'.join(part for part in parts if part)}.png"
 
     @property
