@@ -219,7 +219,8 @@ def test_photos_with_different_seeds_get_different_noise() -> None:
 
 
 def test_the_largest_seed_can_be_used() -> None:
-    degrade_batch.noisy(torch.zeros(3, 4, 4), Noise("gaussian", 5.0, False, 2**63 - 1))
+    gray = torch.full((3, 4, 4), 0.5)
+    assert not torch.equal(degrade_batch.noisy(gray, Noise("gaussian", 5.0, False, 2**63 - 1)), gray)
 
 
 # --- the way back ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srcli.errors import UsageError
-from srcli.training.losses import SOFTENING, FrequencyMode, frequency_loss, mean_absolute, mean_squared, pixel_loss
+from srcli.training.losses import SOFTENING, FrequencyMode, frequency_loss, mean_absolute, mean_squared
 
 SETTINGS: list[tuple[FrequencyMode, int]] = [("complex", 0), ("complex", 8), ("amplitude", 0), ("amplitude", 8)]
 
@@ -30,8 +30,6 @@ def test_pixel_losses_are_means_over_all_elements() -> None:
     sr[1] = -1.0
     assert float(mean_squared(sr, hq)) == pytest.approx(0.625)
     assert float(mean_absolute(sr, hq)) == pytest.approx(0.75)
-    assert float(pixel_loss(sr, hq)) == pytest.approx(0.625)
-    assert float(pixel_loss(sr, hq, 0.1)) == pytest.approx(0.7)
 
 
 # --- frequencies ---

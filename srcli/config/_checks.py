@@ -20,6 +20,20 @@ def device_faults(device: str, dtype: str) -> list[str]:
     return faults
 
 
+def tile_faults(tile: int | None, overlap: int | None, batch: int | None) -> list[str]:
+    """What is wrong with `--tile`, `--overlap` (output pixels) and `--batch`; None is a choice left open."""
+    faults = []
+    if tile is not None and tile < 64:
+        faults.append(f"`--tile {tile}` is below 64 output pixels")
+    if overlap is not None and overlap < 0:
+        faults.append(f"`--overlap {overlap}` is negative")
+    if overlap is not None and tile is not None and overlap >= tile:
+        faults.append(f"`--overlap {overlap}` is not below `--tile {tile}`")
+    if batch is not None and batch < 1:
+        faults.append(f"`--batch {batch}` is not positive")
+    return faults
+
+
 def raise_faults(faults: list[str], help_command: str) -> None:
     """Raises: UsageError: there are faults; it names all of them."""
     if len(faults) == 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from srcli.config._checks import device_faults, raise_faults
+from srcli.config._checks import device_faults, raise_faults, tile_faults
 from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES, REFERENCE_METRIC_NAMES
 from srcli.config.upscale import COLOR_FIX_NAMES, FORMAT_NAMES, MAX_SCALE
 
@@ -231,14 +231,7 @@ def _work_faults(config: SweepConfig) -> list[str]:
     faults = []
     if not 0 < config.scale <= MAX_SCALE:
         faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
-    if config.tile is not None and config.tile < 64:
-        faults.append(f"`--tile {config.tile}` is below 64 output pixels")
-    if config.overlap is not None and config.overlap < 0:
-        faults.append(f"`--overlap {config.overlap}` is negative")
-    if config.overlap is not None and config.tile is not None and config.overlap >= config.tile:
-        faults.append(f"`--overlap {config.overlap}` is not below `--tile {config.tile}`")
-    if config.batch is not None and config.batch < 1:
-        faults.append(f"`--batch {config.batch}` is not positive")
+    faults += tile_faults(config.tile, config.overlap, config.batch)
     if not 64 <= config.cell_px <= 1024:
         faults.append(f"`--cell-size {config.cell_px}` is not between 64 and 1024 pixels")
     if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:

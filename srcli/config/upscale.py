@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from srcli.config._checks import device_faults, raise_faults
+from srcli.config._checks import device_faults, raise_faults, tile_faults
 
 MAX_SCALE = 8
 COLOR_FIX_NAMES = ("adain", "wavelet", "none")
@@ -86,14 +86,7 @@ def _work_faults(config: UpscaleConfig) -> list[str]:
     for name, value in (("--lambda-pixel", config.lambda_pixel), ("--lambda-semantic", config.lambda_semantic)):
         if value is not None and not math.isfinite(value):
             faults.append(f"`{name} {value}` is not a number")
-    if config.tile is not None and config.tile < 64:
-        faults.append(f"`--tile {config.tile}` is below 64 output pixels")
-    if config.overlap is not None and config.overlap < 0:
-        faults.append(f"`--overlap {config.overlap}` is negative")
-    if config.overlap is not None and config.tile is not None and config.overlap >= config.tile:
-        faults.append(f"`--overlap {config.overlap}` is not below `--tile {config.tile}`")
-    if config.batch is not None and config.batch < 1:
-        faults.append(f"`--batch {config.batch}` is not positive")
+    faults += tile_faults(config.tile, config.overlap, config.batch)
     faults += device_faults(config.device, config.dtype)
     if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:
         faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIX_NAMES)}")

@@ -19,28 +19,18 @@ that small mean nothing, larger ones keep a slope near 1.
 """
 
 
-def pixel_loss(sr: Tensor, hq: Tensor, l1_weight: float = 0.0) -> Tensor:
-    """ℓ2 in image space (PiSA-SR, eq. 3, stage 1), and a share of ℓ1 if asked for.
+def mean_squared(sr: Tensor, hq: Tensor) -> Tensor:
+    """ℓ2 in image space (PiSA-SR, eq. 3, stage 1): the mean of (sr - hq)² over all elements, a scalar.
 
     Args:
         sr: (N, 3, H, W), RGB, float32, about [-1, 1].
         hq: (N, 3, H, W), RGB, float32 in [-1, 1].
-        l1_weight: weight of the mean absolute error; 0 is the paper's loss.
-
-    Returns:
-        a scalar, the mean over all elements.
     """
-    loss = mean_squared(sr, hq)
-    return loss + l1_weight * mean_absolute(sr, hq) if l1_weight else loss
-
-
-def mean_squared(sr: Tensor, hq: Tensor) -> Tensor:
-    """ℓ2: the mean of (sr - hq)² over all elements, a scalar; pictures as for `pixel_loss`."""
     return (sr - hq).square().mean()
 
 
 def mean_absolute(sr: Tensor, hq: Tensor) -> Tensor:
-    """ℓ1: the mean of |sr - hq| over all elements, a scalar; pictures as for `pixel_loss`."""
+    """ℓ1: the mean of |sr - hq| over all elements, a scalar; pictures as for `mean_squared`."""
     return (sr - hq).abs().mean()
 
 
