@@ -19,15 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from srcli.engine.mix import MixingEngine
+from srcli.engine.pictures import prepare_canvas
 from srcli.engine.restore import Engine, Limits, choose_limits
-from srcli.engine.stream import prepare_canvas
 from srcli.images.codec import decode
 from srcli.models.adapters import replace_adapters
 from srcli.models.base import LoadOptions, Settings
-from srcli.models.device import choose_device, choose_dtype, make_deterministic
+from srcli.models.device import choose_device, choose_dtype, prepare
 from srcli.models.registry import load_restorer
 from srcli.models.spec import ModelSpec, find_model
 
@@ -67,9 +65,8 @@ def model_seconds(args: argparse.Namespace, pairs: list[tuple[float, float]]) ->
     spec = replace_adapters(find_model(args.model), {name: path for name, path in given.items() if path})
     device = choose_device("auto")
     dtype = choose_dtype(args.dtype, device)
-    make_deterministic()
-    canvas = prepare_canvas(decode(args.photo), spec.native_scale, spec.min_side)
-    lq = torch.from_numpy(canvas).permute(2, 0, 1) * 2 - 1
+    prepare(device)
+    lq = prepare_canvas(decode(args.photo), spec.native_scale, spec.min_side)
 
     mixing = MixingEngine(*_loaded(spec, LoadOptions(device, dtype, settings=tuple(map(_settings, PAIRS)))))
     next(iter(mixing.restore_all(lq, [_settings(PAIRS[-1])])))

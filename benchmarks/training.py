@@ -26,46 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from full_size import make_adapter, make_base
 
 CASES = ("plain", "ours", "saving")
-
-
-def make_base(folder: Path) -> None:
-    """SD 2.1-base with random weights, in float16, and with embeddings instead of a text encoder."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        cross_attention_dim=1024,
-        attention_head_dim=(5, 10, 20, 20),
-        use_linear_projection=True,
-    )
-    unet.half().save_pretrained(folder / "unet")
-    del unet
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=4,
-    )
-    vae.half().save_pretrained(folder / "vae")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
-    save_file(
-        {name: torch.randn(77, 1024) for name in ("null", "positive", "negative")}, folder / "prompt_embeddings.safetensors"
-    )
-    (folder / "model_index.json").write_text("{}")
-
-
-def make_pixel(base: Path, folder: Path) -> None:
-    from srcli.models.adapters import AdapterInfo, attach, extract, save_adapter
-    from srcli.models.backbone import load_unet
-
-    unet = load_unet(base)
-    attach(unet, "pixel", 4, 8)
-    save_adapter(extract(unet, "pixel", AdapterInfo(4, 8, "random", "pixel")), folder / "pixel")
 
 
 def run_case(case: str, base: Path, pixel: Path, photos: Path, batch: int, crop: int, device: str) -> dict[str, float]:
@@ -145,7 +108,7 @@ def main() -> None:
             return
         if not base.is_dir():
             make_base(base)
-            make_pixel(base, pixel)
+            make_adapter(base, pixel, "pixel")
             make_photos(photos, args.crop)
         for batch in args.batch:
             results: dict[str, dict[str, float]] = {}

@@ -18,7 +18,7 @@ from srcli.images.codec import probe
 from srcli.images.files import Job
 from srcli.models.adapters import replace_adapters
 from srcli.models.base import LoadOptions
-from srcli.models.device import choose_device, choose_dtype, make_deterministic
+from srcli.models.device import choose_device, choose_dtype, prepare
 from srcli.models.registry import load_restorer
 from srcli.models.spec import find_model
 
@@ -66,10 +66,12 @@ def open_stream(config: UpscaleConfig) -> Stream:
     dtype = choose_dtype(config.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
-    make_deterministic()
+    if config.compile and device.type == "cpu":
+        log.warning("`--compile` takes minutes and gained nothing on the CPUs it was measured on")
+    prepare(device)
     lambda_pixel = 1.0 if config.lambda_pixel is None else config.lambda_pixel
     lambda_semantic = 1.0 if config.lambda_semantic is None else config.lambda_semantic
-    restorer = load_restorer(spec, LoadOptions(device, dtype, lambda_pixel, lambda_semantic))
+    restorer = load_restorer(spec, LoadOptions(device, dtype, lambda_pixel, lambda_semantic, compile=config.compile))
     level = logging.WARNING if config.lambda_semantic is not None else logging.DEBUG
     for note in restorer.notes:
         log.log(level, note)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from srcli.models.base import Mixture, Part
 
 
 class MockRestorer:
@@ -16,7 +20,7 @@ class MockRestorer:
     native_scale = 4
     min_side = 0
     tile, overlap = 64, 16
-    autoencoder_tile: int | None = None
+    mixture = Mixture({"only": 1.0})
     color_fix = "none"
     cell_bytes = 1000
     notes: tuple[str, ...] = ()
@@ -27,8 +31,18 @@ class MockRestorer:
         self.strength = strength
         self.batches: list[tuple[int, ...]] = []
 
+    @property
+    def decoder(self) -> tuple[Part, ...]:
+        return (Part(self.decode, 3, 1, 4, halo=2, fade=2, cell_bytes=1),)
+
+    def encoder(self, encoding: Hashable = None) -> tuple[Part, ...]:
+        return (Part(self.encode, 48, 4, 1, halo=2, fade=2, cell_bytes=1),)
+
     def encode(self, picture: Tensor, *, exact: bool = False) -> Tensor:
         return functional.pixel_unshuffle(picture, 4)
+
+    def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
+        return self.predict(latent, exact=exact)
 
     def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
         self.batches.append(tuple(latent.shape))

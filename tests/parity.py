@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from srcli.engine.pictures import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
-from srcli.engine.stream import finish, prepare_canvas
 from srcli.images.codec import decode
 from srcli.models.adapters import import_reference
 from srcli.models.backbone import load_alphas, load_unet
@@ -88,18 +88,18 @@ class Parity:
         lq = torch.from_numpy(canvas.astype(np.float32) / 255).permute(2, 0, 1) * 2 - 1
         run = np.load(self.folder / case["run"]["file"])
 
-        latent = engine._encode([lq])[0]
-        grid = (limits.tile_lat, limits.overlap_lat, restorer.channels, "predict")
-        residual = engine._map(restorer.predict, [latent], *grid)[0]
+        (latent,) = engine._encode([lq], restorer.encoder())
+        (residual,) = engine._predict(restorer.mixture, [latent])
         (sr,) = engine.restore([lq])
         windows = np.stack([sr[:, y : y + 40, x : x + 40].numpy() for x, y in case["run"]["windows_xy"]])
         levels, fraction = None, None
         ours = prepare_canvas(picture, 4, 128)
-        if ours.shape == canvas.shape:
-            assert np.array_equal((ours * 255).round().astype(np.uint8), canvas), "our own preparation differs"
+        if (ours.height, ours.width) == canvas.shape[:2]:
+            whole = ours.crop(0, 0, ours.height, ours.width)
+            assert np.array_equal((whole * 255).round().astype(np.uint8), canvas), "our own preparation differs"
             (x, y) = (4 * side for side in case["input_size_wh"])
             finished = finish(picture, sr, ours, (x, y), COLOR_FIXES[args["align_method"]])
-            levels, fraction = self._compare_file(case, (finished.rgb * 255).round().astype(np.int16))
+            levels, fraction = self._compare_file(case, finished.levels.astype(np.int16))
         return Errors(
             float(np.abs(latent.numpy() - np.load(self.folder / case["latent"]["file"])["latent"]).max()),
             float(np.abs(residual.numpy() - run["residual"]).max()),

@@ -21,7 +21,7 @@ LAYERS = {  # what each room may import of srcli, besides itself
     "memory": set(),
     "console": {"errors"},
     "images": {"errors"},
-    "models": {"errors", "images"},
+    "models": {"errors", "images", "memory"},
     "engine": {"errors", "images", "models", "memory"},
     "training": {"errors", "images", "models", "config", "memory"},
     "evaluation": {"errors", "images", "models", "config"},

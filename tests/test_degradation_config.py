@@ -40,6 +40,7 @@ KERNELS = {
 NOISE_AND_MODES = {"resize_modes": MODES, "gaussian_probability": 0.5, "gray_probability": 0.4, "kernels": KERNELS}
 REFERENCE = {  # the numbers of PiSA-SR's training, written out
     "resize_back": "bicubic",
+    "mild_probability": 0,
     "first": {
         "blur_probability": 1,
         "sigma": [0.2, 3],

@@ -557,3 +557,22 @@ def test_a_photo_of_another_size_than_its_draws_is_refused() -> None:
 def test_a_photo_smaller_than_the_scale_is_refused() -> None:
     with pytest.raises(ImageError, match="`3 x 40` px"):
         degrade(textured(40, 3), np.random.default_rng(0))
+
+
+def test_some_photos_are_damaged_mildly() -> None:
+    """One factor for noise and JPEG losses; blur, sizes and all other photos stay what they are without the setting."""
+    size = (64, 64)
+    same = [draw(np.random.default_rng([1, i]), size) for i in range(400)]
+    mixed = [draw(np.random.default_rng([1, i]), size, 4, Degradation(mild_probability=0.4)) for i in range(400)]
+    weakened = [(full, mild) for full, mild in zip(same, mixed, strict=True) if full != mild]
+    assert 0.32 < len(weakened) / 400 < 0.48
+    factors = []
+    for full, mild in weakened:
+        factor = mild.first.noise.strength / full.first.noise.strength
+        factors.append(factor)
+        assert 0 <= factor < 1
+        assert mild.second.noise.strength == pytest.approx(full.second.noise.strength * factor)
+        assert full.first_quality is not None
+        assert mild.first_quality == pytest.approx(100 - (100 - full.first_quality) * factor)
+        assert (mild.first.kernel, mild.first.size, mild.final_kernel) == (full.first.kernel, full.first.size, full.final_kernel)
+    assert stats.kstest(factors, "uniform").pvalue > 1e-3

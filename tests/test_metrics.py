@@ -278,9 +278,8 @@ def test_every_kind_of_picture_becomes_8_bit_rgb(tmp_path: Path, photo: np.ndarr
 
 
 def test_16_bits_are_rounded_to_the_nearest_level(tmp_path: Path) -> None:
-    levels = np.array([[0, 128, 129, 257 * 7 + 128, 257 * 7 + 129, 65535]], dtype=np.float32)
-    rgb = np.repeat((levels / 65535)[..., None], 3, axis=2)
-    encode(Picture(rgb, None, 16, False, 1, None, None, "png"), tmp_path / "deep.png", "png", 100)
+    levels = np.array([[0, 128, 129, 257 * 7 + 128, 257 * 7 + 129, 65535]], dtype=np.uint16)
+    encode(Picture(np.repeat(levels[..., None], 3, axis=2)), tmp_path / "deep.png", "png", 100)
     assert Reader().read(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 7, 8, 255]
 
 

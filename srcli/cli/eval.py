@@ -200,10 +200,10 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
 def _open(config: EvalConfig) -> Opened:
     with _status("loading the metrics"):
         from srcli.evaluation.metrics import IQA_LICENCE, METRICS, open_metrics
-        from srcli.models.device import choose_device, make_deterministic
+        from srcli.models.device import choose_device, prepare
 
         device = choose_device(config.device)
-        make_deterministic()
+        prepare(device)
         opened = open_metrics(config.metrics, device, crop_border=config.crop_border, allow_download=config.fetch)
     for fault in opened.missing.values():
         log.warning("%s, and is left out\n  hint: %s", fault.message, fault.hint)

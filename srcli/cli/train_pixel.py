@@ -11,6 +11,7 @@ def train_pixel(
     output: o.Output = None,
     model: o.Model = "tiny",
     base: o.Base = None,
+    start_from: o.StartFrom = None,
     models_file: ModelsFile = None,
     recipe: o.RecipeFile = None,
     show_recipe: o.ShowRecipe = False,

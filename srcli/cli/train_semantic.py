@@ -26,6 +26,7 @@ def train_semantic(
     ] = None,
     model: o.Model = "tiny",
     base: o.Base = None,
+    start_from: o.StartFrom = None,
     models_file: ModelsFile = None,
     recipe: o.RecipeFile = None,
     show_recipe: o.ShowRecipe = False,

@@ -104,6 +104,14 @@ GradientCheckpointing = Annotated[
 DecodeChunk = Annotated[
     int, typer.Option(help="Pictures decoded at once; 0 chooses. 1 needs least memory.", rich_help_panel=WORK)
 ]
+StartFrom = Annotated[
+    Path | None,
+    typer.Option(
+        help="Begin with the weights of this adapter (folder or file) instead of an empty one: it learns on.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint in --output, if there is one.", rich_help_panel=FILES)
 ]
@@ -158,7 +166,7 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
         given.get("captions", ""),
     )
     kept = ("output", "model", "seed", "val", "val_images", "val_every", "workers", "device", "dtype", "gradient_checkpointing")
-    more = ("decode_chunk", "log_every", "save_every", "keep", "resume", "licence")
+    more = ("decode_chunk", "log_every", "save_every", "keep", "resume", "licence", "start_from")
     config = TrainConfig(
         stage=stage,
         data=tuple(given["data"] or ()),

@@ -84,6 +84,14 @@ def upscale(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the networks first: minutes at the start, faster after. For long runs of equal sizes.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
     recursive: Annotated[
         bool, typer.Option("--recursive/--no-recursive", help="Go into folders' folders.", rich_help_panel=FILES)
     ] = True,
@@ -136,6 +144,7 @@ def upscale(
         batch=batch,
         device=device,
         dtype=dtype,
+        compile=compile_,
         color_fix=color_fix,
         format=format,
         quality=quality,

@@ -225,6 +225,10 @@ class Degradation:
         Literal["bicubic", "random"],
         Field(description="enlarging to the clean photo's size: bicubic, as at inference; random: area, bilinear or bicubic"),
     ] = "bicubic"
+    mild_probability: Annotated[
+        Probability,
+        Field(description="probability that noise and JPEG losses are weakened, all by one factor drawn from 0 to 1"),
+    ] = 0.0
     first: FirstStage = Field(default_factory=FirstStage)
     second: SecondStage = Field(default_factory=SecondStage)
     final: FinalStage = Field(default_factory=FinalStage)

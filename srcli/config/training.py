@@ -37,6 +37,8 @@ class TrainConfig:
     """As the adapter's metadata will name it."""
     pixel: Path | None = None
     """Semantic stage: the pixel adapter's file or folder."""
+    start_from: Path | None = None
+    """File or folder of an adapter of this stage whose weights the training begins with, instead of an empty one."""
     prompts: Prompts = Prompts()
     scale: int = 4
     timestep: int = 1

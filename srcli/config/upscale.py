@@ -37,6 +37,7 @@ class UpscaleConfig:
     batch: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    compile: bool = False
     color_fix: str | None = None
     format: str | None = None
     quality: int = 95

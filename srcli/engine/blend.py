@@ -1,11 +1,12 @@
-"""How tiles become one plane: Gaussian windows, normalised before they are applied."""
+"""How tiles become one plane: by Gaussian windows, normalised before they are applied, or each its own part with faded seams."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from srcli.engine.tiles import Grid, Tile
+from srcli.engine.tiles import Grid, Tile, borders
+from srcli.models.base import Part
 
 VARIANCE = 0.01
 """Of the window, in units of the squared tile side (Mixture of Diffusers, as PiSA-SR uses it)."""
@@ -37,33 +38,81 @@ class Blend:
     normalising each axis is exactly Σ w·tile / Σ w, with no division left for the end.
 
     Args:
-        grid: the tiles, in cells.
-        height: of the plane, in cells.
-        width: of the plane, in cells.
+        grid: the tiles.
         channels: of the blended plane.
-        factor: pixels of the plane a cell of the grid.
+        height: of the plane.
+        width: of the plane.
     """
 
-    def __init__(self, grid: Grid, height: int, width: int, channels: int, factor: int = 1) -> None:
-        self.factor = factor
-        self.plane = torch.zeros(channels, height * factor, width * factor)
+    def __init__(self, grid: Grid, channels: int, height: int, width: int) -> None:
         self._single = len(grid.tops) * len(grid.lefts) == 1
+        self.plane = torch.empty(0) if self._single else torch.zeros(channels, height, width)
+        """The result: (channels, height, width), float32; on the device of a single tile, else on the CPU."""
         if not self._single:
-            self._rows = _weights_by_start(grid.tops, grid.height, height, factor)
-            self._columns = _weights_by_start(grid.lefts, grid.width, width, factor)
+            self._rows = dict(zip(grid.tops, axis_weights(grid.tops, grid.height, height), strict=True))
+            self._columns = dict(zip(grid.lefts, axis_weights(grid.lefts, grid.width, width), strict=True))
 
     def add(self, tile: Tile, values: Tensor) -> None:
-        """Add one tile's values: (channels, tile.height * factor, tile.width * factor), any device and float dtype."""
-        values = values.to("cpu", torch.float32)
+        """Add one tile's values: (channels, tile.height, tile.width), any device and float dtype."""
         if self._single:
-            self.plane = values
+            self.plane = values.float()
             return
-        f = self.factor
-        view = self.plane[:, tile.top * f : (tile.top + tile.height) * f, tile.left * f : (tile.left + tile.width) * f]
+        view = self.plane[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
         weights = torch.outer(self._rows[tile.top], self._columns[tile.left]).float()
-        view.add_(values * weights)
+        view.add_(values.to("cpu", torch.float32) * weights)
 
 
-def _weights_by_start(starts: tuple[int, ...], tile: int, length: int, factor: int) -> dict[int, Tensor]:
-    scaled = tuple(start * factor for start in starts)
-    return dict(zip(starts, axis_weights(scaled, tile * factor, length * factor), strict=True))
+class Seams:
+    """Puts tiles together: each keeps what it owns, and fades into its neighbours over a few cells.
+
+    Args:
+        part: what made the tiles.
+        grid: where they lie, in latent cells.
+        height: of the plane, in latent cells.
+        width: of the plane, in latent cells.
+    """
+
+    def __init__(self, part: Part, grid: Grid, height: int, width: int) -> None:
+        self._part, self._size = part, (height, width)
+        self._rows = _shares(grid.tops, grid.height, height, part.cell_out, part.fade)
+        self._columns = _shares(grid.lefts, grid.width, width, part.cell_out, part.fade)
+        self._plane: Tensor | None = None
+
+    @property
+    def plane(self) -> Tensor:
+        """(channels, height * cell_out, width * cell_out), on the CPU."""
+        assert self._plane is not None
+        return self._plane
+
+    def add(self, tile: Tile, values: Tensor) -> None:
+        """One tile's values: (channels, tile.height * cell_out, tile.width * cell_out)."""
+        grow = self._part.cell_out
+        if self._plane is None:
+            self._plane = torch.zeros(self._part.channels, *(side * grow for side in self._size), dtype=values.dtype)
+        elif values.dtype.itemsize > self._plane.dtype.itemsize:
+            self._plane = self._plane.to(values.dtype)  # a tile was done again in float32, and may not fit into less
+        (y0, rows), (x0, columns) = self._rows[tile.top], self._columns[tile.left]
+        top, left = y0 - tile.top * grow, x0 - tile.left * grow
+        own = values[:, top : top + len(rows), left : left + len(columns)].to("cpu", self._plane.dtype)
+        share = torch.outer(rows, columns).to(self._plane.dtype)
+        self._plane[:, y0 : y0 + len(rows), x0 : x0 + len(columns)] += own * share
+
+
+def _shares(starts: tuple[int, ...], tile: int, length: int, grow: int, fade: int) -> dict[int, tuple[int, Tensor]]:
+    """For each tile by its start: the first sample that it has a share of, and its shares from there; all shares sum to one."""
+    half = fade * grow // 2
+    shares = {}
+    for start, (first, end) in zip(starts, borders(starts, tile, length), strict=True):
+        before, after = (half if first else 0), (half if end < length else 0)
+        weights = torch.ones(before + (end - first) * grow + after)
+        if before:
+            weights[: 2 * half] = _ramp(half)
+        if after:
+            weights[-2 * half :] *= _ramp(half).flip(0)
+        shares[start] = (first * grow - before, weights)
+    return shares
+
+
+def _ramp(half: int) -> Tensor:
+    """Rises from 0 to 1 over 2 * half samples, so that it and its mirror image sum to one."""
+    return (torch.arange(2 * half) + 0.5) / (2 * half)

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from srcli.engine.restore import Engine, pad_to_multiple
+from srcli.engine.parts import Plane
+from srcli.engine.restore import Engine
 from srcli.models.base import Adjustable, Mixture, Settings
 
 Step = tuple[Hashable, ...]
@@ -31,7 +32,7 @@ class MixingEngine(Engine):
 
     restorer: Adjustable
 
-    def restore_all(self, picture: Tensor, settings: Sequence[Settings]) -> Iterator[tuple[int, Tensor]]:
+    def restore_all(self, picture: Plane, settings: Sequence[Settings]) -> Iterator[tuple[int, Tensor]]:
         """Restore one picture at each of `settings`: each encoding and each pass is computed once, each setting decoded.
 
         A latent or an answer is dropped after the last setting that needs it, and settings that share passes are done one
@@ -39,7 +40,7 @@ class MixingEngine(Engine):
         `restore` bit for bit; tiles are blended before they are summed instead of after, which is the same but for rounding.
 
         Args:
-            picture: (3, H, W), RGB, float32 in [-1, 1], at output size.
+            picture: a `Canvas`, or (3, H, W), RGB, float32 in [-1, 1], at output size.
             settings: of the dials.
 
         Yields:
@@ -60,7 +61,7 @@ class MixingEngine(Engine):
                     known.pop(step, None)
 
     @torch.inference_mode()
-    def _restore_one(self, picture: Tensor, mixture: Mixture, known: dict[Step, Tensor]) -> Tensor:
+    def _restore_one(self, picture: Plane, mixture: Mixture, known: dict[Step, Tensor]) -> Tensor:
         for step in _steps(mixture):
             if step not in known:
                 known[step] = self._with_less_memory(partial(self._compute, step, picture, known), [picture])
@@ -71,12 +72,11 @@ class MixingEngine(Engine):
         restored = self.restorer.apply(latent, prediction)
         return self._with_less_memory(lambda: self._decode([restored], [picture])[0], [picture])
 
-    def _compute(self, step: Step, picture: Tensor, known: dict[Step, Tensor]) -> Tensor:
+    def _compute(self, step: Step, picture: Plane, known: dict[Step, Tensor]) -> Tensor:
         net = self.restorer
         if len(step) == 1:
-            padded = pad_to_multiple(picture, net.factor)
-            return self._encode([padded], partial(net.encode_as, step[0]))[0]
-        return self._predict(partial(net.predict_pass, step[1]), [known[step[:1]]])[0]
+            return self._encode([picture], net.encoder(step[0]))[0]
+        return self._pass(step[1], [known[step[:1]]])[0]
 
 
 def _steps(mixture: Mixture) -> list[Step]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from srcli.engine.blend import Blend
+from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, is_out_of_memory
-from srcli.models.base import Restorer
+from srcli.models.base import Mixture, Part, Restorer
 
 log = logging.getLogger("srcli")
 
@@ -29,7 +31,13 @@ MAX_BATCH = 16
 MIN_TILE_LAT = 16
 MEMORY_SHARE = 0.5
 """Of the free memory, what a batch of tiles may take."""
-_AUTOENCODER_OVERLAP_PX = 128
+PART_PIXELS = 1 << 21
+"""Of a picture or tile that an autoencoder computes at once, where memory allows; else half as many, and so on."""
+MIN_PART_PIXELS = 1 << 16
+HELD_SHARE = 0.25
+"""Of the free memory, what tiles of an autoencoder may take that go side by side; rounded down to a power of two."""
+HELD_BYTES_CPU = 4 << 30
+"""The most of it on a CPU, whose memory is everybody's."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +47,23 @@ class Limits:
     tile_lat: int
     overlap_lat: int
     batch: int
-    autoencoder_tile: int | None
-    """In output pixels."""
+    part_bytes: int | None
+    """Working memory of an autoencoder's step; None for any."""
+    least_part_bytes: int = 0
+    """Where `part_bytes` cannot shrink further."""
+    held_bytes: int = 0
+    """For tiles of the autoencoder that go side by side."""
 
     def smaller(self) -> Limits | None:
-        """Half the batch; at batch 1, half the tile; None where nothing can shrink."""
+        """Half the batch; at batch 1, half the tile and half the room of the autoencoder; None where nothing can shrink."""
         if self.batch > 1:
             return replace(self, batch=self.batch // 2)
-        if self.tile_lat <= MIN_TILE_LAT:
+        part_bytes = self.part_bytes and max(self.least_part_bytes, self.part_bytes // 2)
+        if self.tile_lat <= MIN_TILE_LAT and part_bytes == self.part_bytes:
             return None
-        tile_lat = max(MIN_TILE_LAT, self.tile_lat // 2)
-        autoencoder_tile = self.autoencoder_tile and max(256, self.autoencoder_tile // 2)
-        return Limits(tile_lat, min(self.overlap_lat, tile_lat // 3), 1, autoencoder_tile)
+        tile_lat = max(min(MIN_TILE_LAT, self.tile_lat), self.tile_lat // 2)
+        overlap_lat = min(self.overlap_lat, tile_lat // 3)
+        return Limits(tile_lat, overlap_lat, 1, part_bytes, self.least_part_bytes, self.held_bytes // 2)
 
 
 @dataclass
@@ -82,7 +95,19 @@ def choose_limits(restorer: Restorer, tile: int | None, overlap: int | None, bat
         # a CPU is busy with one tile; powers of two keep the choice, and so the rounding, the same from run to run
         largest = 1 if restorer.device.type == "cpu" else MAX_BATCH
         batch = 1 << (max(1, min(largest, fits)).bit_length() - 1)
-    return Limits(tile_lat, overlap_lat, batch, restorer.autoencoder_tile)
+    return Limits(tile_lat, overlap_lat, batch, *_part_bytes(restorer, budget))
+
+
+def _part_bytes(restorer: Restorer, budget: float) -> tuple[int, int, int]:
+    """The room of the autoencoder: for as many pixels as fit in halves of `PART_PIXELS`; the least; and for tiles that wait."""
+    per_pixel = max(part.cell_bytes for part in (*restorer.encoder(), *restorer.decoder)) / restorer.factor**2
+    pixels = PART_PIXELS
+    while pixels > MIN_PART_PIXELS and pixels * per_pixel > budget:
+        pixels //= 2
+    held = 1 << (max(1, int(budget * HELD_SHARE / MEMORY_SHARE)).bit_length() - 1)
+    if restorer.device.type == "cpu":
+        held = min(held, HELD_BYTES_CPU)
+    return int(pixels * per_pixel), int(MIN_PART_PIXELS * per_pixel), held
 
 
 @dataclass
@@ -104,14 +129,14 @@ class Engine:
         return len(make_grid(*cells, self.limits.tile_lat, self.limits.overlap_lat).tiles)
 
     @torch.inference_mode()
-    def restore(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+    def restore(self, pictures: Sequence[Plane]) -> list[Tensor]:
         """Restore pictures that were already enlarged to output size.
 
         Args:
-            pictures: each (3, H, W), RGB, float32 in [-1, 1], any sides from 1 pixel; sizes may differ.
+            pictures: each a `Canvas`, or (3, H, W), RGB, float32 in [-1, 1]; any sides from 1 pixel, sizes may differ.
 
         Returns:
-            as many tensors of the same sizes, RGB, float32, clamped to [-1, 1].
+            as many tensors (3, H, W), RGB, float32, clamped to [-1, 1], on the CPU.
 
         Raises:
             OutOfMemoryError: not even the smallest tile fits.
@@ -119,7 +144,7 @@ class Engine:
         """
         return self._with_less_memory(lambda: self._restore(pictures), pictures)
 
-    def _with_less_memory(self, work: Callable[[], Result], pictures: Sequence[Tensor]) -> Result:
+    def _with_less_memory(self, work: Callable[[], Result], pictures: Sequence[Plane]) -> Result:
         """`work()`, again with smaller limits for as long as memory runs out; `pictures` are named where nothing fits."""
         while True:
             try:
@@ -129,7 +154,7 @@ class Engine:
                     raise
                 smaller = self.limits.smaller()
                 if smaller is None:
-                    sizes = ", ".join(f"{p.shape[2]}x{p.shape[1]}" for p in pictures)
+                    sizes = ", ".join(f"{width}x{height}" for height, width in map(size_of, pictures))
                     hint = "use `--device cpu`, a smaller `--scale`, or close other programs that use this memory"
                     raise OutOfMemoryError(f"not enough memory for an output of {sizes} pixels", hint) from error
             self._shrink(smaller)
@@ -143,75 +168,51 @@ class Engine:
         if self.restorer.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _restore(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+    def _restore(self, pictures: Sequence[Plane]) -> list[Tensor]:
         net = self.restorer
-        padded = [pad_to_multiple(picture, net.factor) for picture in pictures]
-        latents = self._encode(padded)
-        predictions = self._predict(net.predict, latents)
-        restored = []
-        for latent, prediction in zip(latents, predictions, strict=True):
-            restored.append(net.apply(latent, prediction))
+        latents = self._encode(pictures, net.encoder(net.mixture.encoding))
+        predictions = self._predict(net.mixture, latents)
+        restored = [net.apply(*both) for both in zip(latents, predictions, strict=True)]
         del latents, predictions
         return self._decode(restored, pictures)
 
-    def _encode(self, padded: Sequence[Tensor], encode: Callable[..., Tensor] | None = None) -> list[Tensor]:
-        """Tiles are laid out in latent cells, so that they start where cells start."""
-        net = self.restorer
-        tile_lat, overlap_lat = self._autoencoder_tiles()
-        return self._map(encode or net.encode, padded, tile_lat, overlap_lat, net.channels, "encode", 1, net.factor)
+    def _encode(self, pictures: Sequence[Plane], parts: Sequence[Part]) -> list[Tensor]:
+        """Latents, float32; (channels, h, w) each."""
+        factor = self.restorer.factor
+        padded = [pad_to_multiple(each, factor) if isinstance(each, Tensor) else each for each in pictures]
+        return self._through(parts, padded, "encode")
 
-    def _predict(self, predict: Callable[..., Tensor], latents: Sequence[Tensor]) -> list[Tensor]:
-        return self._map(predict, latents, self.limits.tile_lat, self.limits.overlap_lat, self.restorer.channels, "predict")
-
-    def _decode(self, restored: Sequence[Tensor], pictures: Sequence[Tensor]) -> list[Tensor]:
+    def _decode(self, restored: Sequence[Tensor], pictures: Sequence[Plane]) -> list[Tensor]:
         """Decoded and cut to the sizes of `pictures`."""
-        net = self.restorer
-        tile_lat, overlap_lat = self._autoencoder_tiles()
-        decoded = self._map(net.decode, restored, tile_lat, overlap_lat, 3, "decode", net.factor)
-        return [
-            sr[:, : picture.shape[1], : picture.shape[2]].clamp_(-1, 1) for sr, picture in zip(decoded, pictures, strict=True)
-        ]
+        decoded = self._through(self.restorer.decoder, restored, "decode")
+        sizes = map(size_of, pictures)
+        return [sr[:, :height, :width].cpu().clamp_(-1, 1) for sr, (height, width) in zip(decoded, sizes, strict=True)]
 
-    def _autoencoder_tiles(self) -> tuple[int, int]:
-        if self.limits.autoencoder_tile is None:
-            return 1 << 30, 0
-        tile_lat = self.limits.autoencoder_tile // self.restorer.factor
-        return tile_lat, min(_AUTOENCODER_OVERLAP_PX // self.restorer.factor, tile_lat // 3)
+    def _through(self, parts: Sequence[Part], planes: Sequence[Plane], step: str) -> list[Tensor]:
+        room = Room(self.restorer.device, self.limits.batch, self.limits.part_bytes, self.limits.held_bytes)
+        for part in parts:
+            planes = run_part(part, planes, room, lambda run, batch: self._call(run, batch, step))
+        return [plane for plane in planes if isinstance(plane, Tensor)]
 
-    def _map(
-        self,
-        call: Callable[..., Tensor],
-        planes: Sequence[Tensor],
-        tile: int,
-        overlap: int,
-        channels: int,
-        step: str,
-        grow: int = 1,
-        shrink: int = 1,
-    ) -> list[Tensor]:
-        """Blend `call` over the tiles of each plane.
+    def _predict(self, mixture: Mixture, latents: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted sum of the passes' answers, in float32: for each pass all tiles, so that its weights stay at hand."""
+        answers = [torch.zeros_like(latent) for latent in latents]
+        for key, weight in mixture.weights.items():
+            for answer, one in zip(answers, self._pass(key, latents), strict=True):
+                answer.add_(one.to(answer.device), alpha=weight)
+        return answers
 
-        Tiles are counted in cells: a cell is `shrink` pixels of the input planes and `grow` pixels of the results.
-        """
-        grids, blends = [], []
-        for plane in planes:
-            height, width = plane.shape[1] // shrink, plane.shape[2] // shrink
-            grid = make_grid(height, width, tile, overlap)
-            grids.append(grid)
-            blends.append(Blend(grid, height, width, channels, grow))
-        jobs = [(index, t) for index, grid in enumerate(grids) for t in grid.tiles]
+    def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
+        """One pass's answers to whole latents, tiles blended; on the device where there is but one tile."""
+        grids = [make_grid(latent.shape[1], latent.shape[2], self.limits.tile_lat, self.limits.overlap_lat) for latent in latents]
+        blends = [Blend(grid, *latent.shape) for grid, latent in zip(grids, latents, strict=True)]
+        jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
+        run = partial(self.restorer.predict_pass, key)
         for batch in _batches(jobs, self.limits.batch):
-            cut = [
-                planes[index][
-                    :,
-                    t.top * shrink : (t.top + t.height) * shrink,
-                    t.left * shrink : (t.left + t.width) * shrink,
-                ]
-                for index, t in batch
-            ]
-            results = self._call(call, torch.stack(cut).to(self.restorer.device), step)
-            for (index, t), result in zip(batch, results, strict=True):
-                blends[index].add(t, result)
+            cut = [latents[i][:, t.top : t.top + t.height, t.left : t.left + t.width] for i, t in batch]
+            results = self._call(run, torch.stack(cut).to(self.restorer.device), "predict")
+            for (index, tile), result in zip(batch, results, strict=True):
+                blends[index].add(tile, result)
         return [blend.plane for blend in blends]
 
     def _call(self, call: Callable[..., Tensor], batch: Tensor, step: str) -> Tensor:
@@ -227,7 +228,7 @@ class Engine:
     def _redo_spoilt(self, call: Callable[..., Tensor], batch: Tensor, result: Tensor, step: str) -> Tensor:
         for i in range(len(batch)):
             finite = bool(torch.isfinite(result[i]).all())
-            if finite and not (step == "decode" and _is_black(result[i])):
+            if finite and not (step == "decode" and len(result[i]) == 3 and _is_black(result[i])):
                 continue
             exact = call(batch[i : i + 1], exact=True)[0]
             if finite and _is_black(exact):
@@ -235,6 +236,11 @@ class Engine:
             result[i] = exact
             self.repairs.exact_tiles += 1
         return result
+
+
+def size_of(picture: Plane) -> tuple[int, int]:
+    """(height, width)."""
+    return cells_of(picture, 1)
 
 
 def pad_to_multiple(picture: Tensor, multiple: int) -> Tensor:

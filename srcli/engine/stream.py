@@ -6,31 +6,34 @@ Nothing here depends on timing but the clock readings: which pictures share a ba
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import numpy as np
 import psutil
 import torch
 
+from srcli.engine.budget import Budget
+from srcli.engine.pictures import finish, picture_bytes, prepare_canvas, result_bytes
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import SrcliError
-from srcli.images.codec import Header, Picture, decode, encode, probe
-from srcli.images.color import fix_color
+from srcli.images.canvas import Canvas
+from srcli.images.codec import Picture, decode, encode, probe
 from srcli.images.files import Job, format_of
-from srcli.images.resize import enlarge_bicubic, resize_float, target_size
+from srcli.images.resize import target_size
 
 log = logging.getLogger("srcli")
 
 READERS = 2
-WRITERS = 2
+WRITERS = max(2, min(4, (os.cpu_count() or 1) // 4))
 QUEUE_IMAGES = 8
 """Pictures read ahead, and pictures waiting to be written, at most."""
-_ENLARGED_LONG_SIDE = 1024
-"""Inputs that are enlarged to a model's `min_side` stop there on their longer side."""
+LEAST_QUEUE_BYTES = 256 << 20
+MOST_QUEUE_BYTES = 4 << 30
+"""Enough for one picture of 128 megapixels being restored and two being written."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ class _Item:
 
     job: Job
     picture: Picture
-    canvas: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-    """The input at the model's scale: (H, W, 3), RGB, float32 in [0, 1]."""
+    canvas: Canvas
     output_size: tuple[int, int]
+    cost: int = 0
+    """Bytes taken of the budget for results."""
     sr: torch.Tensor | None = None
     outcome: Outcome | None = field(default=None)
 
@@ -93,7 +97,8 @@ class Stream:
         size: of the outputs.
         color_fix: one of `srcli.images.color.COLOR_FIXES`.
         quality: of JPEG and WebP, 1 to 100.
-        queue_bytes: memory for pictures read ahead, and again for pictures being written; one picture may exceed it.
+        queue_bytes: memory for results, from before they are restored until they are written, and a quarter of it for pictures
+            read ahead; one picture may exceed either alone. Chosen from the free memory where it is None.
     """
 
     def __init__(self, engine: Engine, size: Size, color_fix: str, quality: int, queue_bytes: int | None = None) -> None:
@@ -101,7 +106,10 @@ class Stream:
         self.size = size
         self.color_fix = color_fix
         self.quality = quality
-        self.queue_bytes = queue_bytes or max(256 << 20, psutil.virtual_memory().available // 8)
+        limit = queue_bytes or min(MOST_QUEUE_BYTES, max(LEAST_QUEUE_BYTES, psutil.virtual_memory().available // 4))
+        self._ahead_bytes = limit // 4
+        self.results = Budget(limit)
+        """What results hold, and may."""
         self.clock = Clock()
 
     def run(self, jobs: Iterable[Job], on_start: Callable[[Job], None] = lambda job: None) -> Generator[Outcome, None, None]:
@@ -112,13 +120,16 @@ class Stream:
         """
         readers = ThreadPoolExecutor(READERS, "srcli-read")
         writers = ThreadPoolExecutor(WRITERS, "srcli-write")
-        pending: deque[tuple[Future[Outcome], int]] = deque()
+        pending: deque[Future[Outcome]] = deque()
+        self.results = Budget(self.results.limit)
         try:
             for group in self._groups(self._read(readers, jobs)):
+                cost = sum(each.cost for each in group if isinstance(each, _Item))
+                yield from self._drain(pending, cost)
+                self.results.take(cost)
                 for item in self._restore_group(group, on_start):
-                    cost = _item_bytes(item) if isinstance(item, _Item) else 0
-                    yield from self._drain(pending, cost)
-                    pending.append((writers.submit(self._write, item), cost))
+                    yield from self._drain(pending, 0)
+                    pending.append(self._submit(writers, item))
             yield from self._drain(pending, None)
         finally:
             readers.shutdown(cancel_futures=True)
@@ -135,7 +146,7 @@ class Stream:
         while upcoming is not None or ahead:
             while upcoming is not None:
                 job, cost = upcoming
-                if ahead and (held + cost > self.queue_bytes or len(ahead) >= QUEUE_IMAGES):
+                if ahead and (held + cost > self._ahead_bytes or len(ahead) >= QUEUE_IMAGES):
                     break
                 ahead.append((readers.submit(self._prepare, job), cost))
                 held += cost
@@ -152,7 +163,7 @@ class Stream:
             header = probe(job.source)
         except SrcliError:
             return 0  # `_prepare` meets the same fault and tells it
-        return picture_bytes(header, self.engine.restorer.native_scale)
+        return picture_bytes(header)
 
     def _prepare(self, job: Job) -> _Item | Outcome:
         """Decode and enlarge; a fault becomes the outcome."""
@@ -160,7 +171,8 @@ class Stream:
             picture = decode(job.source)
             output_size = self.size.of(picture.width, picture.height)
             canvas = prepare_canvas(picture, self.engine.restorer.native_scale, self.engine.restorer.min_side)
-            return _Item(job, picture, canvas, output_size)
+            cost = max(result_bytes(picture, canvas, output_size, format_of(job.target)))
+            return _Item(job, picture, canvas, output_size, cost)
         except Exception as error:
             return failure(job, error)
 
@@ -173,7 +185,7 @@ class Stream:
         for item in items:
             group.append(item)
             if isinstance(item, _Item):
-                tiles += self.engine.tile_count(*item.canvas.shape[:2])
+                tiles += self.engine.tile_count(item.canvas.height, item.canvas.width)
             if tiles >= self.engine.limits.batch:
                 yield group
                 group, tiles = [], 0
@@ -192,6 +204,7 @@ class Stream:
                 try:
                     self._restore([item], on_start)
                 except Exception as error:
+                    self.results.give(item.cost)
                     yield failure(item.job, error)
                     continue
             yield item
@@ -199,8 +212,7 @@ class Stream:
     def _restore(self, items: list[_Item], on_start: Callable[[Job], None]) -> None:
         on_start(items[0].job)
         start = time.perf_counter()
-        canvases = [torch.from_numpy(item.canvas).permute(2, 0, 1) * 2 - 1 for item in items]
-        results = self.engine.restore(canvases)
+        results = self.engine.restore([item.canvas for item in items])
         seconds = time.perf_counter() - start
         self.clock.model += seconds
         for item, result in zip(items, results, strict=True):
@@ -215,79 +227,47 @@ class Stream:
 
     # --- writing ---
 
-    def _drain(self, pending: deque[tuple[Future[Outcome], int]], cost: int | None) -> Iterator[Outcome]:
+    def _drain(self, pending: deque[Future[Outcome]], cost: int | None) -> Iterator[Outcome]:
         """Yield what is written; wait where there is no room for `cost` more bytes. None waits for all."""
         while pending:
-            full = cost is None or len(pending) >= QUEUE_IMAGES
-            full = full or sum(c for _, c in pending) + (cost or 0) > self.queue_bytes
-            if not full and not pending[0][0].done():
-                return
             start = time.perf_counter()
-            outcome = pending.popleft()[0].result()
+            self.results.wait_until(lambda: pending[0].done() or self._has_room(pending, cost))
             self.clock.waiting_for_output += time.perf_counter() - start
-            yield outcome
+            if not pending[0].done():
+                return
+            yield pending.popleft().result()
+
+    def _has_room(self, pending: deque[Future[Outcome]], cost: int | None) -> bool:
+        return cost is not None and len(pending) < QUEUE_IMAGES and (not cost or self.results.fits(cost))
+
+    def _submit(self, writers: ThreadPoolExecutor, item: _Item | Outcome) -> Future[Outcome]:
+        future = writers.submit(self._write, item)
+        future.add_done_callback(lambda _: self.results.give(item.cost if isinstance(item, _Item) else 0))
+        return future
 
     def _write(self, item: _Item | Outcome) -> Outcome:
         """Colour, crop to size, encode; a fault becomes the outcome."""
         if isinstance(item, Outcome):
             return item
         try:
-            assert item.sr is not None
             assert item.outcome is not None
-            finished = finish(item.picture, item.sr, item.canvas, item.output_size, self.color_fix)
-            encode(finished, item.job.target, format_of(item.job.target), self.quality)
+            encode(self._finished(item), item.job.target, format_of(item.job.target), self.quality)
             return item.outcome
         except Exception as error:
             return failure(item.job, error)
+        finally:
+            item.sr = None
 
-
-def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The input as the model wants it: bicubic at `native_scale`.
-
-    Inputs below `min_side` are enlarged to it first, as PiSA-SR does; a very long and narrow one only until its longer side
-    has 1024 pixels.
-
-    Returns:
-        (H, W, 3), RGB, float32 in [0, 1].
-    """
-    rgb, width, height = picture.rgb, picture.width, picture.height
-    factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
-    if factor > 1:
-        width, height = int(factor * width), int(factor * height)
-        rgb = enlarge_bicubic(rgb, (height, width), picture.bit_depth)
-    return enlarge_bicubic(rgb, (height * native_scale, width * native_scale), picture.bit_depth)
-
-
-def finish(
-    picture: Picture,
-    sr: torch.Tensor,
-    canvas: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    output_size: tuple[int, int],
-    color_fix: str,
-) -> Picture:
-    """The picture to write: colours of the input, exact size, the input's own alpha and metadata.
-
-    Args:
-        picture: the input.
-        sr: (3, H, W), RGB, float32 in [-1, 1].
-        canvas: (H, W, 3), RGB, float32 in [0, 1]: what the colours are taken from.
-        output_size: (width, height).
-        color_fix: `adain`, `wavelet` or `none`.
-    """
-    rgb = np.ascontiguousarray(((sr + 1) / 2).permute(1, 2, 0).numpy())
-    rgb = fix_color(color_fix, rgb, canvas)
-    size = (output_size[1], output_size[0])
-    alpha = None if picture.alpha is None else resize_float(picture.alpha, size)
-    return replace(picture, rgb=resize_float(rgb, size), alpha=alpha)
-
-
-def picture_bytes(header: Header, native_scale: int) -> int:
-    """About the memory that a picture holds while it is queued: decoded floats and its canvas."""
-    return 12 * header.width * header.height * (1 + native_scale**2)
-
-
-def _item_bytes(item: _Item) -> int:
-    return int(item.picture.rgb.nbytes + 2 * item.canvas.nbytes)
+    def _finished(self, item: _Item) -> Picture:
+        """The result as integers; the floats that it comes from are let go, for the next picture to be restored meanwhile."""
+        assert item.sr is not None
+        format = format_of(item.job.target)
+        picture = finish(item.picture, item.sr, item.canvas, item.output_size, self.color_fix, format)
+        _, left = result_bytes(item.picture, item.canvas, item.output_size, format)
+        item.sr = None
+        self.results.give(item.cost - left)
+        item.cost = left
+        return picture
 
 
 def failure(job: Job, error: Exception) -> Outcome:

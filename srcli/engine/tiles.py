@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise, product
 
 
 @dataclass(frozen=True, order=True)
@@ -54,3 +56,72 @@ def make_grid(height: int, width: int, tile: int, overlap: int) -> Grid:
     tops = axis_starts(height, rows, min(overlap, rows - 1))
     lefts = axis_starts(width, columns, min(overlap, columns - 1))
     return Grid(tops, lefts, rows, columns)
+
+
+def halo_grid(height: int, width: int, most: int, halo: int) -> Grid:
+    """As few equal tiles of at most `most` cells as cover a plane, each overlapping the next by at least twice the halo.
+
+    A tile is at least four halos a side, so `most` may be exceeded where it is small.
+
+    >>> halo_grid(100, 300, 10_000, 4)
+    Grid(tops=(0,), lefts=(0, 73, 146, 219), height=100, width=81)
+    """
+    if height * width <= most:
+        return Grid((0,), (0,), height, width)
+    side = max(math.isqrt(most), 4 * halo, 1)
+    rows = min(height, max(side, most // width))
+    columns = min(width, max(side, most // height))
+    rows, tops = _balanced(height, rows, halo)
+    columns, lefts = _balanced(width, columns, halo)
+    return Grid(tops, lefts, rows, columns)
+
+
+def _balanced(length: int, tile: int, halo: int) -> tuple[int, tuple[int, ...]]:
+    """The tile's length and its starts: as many tiles as needed, all as short as they can then be."""
+    if length <= tile:
+        return length, (0,)
+    count = -(-(length - 2 * halo) // max(1, tile - 2 * halo))
+    tile = -(-(length + (count - 1) * 2 * halo) // count)
+    return tile, (*(i * (tile - 2 * halo) for i in range(count - 1)), length - tile)
+
+
+def borders(starts: tuple[int, ...], tile: int, length: int) -> list[tuple[int, int]]:
+    """What part of the axis each tile owns, (first, one past the last): borders lie in the middle of overlaps.
+
+    >>> borders((0, 48, 66), 64, 130)
+    [(0, 56), (56, 89), (89, 130)]
+    """
+    between = [(after + before + tile) // 2 for before, after in pairwise(starts)]
+    return list(zip((0, *between), (*between, length), strict=True))
+
+
+def margins_of(grid: Grid, height: int, width: int, halo: int) -> list[tuple[int, int, int, int]]:
+    """What of each tile belongs to its neighbours: (top, left, bottom, right), the halo at least; nothing at the plane's edge."""
+    rows = _margins(grid.tops, grid.height, height, halo)
+    columns = _margins(grid.lefts, grid.width, width, halo)
+    return [(top, left, bottom, right) for (top, bottom), (left, right) in product(rows, columns)]
+
+
+def _margins(starts: tuple[int, ...], tile: int, length: int, halo: int) -> list[tuple[int, int]]:
+    return [
+        (0 if start == 0 else max(halo, first - start), 0 if start + tile == length else max(halo, start + tile - end))
+        for start, (first, end) in zip(starts, borders(starts, tile, length), strict=True)
+    ]
+
+
+def spread_grid(height: int, width: int, tile: int, most: int) -> Grid:
+    """At most `most` square tiles (at least one), spread evenly over a plane with gaps between them, the outer ones at its edges.
+
+    >>> spread_grid(100, 200, 10, 8).tops
+    (0, 90)
+    """
+    rows, columns = min(tile, height), min(tile, width)
+    down = min(max(1, math.isqrt(most * height // width)), most, -(-height // rows))
+    across = min(max(1, most // down), -(-width // columns))
+    return Grid(_spread(height, rows, down), _spread(width, columns, across), rows, columns)
+
+
+def _spread(length: int, tile: int, count: int) -> tuple[int, ...]:
+    if count == 1:
+        return ((length - tile) // 2,)
+    return tuple(i * (length - tile) // (count - 1) for i in range(count))

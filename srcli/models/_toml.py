@@ -121,7 +121,8 @@ class Table:
     def table(self, key: str, *, required: bool = False) -> Table:
         """The table at a key; an empty one, not sound, where it is missing or something else."""
         values: dict[str, Any] = self.need(key, {}) if required else self.get(key, {})
-        return Table(values, self.root, self.faults, key, isinstance(self.values.get(key), Mapping))
+        path = f"{self.path}.{key}" if self.path else key
+        return Table(values, self.root, self.faults, path, isinstance(self.values.get(key), Mapping))
 
     def tables(self) -> dict[str, Table]:
         """Each value as a table, whatever the keys are."""
@@ -139,9 +140,13 @@ def _meant(word: str, words: list[str] | tuple[str, ...]) -> str:
     return f", did you mean `{near[0]}`?" if near else f", known are {', '.join(f'`{known}`' for known in words)}"
 
 
+def _key_as_toml(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value_as_toml(key)
+
+
 def _value_as_toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_value_as_toml(part)}" for key, part in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key_as_toml(key)} = {_value_as_toml(part)}" for key, part in value.items()) + " }"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value_as_toml, value)) + "]"
     # JSON's text, numbers and truth values are TOML's, but for one control character that JSON leaves alone

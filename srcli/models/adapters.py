@@ -7,6 +7,9 @@ loader; all that srcli needs is in the file's header.
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +29,7 @@ TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcu
 REFERENCE_ALPHA = 8
 """peft's default, which the reference code uses and its checkpoint does not store."""
 _PREFIX = "base_model.model."
+_LOGGER = logging.getLogger("srcli")
 _REFERENCE_NAMES = {"pix": "pixel", "sem": "semantic"}
 
 
@@ -112,6 +116,25 @@ def attach(unet: Any, name: str, rank: int, alpha: float, targets: str = TARGETS
             parameter.data = parameter.data.float()
             parameters.append(parameter)
     return parameters
+
+
+def fill(unet: Any, adapter: Adapter, fresh: AdapterInfo) -> None:
+    """Give the attached adapter `adapter.name`, described by `fresh`, the weights of a trained one.
+
+    Raises:
+        ModelError: it was trained with another rank, alpha or set of layers, or does not fit at all.
+    """
+    if (adapter.info.rank, adapter.info.alpha) != (fresh.rank, fresh.alpha):
+        found = f"rank {adapter.info.rank} and alpha {adapter.info.alpha:g}"
+        hint = f"give it those: `--rank {adapter.info.rank} --alpha {adapter.info.alpha:g}`"
+        raise ModelError(f"the adapter to start from has {found}, the recipe {fresh.rank} and {fresh.alpha:g}", hint)
+    check_fit(unet, adapter)
+    if set(extract(unet, adapter.name, fresh).tensors) != set(adapter.tensors):
+        raise ModelError(
+            "the adapter to start from adapts other layers than the recipe's `targets`",
+            "give the `--targets` it was trained with",
+        )
+    restore_state(unet, adapter)
 
 
 def attach_frozen(unet: Any, adapter: Adapter) -> None:
@@ -283,7 +306,8 @@ def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str,
 
     Args:
         file: the checkpoint; read with `weights_only=True`, so it can run no code.
-        unet_folder: the base's `unet` folder, against which shapes are checked before anything is written.
+        unet_folder: the base's `unet` folder; its `config.json` alone is read, and the layers that it tells of are compared
+            before anything is written.
         out_folder: gets a folder for each adapter.
         base: what the adapters' metadata name as their base.
         licence: likewise.
@@ -291,15 +315,31 @@ def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str,
     Raises:
         ModelError: not such a checkpoint, damaged, or for another base.
     """
-    from srcli.models.backbone import load_unet
-
     adapters = read_reference(load_pickle(file), file, base, licence)
-    unet = load_unet(unet_folder.parent)
+    unet = _unet_without_weights(unet_folder)
+    wanted = {name for name, module in unet.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")}
     for adapter in adapters:
         check_fit(unet, adapter)
+        left_out = sorted(wanted.difference(adapter.modules))
+        if left_out:
+            words = "`%s` leaves out %d of %d layers in its %s adapter, among them `%s`: is it complete?"
+            _LOGGER.warning(words, file, len(left_out), len(wanted), adapter.name, left_out[0])
     return [
         ImportedAdapter(adapter.name, save_adapter(adapter, out_folder / adapter.name), adapter.info.rank) for adapter in adapters
     ]
+
+
+def _unet_without_weights(folder: Path) -> Any:
+    """The UNet of a `config.json`: its layers and their shapes, but no memory for weights."""
+    from diffusers import UNet2DConditionModel
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+    except Exception as error:  # nearly anything, from a configuration that makes no sense
+        message = f"`{folder / 'config.json'}` describes no usable UNet: {error}"
+        raise ModelError(message, "use the base that the adapters were trained on") from error
 
 
 def read_reference(checkpoint: Mapping[str, Any], file: Path, base: str = "", licence: str = "") -> list[Adapter]:

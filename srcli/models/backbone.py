@@ -6,9 +6,8 @@ models without text, `prompt_embeddings.safetensors` with an embedding for each 
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srcli.errors import ModelError
+from srcli.models.base import Part, Parts
+from srcli.models.lapped import LappedAutoencoder
+from srcli.models.layout import variant_of
+from srcli.models.prompt_cache import keep_embedding, read_embedding
 from srcli.models.weights import load_tensors
 
 NAMED_PROMPTS_FILE = "prompt_embeddings.safetensors"
@@ -42,6 +45,10 @@ class Autoencoder(Protocol):
         """Latent (N, channels, h, w) -> (N, 3, h * factor, w * factor), RGB, about [-1, 1], not clamped."""
         ...
 
+    def parts(self) -> Parts:
+        """The same for inference, in parts that can be computed in tiles; `network` must be on its device and in its dtype."""
+        ...
+
 
 class PatchAutoencoder:
     """A lossless "autoencoder": each patch of pixels becomes the channels of one cell (pixel-unshuffle), and back.
@@ -62,6 +69,17 @@ class PatchAutoencoder:
 
     def decode(self, latent: Tensor) -> Tensor:
         return functional.pixel_shuffle(latent / self.scaling_factor, self.factor)
+
+    def parts(self) -> Parts:
+        def encode(picture: Tensor, *, exact: bool = False) -> Tensor:
+            return self.encode(picture)
+
+        def decode(latent: Tensor, *, exact: bool = False) -> Tensor:
+            return self.decode(latent)
+
+        cell_bytes = 3 * 4 * self.channels  # float32 in, scaled, and out
+        encoder = Part(encode, self.channels, self.factor, 1, cell_bytes=cell_bytes)
+        return Parts((encoder,), (Part(decode, 3, 1, self.factor, cell_bytes=cell_bytes),))
 
     def save_config(self, folder: Path) -> None:
         """Write `config.json` into `folder`, as diffusers does for its own autoencoders."""
@@ -96,6 +114,12 @@ class KLAutoencoder:
         picture: Tensor = self._vae.decode((latent / self.scaling_factor).to(self._vae.dtype)).sample
         return picture.to(latent.dtype)
 
+    def parts(self) -> Parts:
+        from srcli.models.vae import VaeSteps
+
+        parts = VaeSteps(self._vae, self.scaling_factor)
+        return Parts(parts.encoder, parts.decoder)
+
 
 def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The base's `UNet2DConditionModel`, in `dtype`, on the CPU, frozen.
@@ -119,6 +143,12 @@ def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoenco
     kind = config.get("_class_name")
     if kind == PatchAutoencoder.__name__:
         return PatchAutoencoder(int(config["patch_size"]), float(config["scaling_factor"]))
+    if kind == LappedAutoencoder.__name__:
+        try:
+            return LappedAutoencoder([float(scale) for scale in config["scales"]])
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"`{base / 'vae' / 'config.json'}` has no usable `scales`: {_first_line(error)}"
+            raise ModelError(message, _BASE_HINT) from error
     if kind == "AutoencoderKL":
         _quiet_libraries()
         from diffusers import AutoencoderKL
@@ -126,19 +156,36 @@ def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoenco
         return KLAutoencoder(_load_part(AutoencoderKL, base, "vae", dtype))
     raise ModelError(
         f"`{base / 'vae'}` holds an autoencoder of the unknown class `{kind}`",
-        "srcli knows `AutoencoderKL` and `PatchAutoencoder`",
+        "srcli knows `AutoencoderKL`, `LappedAutoencoder` and `PatchAutoencoder`",
     )
 
 
 def prompt_embedding(base: Path, prompt: str) -> Tensor:
     """The embedding of one prompt: (1, tokens, width), float32, on the CPU.
 
-    With a text encoder any prompt will do; without one, the names in `prompt_embeddings.safetensors` and the empty prompt.
+    With a text encoder any prompt will do; without one, the names in `prompt_embeddings.safetensors` and the empty prompt. What
+    the text encoder computes is kept (see `prompt_cache`), so that it is loaded once for a prompt.
 
     Raises:
         ModelError: the base has neither, or the prompt has no embedding.
     """
-    return PromptEncoder(base, torch.device("cpu"))([prompt])
+    encoder = PromptEncoder(base, torch.device("cpu"))
+    embedding = encoder([prompt])
+    if encoder.loaded:
+        keep_embedding(base, prompt, embedding[0])
+    return embedding
+
+
+def keep_prompts(base: Path, prompts: Sequence[str]) -> None:
+    """Compute and keep the embeddings of those prompts that are not kept yet; loads the text encoder at most once.
+
+    Raises:
+        ModelError: the base has no usable text encoder, nor embeddings of its own.
+    """
+    encoder = PromptEncoder(base, torch.device("cpu"))
+    for prompt in () if encoder.named else dict.fromkeys(prompts):
+        if read_embedding(base, prompt) is None:
+            keep_embedding(base, prompt, encoder([prompt])[0])
 
 
 class PromptEncoder:
@@ -166,6 +213,10 @@ class PromptEncoder:
             ModelError: the base has neither encoder nor embeddings, or a prompt has no embedding.
         """
         new = sorted({prompt for prompt in prompts if prompt not in self._known})
+        if not self.named:
+            kept = {prompt: read_embedding(self._base, prompt) for prompt in new}
+            self._known.update({prompt: value.to(self._device) for prompt, value in kept.items() if value is not None})
+            new = [prompt for prompt, value in kept.items() if value is None]
         if new:
             embeddings = self._look_up(new) if self.named else self._encode(new)
             self._known.update(zip(new, embeddings.to(self._device), strict=True))
@@ -173,6 +224,11 @@ class PromptEncoder:
         while len(self._known) > self.KEPT:
             self._known.pop(next(iter(self._known)))
         return result
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the text encoder is in memory."""
+        return self._text is not None
 
     def release(self) -> None:
         """Drop the text encoder; known prompts stay, a new one loads it again."""
@@ -194,7 +250,9 @@ class PromptEncoder:
         tokenizer, encoder = self._text
         length = tokenizer.model_max_length
         tokens = tokenizer(list(texts), max_length=length, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return torch.cat([encoder(part.to(self._device))[0].float() for part in tokens.split(16)])
+        # one by one on a CPU, where batches gain nothing: an embedding then does not depend on what else was asked for
+        parts = tokens.split(1 if self._device.type == "cpu" else 16)
+        return torch.cat([encoder(part.to(self._device))[0].float() for part in parts])
 
 
 def load_alphas(base: Path) -> Tensor:
@@ -220,38 +278,29 @@ def load_alphas(base: Path) -> Tensor:
 
 
 def _load_text_encoder(base: Path, device: torch.device) -> tuple[Any, Any]:
-    _quiet_libraries()
+    import transformers.utils.logging
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    _quiet(transformers.utils.logging)
+    folder = base / "text_encoder"
     try:
         tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
-        encoder = CLIPTextModel.from_pretrained(base / "text_encoder", use_safetensors=True)
+        encoder = CLIPTextModel.from_pretrained(folder, use_safetensors=True, variant=variant_of(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"`{base}` has no usable text encoder: {_first_line(error)}", _BASE_HINT) from error
-    return tokenizer, encoder.to(device)
-
-
-@contextlib.contextmanager
-def in_float32(*modules: nn.Module) -> Iterator[None]:
-    """Modules computed in float32 for a while; half-precision weights come back bit for bit."""
-    before = [next((p.dtype for p in module.parameters()), torch.float32) for module in modules]
-    try:
-        for module in modules:
-            module.to(torch.float32)
-        yield
-    finally:
-        for module, dtype in zip(modules, before, strict=True):
-            module.to(dtype)
+    return tokenizer, encoder.to(device, torch.float32)
 
 
 def _quiet_libraries() -> None:
     """Keep the libraries' notes and progress bars off the screen; what matters of them comes as our own errors."""
     import diffusers.utils.logging
-    import transformers.utils.logging
 
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    _quiet(diffusers.utils.logging)
+
+
+def _quiet(library: Any) -> None:
+    library.set_verbosity_error()
+    library.disable_progress_bar()
 
 
 _BASE_HINT = "a base is a folder in diffusers' layout with `unet`, `vae`, `text_encoder` and `tokenizer`"
@@ -259,7 +308,8 @@ _BASE_HINT = "a base is a folder in diffusers' layout with `unet`, `vae`, `text_
 
 def _load_part(kind: Any, base: Path, part: str, dtype: torch.dtype) -> Any:
     try:
-        network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=dtype)
+        variant = variant_of(base / part)
+        network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=dtype, variant=variant)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"`{base}` has no usable `{part}`: {_first_line(error)}", _BASE_HINT) from error
     return network.eval().requires_grad_(False)

@@ -6,22 +6,24 @@ Source: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Mapping
-from typing import Any, cast
+import typing
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from srcli.models.adapters import Adapter, load_adapter, merge
-from srcli.models.backbone import Autoencoder, in_float32, load_autoencoder, load_unet, prompt_embedding
-from srcli.models.base import Dial, LoadOptions, Mixture, Settings
+from srcli.memory import free_bytes
+from srcli.models.adapters import load_adapter, merge
+from srcli.models.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
+from srcli.models.base import Dial, LoadOptions, Mixture, Part, Settings
+from srcli.models.device import cast, in_float32, layout_for
 from srcli.models.spec import ModelSpec
+from srcli.models.unet import FixedPromptUNet
 from srcli.models.weights import adapter_path, base_folder
 
 PIXEL, SEMANTIC = "pixel", "semantic"
 Names = tuple[str, ...]
 """Of the adapters that are merged for a pass."""
-_AUTOENCODER_TILE_PX = 1536
 
 
 def pass_weights(lambda_pixel: float, lambda_semantic: float, *, has_semantic: bool = True) -> dict[Names, float]:
@@ -49,8 +51,7 @@ class PisaRestorer:
         spec: the model's row.
         options: device, dtype and the two scales, or all settings that will be asked for.
         autoencoder: float32, on the CPU.
-        networks: a UNet with merged adapters for each pass that the options need, float32, on the CPU.
-        embedding: of the prompt, (1, tokens, width).
+        networks: a UNet with merged adapters for each pass that the options need, on the CPU, in the options' dtype.
         notes: see `Restorer.notes`.
     """
 
@@ -59,8 +60,7 @@ class PisaRestorer:
         spec: ModelSpec,
         options: LoadOptions,
         autoencoder: Autoencoder,
-        networks: Mapping[Names, Any],
-        embedding: Tensor,
+        networks: Mapping[Names, FixedPromptUNet],
         notes: tuple[str, ...] = (),
     ) -> None:
         self.name = spec.name
@@ -70,40 +70,31 @@ class PisaRestorer:
         self.factor, self.channels = autoencoder.factor, autoencoder.channels
         self.notes = notes
         self.dials = _dials(spec)
-        learned = any(True for _ in autoencoder.network.parameters())
-        self.autoencoder_tile = _AUTOENCODER_TILE_PX if learned else None
         self._has_semantic = SEMANTIC in spec.adapters
         self._timestep = spec.timestep
-        self._autoencoder = autoencoder
-        autoencoder.network.to(options.device, options.dtype)
-        self._unets = {names: unet.to(options.device, options.dtype) for names, unet in networks.items()}
-        weights = _weights(_asked(options)[0], has_semantic=self._has_semantic)
-        self._networks = [(self._unets[names], weight) for names, weight in weights.items()]
-        self._embedding = embedding.to(options.device)
-        widest = max((unet.config.block_out_channels[0] for unet in networks.values()), default=64)
+        self.mixture = self.mix(_asked(options)[0])
+        cast(autoencoder.network.to(options.device), options.dtype)
+        self._parts = autoencoder.parts()
+        self.decoder = self._parts.decoder
+        if options.compile:
+            for part in (*self._parts.encoder, *self._parts.decoder):
+                part.compile()
+        self._unets = Resident(networks, options.device)
+        widest = max((unet.width for unet in networks.values()), default=64)
         self.cell_bytes = 64 * widest * options.dtype.itemsize
 
-    def encode(self, picture: Tensor, *, exact: bool = False) -> Tensor:
-        if exact:
-            with in_float32(self._autoencoder.network):
-                return self._autoencoder.encode(picture)
-        return self._autoencoder.encode(picture)
+    def encoder(self, encoding: Hashable = None) -> Sequence[Part]:
+        return self._parts.encoder
 
-    def predict(self, latent: Tensor, *, exact: bool = False) -> Tensor:
-        """The residual λ_pix·ε_pix + λ_sem·(ε_PiSA - ε_pix), summed in float32."""
-        residual = torch.zeros_like(latent)
-        for unet, weight in self._networks:
-            residual.add_(self._pass(unet, latent, self._timestep, exact), alpha=weight)
-        return residual
+    def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
+        names, timestep = typing.cast("tuple[Names, int]", key)
+        unet = self._unets[names]
+        with in_float32(unet) if exact else contextlib.nullcontext():
+            answer: Tensor = unet(latent.to(unet.dtype, memory_format=layout_for(unet.dtype)), timestep)
+        return answer.to(latent.dtype)
 
     def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
         return latent - prediction
-
-    def decode(self, latent: Tensor, *, exact: bool = False) -> Tensor:
-        if exact:
-            with in_float32(self._autoencoder.network):
-                return self._autoencoder.decode(latent)
-        return self._autoencoder.decode(latent)
 
     def mix(self, settings: Settings) -> Mixture:
         """Passes are (adapters, timestep)."""
@@ -111,18 +102,34 @@ class PisaRestorer:
         weights = _weights(settings, has_semantic=self._has_semantic)
         return Mixture({(names, timestep): weight for names, weight in weights.items()})
 
-    def encode_as(self, encoding: Hashable, picture: Tensor, *, exact: bool = False) -> Tensor:
-        return self.encode(picture, exact=exact)
 
-    def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
-        names, timestep = cast("tuple[Names, int]", key)
-        return self._pass(self._unets[names], latent, timestep, exact)
+class Resident:
+    """The UNets of the passes, all on the device where they fit; else one at a time, fetched when another is asked for.
 
-    def _pass(self, unet: Any, latent: Tensor, timestep: int, exact: bool) -> Tensor:
-        with in_float32(unet) if exact else contextlib.nullcontext():
-            embedding = self._embedding.to(unet.dtype).expand(len(latent), -1, -1)
-            answer: Tensor = unet(latent.to(unet.dtype), timestep, encoder_hidden_states=embedding).sample
-        return answer.to(latent.dtype)
+    Args:
+        networks: on the CPU.
+        device: where they are to work.
+    """
+
+    RESERVE = 2 << 30
+    """Bytes of a device that are left for the work itself."""
+
+    def __init__(self, networks: Mapping[Names, FixedPromptUNet], device: torch.device) -> None:
+        self._networks, self._device = dict(networks), device
+        needed = sum(t.nbytes for unet in networks.values() for t in (*unet.parameters(), *unet.buffers()))
+        self._together = device.type == "cpu" or len(networks) < 2 or needed + self.RESERVE <= free_bytes(device)
+        self._here: Names | None = None
+        if self._together:
+            for unet in self._networks.values():
+                unet.to(device)
+
+    def __getitem__(self, names: Names) -> FixedPromptUNet:
+        if not self._together and names != self._here:
+            if self._here is not None:
+                self._networks[self._here].to("cpu")
+            self._networks[names].to(self._device)
+            self._here = names
+        return self._networks[names]
 
 
 def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
@@ -138,9 +145,16 @@ def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
         notes.append(f"the model `{spec.name}` has no semantic adapter: `--lambda-semantic` has no effect")
     settings = _asked(options)
     passes = dict.fromkeys(names for each in settings for names in _weights(each, has_semantic=SEMANTIC in adapters))
-    networks = {names: _merged(base, [adapters[name] for name in names]) for names in passes}
+    timesteps = {int(each.get("timestep", spec.timestep)) for each in settings}
     embedding = prompt_embedding(base, spec.prompt)
-    return PisaRestorer(spec, options, load_autoencoder(base), networks, embedding, tuple(notes))
+    networks = {}
+    for names in passes:
+        unet = load_unet(base)
+        merge(unet, [adapters[name] for name in names])
+        networks[names] = cast(FixedPromptUNet(unet, embedding, timesteps), options.dtype)
+        if options.compile:
+            networks[names].compile_walk()
+    return PisaRestorer(spec, options, load_autoencoder(base), networks, tuple(notes))
 
 
 def _dials(spec: ModelSpec) -> tuple[Dial, ...]:
@@ -157,9 +171,3 @@ def _asked(options: LoadOptions) -> tuple[Settings, ...]:
 def _weights(settings: Settings, *, has_semantic: bool) -> dict[Names, float]:
     pixel, semantic = (settings.get(name, 1.0) for name in ("lambda_pixel", "lambda_semantic"))
     return pass_weights(pixel, semantic, has_semantic=has_semantic)
-
-
-def _merged(base: Any, adapters: list[Adapter]) -> Any:
-    unet = load_unet(base)
-    merge(unet, adapters)
-    return unet

@@ -18,6 +18,7 @@ import platformdirs
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.models._row_recipe import TrainingRecipe, read_training
 from srcli.models._toml import Table, parse, parsed_or_none, replace_file, row_as_toml, with_row
+from srcli.models.imported import IMPORTED_FILE, imported_folder, recorded_sums
 
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = PACKAGE / "builtin"
@@ -34,7 +35,9 @@ MOVED_REPOS = {
 }
 """Repositories that are gone from the hub, and their mirrors."""
 
-_INFRASTRUCTURE = frozenset({"adapters", "backbone", "base", "device", "perceptual", "registry", "spec", "weights"})
+_FILES = {"hub", "imported", "layout", "prompt_cache", "registry", "spec", "weights"}
+_NETWORKS = {"adapters", "backbone", "base", "device", "lapped", "perceptual", "unet", "vae"}
+_INFRASTRUCTURE = frozenset(_FILES | _NETWORKS)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class BaseSource:
     repo: str | None = None
     mirrors: tuple[str, ...] = ()
     revision: str | None = None
+    sha256: Mapping[str, str] | None = None
+    """Of files of the repository, by their path in it: 64 lower-case hexadecimal digits."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ class AdapterFile:
     path: str
     """Absolute, or relative to the spec's `folder`."""
     sha256: str
-    """64 lower-case hexadecimal digits."""
+    """64 lower-case hexadecimal digits; empty where the file is still to be imported."""
+    imported_from: str = ""
+    """The name of the file that `srcli models import` makes it from; empty for an adapter that is there as it is."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ class ModelSpec:
     """The file of the row."""
     folder: Path
     """What relative adapter paths start from."""
+    given_base: str | None = None
+    """The base as the user gave it, where it is not the row's own."""
 
 
 def known_families() -> tuple[str, ...]:
@@ -177,7 +186,7 @@ def base_of(text: str) -> BaseSource:
 
 def replace_base(spec: ModelSpec, text: str) -> ModelSpec:
     """The row with another base, given as for `base_of`; its adapters stay where they are."""
-    return replace(spec, base=base_of(text))
+    return replace(spec, base=base_of(text), given_base=text)
 
 
 def read_row(name: str, row: Mapping[str, Any], file: Path) -> ModelSpec:
@@ -261,7 +270,7 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         family=table.choice("family", None, known_families()),
         description=table.get("description", ""),
         base=base,
-        adapters={key: _read_adapter(key, part) for key, part in table.table("adapters").tables().items()},
+        adapters={key: _read_adapter(name, key, part) for key, part in table.table("adapters").tables().items()},
         licence=table.get("licence", "unknown"),
         source=table.get("source", "unknown"),
         native_scale=table.number("native_scale", None, 1),
@@ -291,6 +300,7 @@ def _read_base(table: Table, folder: Path) -> BaseSource:
         repo=table.find("repo", str),
         mirrors=tuple(mirror for mirror in mirrors if isinstance(mirror, str)),
         revision=table.find("revision", str),
+        sha256=_read_sums(table.table("sha256")) if table.has("sha256") else None,
     )
     given = sum(value is not None for value in (base.embedded, base.path, base.repo))
     if given != 1 and table.sound:
@@ -300,7 +310,7 @@ def _read_base(table: Table, folder: Path) -> BaseSource:
     for repo in (*([base.repo] if base.repo is not None else []), *mirrors):
         if not isinstance(repo, str) or not REPO_NAME.fullmatch(repo):
             table.fault(f"`{repo}` must be a repository as `owner/name`")
-    for key in ("mirrors", "revision"):
+    for key in ("mirrors", "revision", "sha256"):
         if base.repo is None and table.has(key):
             table.fault(f"`{key}` needs a `repo`")
     table.close()
@@ -314,10 +324,31 @@ def _expanded(path: str) -> Path:
         return Path(path)
 
 
-def _read_adapter(name: str, table: Table) -> AdapterFile:
-    path, digest = table.need("path", ""), table.need("sha256", "0" * 64)
+def _read_sums(table: Table) -> dict[str, str]:
+    sums = {name: table.find(name, str) or "" for name in table.values}
+    for name, digest in sums.items():
+        _check_sum(table, name, digest)
+    return {name: digest.lower() for name, digest in sums.items()}
+
+
+def _check_sum(table: Table, key: str, digest: str) -> None:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-        table.fault(f"`sha256` must be 64 hexadecimal digits, not `{digest}`")
+        table.fault(f"`{key}` must be 64 hexadecimal digits, not `{digest}`")
+
+
+def _read_adapter(model: str, name: str, table: Table) -> AdapterFile:
+    origin = table.find("import", str)
+    if origin is not None:
+        path = f"{name}/{IMPORTED_FILE}"
+        for key in ("path", "sha256"):
+            if table.has(key):
+                table.find(key, str)
+                table.fault(f"`{key}` and `import` exclude each other")
+        table.close()
+        folder = imported_folder(model)
+        return AdapterFile(name, str(folder / path), recorded_sums(folder).get(path, ""), origin)
+    path, digest = table.need("path", ""), table.need("sha256", "0" * 64)
+    _check_sum(table, "sha256", digest)
     table.close()
     return AdapterFile(name, str(_expanded(path)), digest.lower())
 

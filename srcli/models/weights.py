@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srcli.errors import ModelError, joined_faults
-from srcli.models.spec import BUILTIN, ModelSpec
+from srcli.models import hub
+from srcli.models._hub_file import file_digest
+from srcli.models.spec import BUILTIN, ModelSpec, packaged_models_file, user_models_file
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-"""The folders of a diffusers model that a restorer may need."""
-_WEIGHT_PARTS = ("unet", "vae", "text_encoder")
-_WANTED = [
-    "model_index.json",
-    "prompt_embeddings.safetensors",
-    "tokenizer/*",
-    *(f"{part}/*.json" for part in PARTS),
-    *(f"{part}/*.safetensors" for part in _WEIGHT_PARTS),
-]
-_UNWANTED = ["*.fp16.*", "*.non_ema.*", "*/*/*"]
-_LOGGER = logging.getLogger("srcli")
 
 
 def embedded_folder(name: str) -> Path:
@@ -45,32 +31,20 @@ def embedded_folder(name: str) -> Path:
     raise ModelError(f"no model `{name}` ships with srcli", f"embedded models: {known}")
 
 
-def base_folder(spec: ModelSpec, *, allow_download: bool = True) -> Path:
-    """The folder of a model's frozen network, in diffusers' layout; fetched from the hub if it has to be.
-
-    A complete copy in the hub's cache is used without a look at the network. Otherwise the repository and then its
-    mirrors are tried in turn, and the log says which. `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE` hold as ever.
-
-    Args:
-        spec: the model's row.
-        allow_download: False looks into the cache only.
+def base_folder(spec: ModelSpec) -> Path:
+    """The folder of a model's frozen network, in diffusers' layout. Downloads nothing; `srcli models fetch` does.
 
     Raises:
-        ModelError: the folder is missing or incomplete; for the hub it names the fault of each repository.
+        ModelError: the folder is missing or incomplete; the hint is the command that gets it.
     """
     if spec.base.embedded is not None:
         return embedded_folder(spec.base.embedded)
     if spec.base.repo is None:
         return _local_base(spec.base.path or Path(), spec.name)
-    repos = (spec.base.repo, *spec.base.mirrors)
-    for repo in repos:
-        folder = _cached_snapshot(repo, spec.base.revision)
-        if folder is not None:
-            _LOGGER.debug("base `%s` is in the cache: `%s`", repo, folder)
-            return folder
-    if not allow_download:
-        raise ModelError(f"the base of model `{spec.name}`, `{repos[0]}`, is not in the cache", _fetch_hint(spec.name))
-    return _download_any(repos, spec)
+    folder = hub.cached_base(spec.base)
+    if folder is None:
+        raise _not_ready(spec, base_missing=True)
+    return folder
 
 
 def adapter_path(spec: ModelSpec, name: str) -> Path:
@@ -84,19 +58,39 @@ def adapter_path(spec: ModelSpec, name: str) -> Path:
         raise ModelError(f"model `{spec.name}` has no adapter `{name}`", f"its adapters: {known}")
     adapter = spec.adapters[name]
     path = spec.folder / adapter.path
+    if name in waiting_adapters(spec):
+        raise _not_ready(spec, base_missing=False)
     if not path.is_file():
         message = f"the {name} adapter of model `{spec.name}` is missing: `{path}`"
         raise ModelError(message, f"put the file there, or correct its path in `{spec.origin}`")
     actual = sha256_of(path)
     if actual != adapter.sha256:
+        anew = f"get the file anew; if you changed it yourself, put the actual sum into `{spec.origin}`"
         raise ModelError(
             joined_faults(
                 f"the {name} adapter of model `{spec.name}` is not the file its row describes: `{path}`",
                 [f"expected SHA-256 `{adapter.sha256}`", f"actual SHA-256 `{actual}`"],
             ),
-            f"get the file anew; if you changed it yourself, put the actual sum into `{spec.origin}`",
+            f"import it anew: `{import_command(spec)} --force`" if adapter.imported_from else anew,
         )
     return path
+
+
+def waiting_adapters(spec: ModelSpec) -> list[str]:
+    """The adapters of a model that are still to be imported."""
+    adapters = [adapter for adapter in spec.adapters.values() if adapter.imported_from]
+    return [adapter.name for adapter in adapters if not (adapter.sha256 and (spec.folder / adapter.path).is_file())]
+
+
+def fetch_command(spec: ModelSpec) -> str:
+    """What to type to download a model's base."""
+    return f"srcli models fetch {shlex.quote(spec.given_base)}" if spec.given_base else f"srcli models fetch {_named(spec)}"
+
+
+def import_command(spec: ModelSpec) -> str:
+    """What to type to import a model's adapters."""
+    files = dict.fromkeys(adapter.imported_from for adapter in spec.adapters.values() if adapter.imported_from)
+    return f"srcli models import {spec.name} {' '.join(map(shlex.quote, files))}{models_file_option(spec)}"
 
 
 def sha256_of(path: Path) -> str:
@@ -105,14 +99,10 @@ def sha256_of(path: Path) -> str:
     Raises:
         ModelError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return file_digest(path)
     except OSError as fault:
         raise _unreadable(path, fault) from fault
-    return digest.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -178,13 +168,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     return content
 
 
-# The hub -------------------------------------------------------------------------------------------------------------
-
-_DAMAGED_HINT = "check that it is the right file, and download it again"
-
-
-def _fetch_hint(name: str) -> str:
-    return f"`srcli models fetch {name}` downloads it; or give a folder in diffusers' layout in the model's row"
+# What is missing -----------------------------------------------------------------------------------------------------
 
 
 def _local_base(folder: Path, name: str) -> Path:
@@ -198,97 +182,39 @@ def _local_base(folder: Path, name: str) -> Path:
     )
 
 
-def _snapshot(repo: str, revision: str | None, *, local_files_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    endpoint = os.environ.get("HF_ENDPOINT")
-    folder = snapshot_download(
-        repo,
-        revision=revision,
-        allow_patterns=_WANTED,
-        ignore_patterns=_UNWANTED,
-        local_files_only=local_files_only,
-        endpoint=endpoint.rstrip("/") if endpoint else None,
-    )
-    return Path(folder)
-
-
-def _cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    try:
-        folder = _snapshot(repo, revision, local_files_only=True)
-    except (OSError, ValueError):  # not there, or no possible name: the download tells more
-        return None
-    return None if _lacking(folder) else folder
+def _not_ready(spec: ModelSpec, *, base_missing: bool) -> ModelError:
+    """What of a model is still to be fetched and imported, and by which commands."""
+    if spec.given_base is not None:
+        return ModelError(f"the base `{spec.base.repo}` is not downloaded", f"`{fetch_command(spec)}` downloads it")
+    faults, hints = [], []
+    if base_missing:
+        faults.append(f"its base `{spec.base.repo}` is not downloaded")
+        hints.append(f"`{fetch_command(spec)}` downloads the base")
+    waiting = waiting_adapters(spec)
+    if waiting:
+        names = " and ".join(f"`{name}`" for name in waiting)
+        origins = " and ".join(f"`{origin}`" for origin in dict.fromkeys(spec.adapters[name].imported_from for name in waiting))
+        faults.append(f"its adapters {names}, needed to upscale, are not imported")
+        hints.append(f"get {origins} from its authors, and `{import_command(spec)}` imports it")
+    title = f"model `{spec.name}` is not ready"
+    message = f"{title}: {faults[0]}" if len(faults) == 1 else joined_faults(title, faults)
+    return ModelError(message, "; ".join(hints))
 
 
-def _download_any(repos: tuple[str, ...], spec: ModelSpec) -> Path:
-    faults: list[str] = []
-    for repo in repos:
-        if faults:
-            _LOGGER.warning("%s; trying the mirror `%s`", faults[-1], repo)
-        else:
-            _LOGGER.info("fetching the base `%s` of model `%s`", repo, spec.name)
-        try:
-            folder = _snapshot(repo, spec.base.revision, local_files_only=False)
-        except Exception as fault:  # which HTTP client the hub's library raises from depends on its version
-            faults.append(f"`{repo}`: {_reason(fault)}")
-            continue
-        lacking = _lacking(folder)
-        if not lacking:
-            return folder
-        faults.append(f"`{repo}`: lacks {', '.join(f'`{part}`' for part in lacking)}")
-    raise ModelError(
-        joined_faults(f"cannot fetch the base of model `{spec.name}`", faults),
-        f"try again later; or name another mirror, or a local folder, in the model's row (`{spec.origin}`) or as "
-        "`--base`; or copy the hub's cache (`HF_HOME`) from a machine that has it and set `HF_HUB_OFFLINE=1`",
-    )
+def _named(spec: ModelSpec) -> str:
+    return f"{spec.name}{models_file_option(spec)}"
 
 
-def _lacking(folder: Path) -> list[str]:
-    """What a snapshot needs and has not: each part that its index declares, with its weights."""
-    index = folder / "model_index.json"
-    try:
-        declared = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [index.name]
-    needed = [part for part in PARTS if isinstance(declared, dict) and (declared.get(part) or [None])[0] is not None]
-    if "unet" not in needed:
-        return ["unet"]
-    lacking = [part for part in needed if not any(folder.glob(f"{part}/*.json"))]
-    for part in set(needed).intersection(_WEIGHT_PARTS).difference(lacking):
-        lacking += _lacking_weights(folder, part)
-    return sorted(lacking)
-
-
-def _lacking_weights(folder: Path, part: str) -> list[str]:
-    # a further point in the name marks a variant, such as `.fp16.`
-    names = {path.name for path in folder.glob(f"{part}/*.safetensors") if path.name.count(".") == 1}
-    wanted: set[str] = set()
-    for index in folder.glob(f"{part}/*.safetensors.index.json"):
-        wanted.update(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-    if not wanted and not names:
-        return [f"{part}/*.safetensors"]
-    return [f"{part}/{name}" for name in sorted(wanted - names)]
-
-
-def _reason(fault: BaseException) -> str:
-    """Why a download failed, in one line."""
-    from huggingface_hub import errors
-
-    if isinstance(fault, errors.LocalEntryNotFoundError) and fault.__cause__ is not None:
-        fault = fault.__cause__
-    if isinstance(fault, errors.GatedRepoError):
-        return "its owner wants a login (`hf auth login`) and an accepted licence"
-    if isinstance(fault, errors.RepositoryNotFoundError):
-        return "no such repository, or a private one"
-    if isinstance(fault, errors.RevisionNotFoundError):
-        return "no such revision"
-    if isinstance(fault, errors.OfflineModeIsEnabled):
-        return "not in the cache, and `HF_HUB_OFFLINE` is set"
-    return f"{_first_line(fault)} ({type(fault).__name__})"
+def models_file_option(spec: ModelSpec) -> str:
+    """What has to be added to a command so that it finds the model: ` --models-file FILE`, or nothing."""
+    found = spec.origin in (packaged_models_file(), user_models_file())
+    return "" if found else f" --models-file {shlex.quote(str(spec.origin))}"
 
 
 # Messages ------------------------------------------------------------------------------------------------------------
+
+
+_DAMAGED_HINT = "check that it is the right file, and download it again"
 
 
 def _unreadable(path: Path, fault: OSError) -> ModelError:

@@ -17,24 +17,26 @@ import torch
 
 from srcli.config.sweep import SweepConfig
 from srcli.engine.mix import MixingEngine
+from srcli.engine.pictures import enlarge_plainly, finish, prepare_canvas
 from srcli.engine.restore import choose_limits
-from srcli.engine.stream import failure, finish, prepare_canvas
+from srcli.engine.stream import failure
 from srcli.errors import ImageError, ModelError, UsageError
 from srcli.evaluation.measure import Failure
 from srcli.evaluation.metrics import Opened, open_metrics
-from srcli.evaluation.pictures import Reader
+from srcli.evaluation.pictures import Reader, rgb_u8
+from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode, encode
 from srcli.images.files import Job, is_done
 from srcli.models.adapters import replace_adapters
 from srcli.models.base import Adjustable, LoadOptions, Settings
-from srcli.models.device import choose_device, choose_dtype, make_deterministic
+from srcli.models.device import choose_device, choose_dtype, prepare
 from srcli.models.registry import load_restorer
 from srcli.models.spec import ModelSpec, find_model
 from srcli.sweep.grid import Cell, Grid, adapter_axis, dial_axes
 from srcli.sweep.photos import Photo, digest, find_photos
 from srcli.sweep.records import Record, Records
 from srcli.sweep.sheets import write_sheets
-from srcli.sweep.views import HQ, LQ, Views, levels
+from srcli.sweep.views import HQ, LQ, Views
 
 log = logging.getLogger("srcli")
 
@@ -57,8 +59,7 @@ class _Loaded:
     digests: tuple[str, str]
     """Of the files of input and reference."""
     picture: Picture
-    canvas: npt.NDArray[np.float32]
-    """The input at the model's scale: (H, W, 3), RGB, float32 in [0, 1]."""
+    canvas: Canvas
     hq_u8: npt.NDArray[np.uint8] | None
 
 
@@ -156,11 +157,11 @@ class Sweep:
     def _read(self, photo: Photo, digests: tuple[str, str]) -> _Loaded:
         """Decode a photo and its reference, and write their views."""
         picture = decode(photo.source)
-        if self.opened.metrics and picture.alpha is not None and float(picture.alpha.min()) < 1.0:
+        if self.opened.metrics and not picture.opaque:
             message = f"`{photo.source}` is transparent in places, and no metric says what is behind it"
             raise ImageError(message, "sweep it without `--hq` and `--metrics`, or lay it on one colour first")
         canvas = prepare_canvas(picture, self._native_scale, self._min_side)
-        self.views.write(finish(picture, _as_tensor(canvas), canvas, photo.output_size, "none"), photo.name, LQ)
+        self.views.write(enlarge_plainly(picture, canvas, photo.output_size), photo.name, LQ)
         hq_u8 = None
         if photo.hq is not None:
             self.views.write(decode(photo.hq), photo.name, HQ)
@@ -171,7 +172,7 @@ class Sweep:
         """One encoding and each pass once, then a decoding for each cell; nothing of a cell stays in memory."""
         start = time.perf_counter()
         settings = [cell.settings for cell in cells]
-        for index, sr in self._engine_of(variant).restore_all(_as_tensor(loaded.canvas), settings):
+        for index, sr in self._engine_of(variant).restore_all(loaded.canvas, settings):
             picture = finish(loaded.picture, sr, loaded.canvas, loaded.photo.output_size, self._color_fix)
             record = self._keep(loaded, cells[index], picture, start)
             del sr, picture
@@ -183,7 +184,7 @@ class Sweep:
         photo, config = loaded.photo, self.config
         metrics = {}
         if self.opened.metrics:
-            sr_u8 = levels(picture)
+            sr_u8 = rgb_u8(picture)
             metrics = {metric.info.name: metric(sr_u8, loaded.hq_u8) for metric in self.opened.metrics}
         if config.save_images:
             encode(picture, self.image_path(photo, cell), config.format, config.quality)
@@ -247,7 +248,7 @@ def open_sweep(config: SweepConfig) -> Sweep:
     device = choose_device(config.device)
     if config.dtype == "fp16" and device.type == "cpu":
         log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
-    make_deterministic()
+    prepare(device)
     opened = open_metrics(config.all_metrics, device, crop_border=config.crop_border)
     if config.pick is not None and config.pick in opened.missing:
         fault = opened.missing[config.pick]
@@ -270,8 +271,3 @@ def _settings(config: SweepConfig) -> tuple[Settings, ...]:
     """All that a model will be asked for."""
     dials = config.dials
     return tuple(dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values()))
-
-
-def _as_tensor(rgb: npt.NDArray[np.float32]) -> torch.Tensor:
-    """(H, W, 3) in [0, 1] -> (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(rgb).permute(2, 0, 1) * 2 - 1

@@ -15,13 +15,13 @@ from PIL import Image
 from srcli.config.sweep import Crop
 from srcli.images.codec import Picture, encode
 from srcli.images.files import is_done
-from srcli.images.resize import resize_float
+from srcli.images.levels import to_depth
+from srcli.images.rows import collect, resized, rows_of
 
 U8 = npt.NDArray[np.uint8]
 
 VIEW_PX = 768
 _QUALITY = 92
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as the codec writes gray pictures
 
 LQ, HQ = "lq", "hq"
 """What the views of input and reference are called, where those of results have a cell's key."""
@@ -57,24 +57,15 @@ class Views:
         Raises:
             ImageError: one cannot be written.
         """
-        plain = replace(picture, exif=None, orientation=1, bit_depth=8)
+        plain = replace(picture, levels=to_depth(picture.levels, 8), exif=None, orientation=1)
         factor = min(1.0, VIEW_PX / max(picture.width, picture.height))
         size = (max(1, round(picture.height * factor)), max(1, round(picture.width * factor)))
-        alpha = None if picture.alpha is None else resize_float(picture.alpha, size)
-        small = replace(plain, rgb=resize_float(picture.rgb, size), alpha=alpha)
-        encode(small, self.whole(photo, key), "jpeg", _QUALITY)
+        alpha = None if picture.alpha_levels is None else resized(rows_of(picture.alpha_levels), size)
+        small = collect(resized(rows_of(picture.color_levels), size), alpha, gray=picture.gray, depth=8)
+        encode(replace(plain, levels=small), self.whole(photo, key), "jpeg", _QUALITY)
         for crop in self.crops:
             part = (slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width))
-            cut = None if picture.alpha is None else np.ascontiguousarray(picture.alpha[part])
-            close = replace(plain, rgb=np.ascontiguousarray(picture.rgb[part]), alpha=cut)
-            encode(close, self.crop(photo, key, crop), "png", 100)
-
-
-def levels(picture: Picture) -> U8:
-    """The pixels as an 8-bit file would hold them: (H, W, 3), RGB, uint8; three equal channels where the file is gray."""
-    rgb = np.repeat((picture.rgb @ _LUMA)[..., np.newaxis], 3, axis=2) if picture.gray else picture.rgb
-    rounded: U8 = np.rint(np.clip(rgb, 0.0, 1.0) * np.float32(255.0)).astype(np.uint8)
-    return rounded
+            encode(replace(plain, levels=plain.levels[part]), self.crop(photo, key, crop), "png", 100)
 
 
 def thumbnail(path: Path, box_px: int) -> U8:

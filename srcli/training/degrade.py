@@ -8,7 +8,7 @@ Where the reference approximates JPEG by a differentiable stand-in with known sl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -120,7 +120,7 @@ def draw(rng: np.random.Generator, size: Size, scale: int = 4, how: Degradation 
         raise ImageError(f"a photo of `{width} x {height}` px cannot be shrunk by `{scale}`", "use larger photos or crops")
     kernels = [draw_kernel(rng, stage.kernels, stage.sigma) for stage in (how.first, how.second)]
     final_kernel = draw_final_kernel(rng, how.final)
-    return Draws(
+    draws = Draws(
         hq_size=size,
         lq_size=(height // scale, width // scale),
         first=_draw_stage(rng, how.first, kernels[0], (height, width)),
@@ -131,6 +131,27 @@ def draw(rng: np.random.Generator, size: Size, scale: int = 4, how: Degradation 
         final_quality=_draw_quality(rng, how.final.jpeg_probability, how.final.jpeg_quality),
         resize_first=rng.random() < how.final.resize_first_probability,
         back_mode=_draw_mode(rng, RESIZE_MODES) if how.resize_back == "random" else INFERENCE,
+    )
+    if how.mild_probability and rng.random() < how.mild_probability:  # nothing is drawn where it is 0: the draws stay the same
+        return _weakened(draws, rng.random())
+    return draws
+
+
+def _weakened(draws: Draws, factor: float) -> Draws:
+    """The same blur and sizes with `factor` times the noise and the JPEG's distance from quality 100."""
+
+    def quality(drawn: float | None) -> float | None:
+        return None if drawn is None else 100 - (100 - drawn) * factor
+
+    def stage(drawn: StageDraws) -> StageDraws:
+        return replace(drawn, noise=replace(drawn.noise, strength=drawn.noise.strength * factor))
+
+    return replace(
+        draws,
+        first=stage(draws.first),
+        first_quality=quality(draws.first_quality),
+        second=stage(draws.second),
+        final_quality=quality(draws.final_quality),
     )
 
 

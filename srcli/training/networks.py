@@ -17,11 +17,13 @@ from srcli.models.adapters import (
     attach,
     attach_frozen,
     extract,
+    fill,
     find_adapter,
     load_adapter,
     use_adapters,
 )
 from srcli.models.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
+from srcli.training.merged import merge_where_it_pays
 
 PIXEL, SEMANTIC = "pixel", "semantic"
 
@@ -43,6 +45,7 @@ class StageNetworks:
         trained: what `restore` calls.
         parameters: those of the trained adapter, float32.
         pixel: the frozen pixel adapter of the semantic stage, else None.
+        steps_before: what the adapter that the run starts from had been trained.
         alphas: cumulative products of the noise schedule, (1000,), float32.
     """
 
@@ -57,8 +60,14 @@ class StageNetworks:
             attach_frozen(self.unet, self.pixel)
         recipe = config.recipe
         self.parameters = attach(self.unet, config.stage, recipe.rank, recipe.alpha, recipe.targets)
+        self.steps_before = 0
+        if config.start_from is not None:
+            start = load_adapter(find_adapter(config.start_from, config.stage), config.stage)
+            fill(self.unet, start, AdapterInfo(recipe.rank, recipe.alpha))
+            self.steps_before = start.info.steps
         self.names = [PIXEL, SEMANTIC] if self.pixel is not None else [config.stage]
         self._switch(self.names)
+        merge_where_it_pays(self.unet, config.stage)
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.trained: Any = self.unet
@@ -108,7 +117,9 @@ class StageNetworks:
     def adapter(self, step: int) -> Adapter:
         """The trained adapter as it is now, on the CPU, float32."""
         config = self.config
-        info = AdapterInfo(config.recipe.rank, config.recipe.alpha, config.base_name, config.stage, step, config.licence)
+        info = AdapterInfo(
+            config.recipe.rank, config.recipe.alpha, config.base_name, config.stage, self.steps_before + step, config.licence
+        )
         return extract(self.unet, config.stage, info)
 
     def lora_b(self) -> dict[str, torch.nn.Parameter]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from srcli.config.training import TrainConfig
 from srcli.errors import UsageError
-from srcli.memory import free_bytes
+from srcli.memory import free_bytes, keep_large_blocks
 from srcli.models.adapters import find_adapter
 from srcli.models.device import bf16_pays, choose_device
 from srcli.models.perceptual import lpips_network
@@ -60,6 +60,8 @@ class Setup:
         self.accelerator = make_accelerator(config)
         torch.manual_seed(config.seed)  # of the adapter's first weights, the same in all processes
         sources, held_out = find_photos(config, shown=self._main)
+        if self.accelerator.device.type == "cpu":
+            keep_large_blocks()
         self.networks = StageNetworks(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
         prompts = self._prompts(sources)
         settings = CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, prompts=prompts)
@@ -168,7 +170,7 @@ class Setup:
 
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that began; batches may be split otherwise."""
-        recipe, pixel = asdict(self.config.recipe), self.config.pixel
+        recipe, pixel, start = asdict(self.config.recipe), self.config.pixel, self.config.start_from
         split = recipe.pop("batch") * recipe.pop("accumulate") * self.accelerator.num_processes
         if recipe["schedule"] == "constant":
             recipe.pop("steps")  # may be prolonged
@@ -178,6 +180,7 @@ class Setup:
             "seed": self.config.seed,
             "samples a step": split,
             "pixel": pixel and sha256_of(find_adapter(pixel, PIXEL)),
+            "start from": start and sha256_of(find_adapter(start, self.config.stage)),
             "prompts": asdict(self.config.prompts),
             **recipe,
         }

@@ -1,0 +1,199 @@
+"""`srcli models fetch`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from srcli.cli.options import ModelsFile
+from srcli.console import console
+from srcli.errors import ModelError, joined_faults
+from srcli.models.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model
+
+if TYPE_CHECKING:
+    from srcli.models.hub import HubFile, Plan
+
+_LOGGER = logging.getLogger("srcli")
+_METRIC_NETWORK = "lpips-vgg"  # as in srcli.models.perceptual, which imports torch
+
+
+def fetch_model(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A name from `srcli models list`, owner/name on the hub, or `lpips-vgg`.", metavar="NAME", show_default=False
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell sizes, licences and free space, and download nothing.")
+    ] = False,
+    models_file: ModelsFile = None,
+) -> None:
+    """Download a model's base, check all of its files, and print the base's folder.
+
+    Only what is needed is downloaded: UNet, autoencoder, noise schedule and
+    text encoder, in half precision where the repository has it. Mirrors are
+    tried in turn. Every file is checked against the hub's sums and the
+    row's. Repeat the command to go on with an interrupted download. A base
+    that is in the hub's cache (`HF_HOME`) is not downloaded again.
+
+    `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and proxy variables hold.
+
+    `lpips-vgg` is no model to upscale with: it is the VGG16 of the perceptual
+    loss and metric LPIPS, 528 MiB, licence BSD-3-Clause (torchvision). It goes
+    into torch.hub's cache (`TORCH_HOME`), and the file's path is printed. A
+    mirror of the file can be named in the variable `SRCLI_LPIPS_URL`.
+
+    Example: srcli models fetch pisa-sr
+    """
+    if name == _METRIC_NETWORK:
+        _fetch_metric_network(dry_run=dry_run)
+        return
+    spec = None if _is_repository(name) else find_model(name, models_file)
+    folder = _fetch_base(base_of(name) if spec is None else spec.base, spec, name, dry_run=dry_run)
+    if folder is None or dry_run:
+        return
+    if spec is not None:
+        _check_adapters(spec)
+    _keep_prompts(folder, spec)
+    typer.echo(folder)
+    if spec is not None:
+        tell_next_step(spec)
+
+
+def tell_next_step(spec: ModelSpec) -> None:
+    """Say what is still to be done before a model can be used, or how to use it."""
+    from srcli.models.weights import base_folder, fetch_command, import_command, models_file_option, waiting_adapters
+
+    steps = []
+    try:
+        base_folder(spec)
+    except ModelError:
+        steps.append(f"`{fetch_command(spec)}` downloads the base")
+    waiting = waiting_adapters(spec)
+    if waiting:
+        origins = " and ".join(f"`{origin}`" for origin in dict.fromkeys(spec.adapters[key].imported_from for key in waiting))
+        steps.append(f"get {origins} from its authors, then `{import_command(spec)}`")
+    if steps:
+        _LOGGER.info("next: %s", "; ".join(steps))
+    else:
+        _LOGGER.info("model `%s` is ready", spec.name)
+        _LOGGER.info("use it: `srcli upscale PHOTOS -o OUT --model %s%s`", spec.name, models_file_option(spec))
+
+
+def _is_repository(name: str) -> bool:
+    """Whether a name is no row and no folder with one, but a repository."""
+    return REPO_NAME.fullmatch(name) is not None and not Path(name).is_dir()
+
+
+def _fetch_metric_network(*, dry_run: bool) -> None:
+    from srcli.models.perceptual import fetch_vgg_weights, vgg_weights_path
+
+    if dry_run:
+        _LOGGER.info("528 MiB, licence BSD-3-Clause (torchvision), to `%s`", vgg_weights_path())
+        return
+    typer.echo(fetch_vgg_weights())
+
+
+def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run: bool) -> Path | None:
+    from srcli.models.hub import fetch_base
+    from srcli.models.weights import base_folder
+
+    if spec is not None:
+        _LOGGER.info("licence of model `%s`: %s", spec.name, spec.licence)
+        if base.repo is None:
+            return base_folder(spec)
+    label = f"`{name}`" if spec is None else f"model `{name}`"
+    try:
+        with _DownloadProgress() as progress:
+            return fetch_base(base, label, progress, dry_run=dry_run)
+    except KeyboardInterrupt:
+        _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
+        raise
+
+
+def _check_adapters(spec: ModelSpec) -> None:
+    """Check the adapters that are there; those to be imported may be missing."""
+    from srcli.models.weights import adapter_path, waiting_adapters
+
+    faults: list[ModelError] = []
+    waiting = waiting_adapters(spec)
+    for adapter in spec.adapters:
+        try:
+            if adapter not in waiting:
+                adapter_path(spec, adapter)
+        except ModelError as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        messages = [fault.message.replace("\n", "\n  ") for fault in faults]
+        raise ModelError(joined_faults(f"model `{spec.name}` cannot be used", messages), faults[0].hint)
+
+
+def _keep_prompts(folder: Path, spec: ModelSpec | None) -> None:
+    """Have the embeddings of the row's prompts computed now, so that upscaling needs no text encoder."""
+    if not (folder / "text_encoder" / "config.json").is_file():
+        return
+    from srcli.models.backbone import keep_prompts
+
+    prompts = ["", spec.prompt, spec.prompts.positive, spec.prompts.negative] if spec is not None else [""]
+    keep_prompts(folder, prompts)
+
+
+class _DownloadProgress:
+    """The plan as lines; then a bar on a terminal, and in a log a line for each file and each tenth."""
+
+    _STEPS = 10
+
+    def __init__(self) -> None:
+        columns = (BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
+        shown = console.is_terminal and _LOGGER.isEnabledFor(logging.INFO)
+        file = TextColumn("{task.description}", markup=False)
+        self._bar = Progress(*columns, file, console=console, transient=True, disable=not shown)
+        self._task = self._bar.add_task("", total=None, visible=False)
+        self._total = self._done = self._told = 0
+
+    def __enter__(self) -> _DownloadProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def plan(self, plan: Plan) -> None:
+        from srcli.models.hub import size_text
+
+        licence = f", licence by its model card: {plan.licence}" if plan.licence else ""
+        _LOGGER.info("base `%s`, commit `%s`%s", plan.repo, plan.commit[:12], licence)
+        if not plan.missing:
+            _LOGGER.info("%s are already here, nothing is to be downloaded", size_text(plan.present_bytes))
+            return
+        least = "at least " if any(file.size_bytes is None for file in plan.missing) else ""
+        here = plan.present_bytes + plan.partial_bytes
+        words = "%s%s to download in %d files, %s already here; %s free in `%s`"
+        sizes = (least, size_text(plan.missing_bytes), len(plan.missing), size_text(here), size_text(plan.free_bytes))
+        _LOGGER.info(words, *sizes, plan.storage.parent)
+        self._total, self._done, self._told = plan.missing_bytes, 0, 0
+        self._bar.reset(self._task, total=plan.missing_bytes or None, visible=True)
+
+    def start(self, file: HubFile) -> None:
+        from srcli.models.hub import size_text
+
+        self._bar.update(self._task, description=file.path)
+        if self._bar.disable:
+            _LOGGER.info("fetching `%s`%s", file.path, f", {size_text(file.size_bytes)}" if file.size_bytes is not None else "")
+
+    def advance(self, size_bytes: int) -> None:
+        from srcli.models.hub import size_text
+
+        self._done += size_bytes
+        self._bar.advance(self._task, size_bytes)
+        tenth = self._done * self._STEPS // self._total if self._total else 0
+        if self._bar.disable and self._told < tenth < self._STEPS:
+            self._told = tenth
+            _LOGGER.info("%d %% of %s has come", tenth * 100 // self._STEPS, size_text(self._total))

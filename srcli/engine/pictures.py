@@ -1,0 +1,102 @@
+"""One picture before and after the network: the canvas that it is given, and the integers that are written.
+
+Both are made where and when they are needed, part by part, so that beside the network's own result nothing of its size is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from srcli.images.canvas import Canvas
+from srcli.images.codec import Header, Picture, depth_for, keeps_alpha
+from srcli.images.color import fix_color
+from srcli.images.levels import Array, to_floats
+from srcli.images.resize import resample, resample_u8
+from srcli.images.rows import Rows, collect, make_rows, on_white, resized, rows_of
+
+_ENLARGED_LONG_SIDE = 1024
+"""Inputs that are enlarged to a model's `min_side` stop there on their longer side."""
+
+
+def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> Canvas:
+    """The input as the model wants it: bicubic at `native_scale`.
+
+    Inputs below `min_side` are enlarged to it first, as PiSA-SR does; a very long and narrow one only until its longer side
+    has 1024 pixels.
+    """
+    values, width, height = picture.color_levels, picture.width, picture.height
+    factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
+    if factor <= 1:
+        return Canvas(values, native_scale)
+    size = (int(factor * height), int(factor * width))
+    if picture.bit_depth == 8:
+        return Canvas(resample_u8(values, size), native_scale)
+    return Canvas(resample(to_floats(values), size, Image.Resampling.BICUBIC), native_scale)
+
+
+def finish(
+    picture: Picture, sr: torch.Tensor, canvas: Canvas, output_size: tuple[int, int], color_fix: str, format: str = "png"
+) -> Picture:
+    """The picture to write: colours of the input, exact size, the input's own alpha and metadata.
+
+    It is computed in bands of rows: beside `sr` and the result, memory does not grow with its height.
+
+    Args:
+        picture: the input.
+        sr: (3, H, W), RGB, any float dtype in [-1, 1], on the CPU.
+        canvas: what the colours are taken from, of the size of `sr`.
+        output_size: (width, height).
+        color_fix: `adain`, `wavelet` or `none`.
+        format: a key of `OUTPUT_FORMATS`: what it cannot hold is not made (8 bits, or laid on white); `png` leaves nothing out.
+    """
+    height, width = sr.shape[1:]
+    restored = make_rows(height, width, lambda top, bottom: _rows_of_sr(sr, top, bottom))
+    return _collected(picture, fix_color(color_fix, restored, canvas.rows), output_size, format)
+
+
+def enlarge_plainly(picture: Picture, canvas: Canvas, output_size: tuple[int, int]) -> Picture:
+    """What `finish` makes of a model that changes nothing: the input itself, as large as the output.
+
+    Args:
+        picture: the input.
+        canvas: it, enlarged.
+        output_size: (width, height).
+    """
+    return _collected(picture, canvas.rows, output_size, "png")
+
+
+def _collected(picture: Picture, color: Rows, output_size: tuple[int, int], format: str) -> Picture:
+    """In exact size, with the input's own alpha and metadata, as integers that the format can hold."""
+    size = (output_size[1], output_size[0])
+    color = resized(color, size)
+    alpha = None if picture.alpha_levels is None else resized(rows_of(picture.alpha_levels), size)
+    if alpha is not None and not keeps_alpha(format):
+        color, alpha = on_white(color, alpha), None
+    return replace(picture, levels=collect(color, alpha, gray=picture.gray, depth=depth_for(format, picture.bit_depth)))
+
+
+def _rows_of_sr(sr: torch.Tensor, top: int, bottom: int) -> Array:
+    """(bottom - top, W, 3), float32 in [0, 1]."""
+    band = torch.empty(bottom - top, sr.shape[2], 3)
+    band.copy_(sr[:, top:bottom].permute(1, 2, 0)).add_(1).div_(2)
+    return band.numpy()
+
+
+def picture_bytes(header: Header) -> int:
+    """About the memory that a picture takes while it is read: its pixels, with alpha, and the decoder's own copy."""
+    return 2 * 4 * (header.bit_depth // 8) * header.width * header.height
+
+
+def result_bytes(picture: Picture, canvas: Canvas, output_size: tuple[int, int], format: str) -> tuple[int, int]:
+    """About the memory that a result takes until it is finished, and then until it is written.
+
+    Until it is finished: the network's floats and the integers to write. Then these integers, a copy of them where they are
+    stored turned, and the encoder's own copy.
+    """
+    pixels = output_size[0] * output_size[1]
+    levels = pixels * picture.levels.shape[2] * (depth_for(format, picture.bit_depth) // 8)
+    turned = levels if picture.orientation != 1 and format != "png" else 0
+    return 12 * canvas.height * canvas.width + levels, levels + turned + 4 * pixels
