@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-CELL, GAP, HEAD = 256, 6, 22
+CELL, GAP, HEAD = 320, 6, 22
 COLUMNS = ("input", "bicubic", "λ_sem 0", "default", "reference")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srcli.errors import UsageError
-from srcli.training.losses import SOFTENING, FrequencyMode, frequency_loss, mean_absolute, mean_squared
+from srcli.training.losses import SOFTENING, FrequencyMode, frequency_loss, grid_loss, mean_absolute, mean_squared
 
 SETTINGS: list[tuple[FrequencyMode, int]] = [("complex", 0), ("complex", 8), ("amplitude", 0), ("amplitude", 8)]
 
@@ -144,3 +144,58 @@ def test_an_unknown_frequency_mode_is_refused() -> None:
     with pytest.raises(UsageError, match="`phase`") as caught:
         frequency_loss(noise(1, 3, 8, 8), noise(1, 3, 8, 8), mode="phase")  # type: ignore[arg-type]
     assert "`amplitude`" in caught.value.hint
+
+
+# --- grid ---
+
+
+def cells(size: int = 64, period: int = 4, depth: float = 0.1) -> Tensor:
+    """A grid: a step of `depth` up and down again at each border of cells, along both axes."""
+    odd = ((torch.arange(size) // period) % 2) * depth
+    return (odd[:, None] + odd[None, :]).expand(1, 3, size, size)
+
+
+def test_the_grid_loss_is_the_unevenness_of_steps_over_the_cell() -> None:
+    # steps of 0.1 at one of four places: their standard deviation is 0.1 · √3 / 4; the last column of all has no step
+    inner = float(grid_loss(torch.cat([cells(), cells()], -1)[..., :64, :], torch.zeros(1, 3, 64, 128), 4))
+    assert inner == pytest.approx(0.1 * math.sqrt(3) / 4, rel=0.1)
+
+
+def test_a_grid_that_the_reference_has_and_equal_pictures_cost_nothing() -> None:
+    assert float(grid_loss(cells(), cells(), 4)) == 0
+    assert float(grid_loss(noise(2, 3, 64, 64), cells() + noise(2, 3, 64, 64), 4)) < float(grid_loss(cells(), 0 * cells(), 4)) / 2
+    assert float(grid_loss(torch.zeros(1, 3, 64, 64), cells(), 4)) == 0
+
+
+def test_a_grid_costs_more_than_noise_of_the_same_steps_or_a_grid_of_another_period() -> None:
+    flat = torch.zeros(1, 3, 96, 96)
+    grid = float(grid_loss(cells(96), flat, 4))
+    rough = noise(1, 3, 96, 96) * 0.02
+    assert rough.diff(dim=-1).abs().mean() == pytest.approx(float(cells(96).diff(dim=-1).abs().mean()), rel=0.15)
+    assert float(grid_loss(rough, flat, 4)) < 0.2 * grid
+    assert float(grid_loss(cells(96, 3), flat, 4)) < 0.3 * grid
+
+
+def test_dots_along_an_edge_cost_and_an_edge_that_moves_within_its_window_does_not() -> None:
+    edge, moved = ((torch.arange(64) > last).float().expand(1, 3, 64, 64) for last in (30, 27))
+    dotted = edge.clone()
+    dotted[..., ::4, 31] = 0.5
+    assert float(grid_loss(moved, edge, 4)) < 0.01 * float(grid_loss(dotted, edge, 4))
+
+
+def test_the_gradient_of_the_grid_loss_is_finite_and_lowers_a_grid() -> None:
+    sr = cells().clone().requires_grad_()
+    before = grid_loss(sr, torch.zeros(1, 3, 64, 64), 4)
+    before.backward()
+    assert sr.grad is not None
+    assert sr.grad.isfinite().all()
+    assert float(grid_loss(sr.detach() - sr.grad, torch.zeros(1, 3, 64, 64), 4)) < float(before.detach())
+    flat = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    grid_loss(flat, torch.zeros(1, 3, 32, 32), 8).backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
+
+
+def test_a_picture_smaller_than_a_window_is_refused() -> None:
+    with pytest.raises(UsageError, match="32 px"):
+        grid_loss(noise(1, 3, 24, 32), noise(1, 3, 24, 32), 8)

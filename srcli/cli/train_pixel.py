@@ -33,6 +33,7 @@ def train_pixel(
     lpips: o.Lpips = None,
     gan: o.GanWeight = None,
     frequency: o.FrequencyWeight = None,
+    grid: o.GridWeight = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: o.Workers = 1,

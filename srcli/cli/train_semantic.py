@@ -50,6 +50,7 @@ def train_semantic(
     csd: o.CsdWeight = None,
     gan: o.GanWeight = None,
     frequency: o.FrequencyWeight = None,
+    grid: o.GridWeight = None,
     guidance_scale: o.GuidanceScale = None,
     step_range: o.StepRange = None,
     null_prompt_ratio: o.NullPromptRatio = None,

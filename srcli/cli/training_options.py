@@ -24,7 +24,7 @@ _RECIPE_KEYS = (
     *("steps", "batch", "accumulate", "crop", "rank", "alpha", "targets", "schedule", "warmup", "clip_norm", "ema"),
     *("learning_rate", "orthogonal"),
 )
-_LOSS_KEYS = ("l2", "l1", "lpips", "csd", "gan", "frequency")
+_LOSS_KEYS = ("l2", "l1", "lpips", "csd", "gan", "frequency", "grid")
 
 
 def _training(help: str, *names: str, panel: str = TRAINING, **more: Any) -> Any:
@@ -80,6 +80,7 @@ Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli mod
 CsdWeight = Annotated[float | None, _training("Weight of score distillation.", "--csd", panel=LOSSES)]
 GanWeight = Annotated[float | None, _training("Weight of the adversarial loss.", "--gan", panel=LOSSES)]
 FrequencyWeight = Annotated[float | None, _training("Weight of the frequency-domain loss.", "--frequency", panel=LOSSES)]
+GridWeight = Annotated[float | None, _training("Weight of the loss against a grid of the latent cells.", "--grid", panel=LOSSES)]
 GuidanceScale = Annotated[float | None, _training("Guidance of the teacher in score distillation.", panel=LOSSES)]
 StepRange = Annotated[
     tuple[float, float] | None, _training("Noise steps of score distillation, as two shares.", panel=LOSSES, metavar="LOW HIGH")

@@ -35,6 +35,7 @@ class Losses:
     csd: Annotated[Weight, Field(description="classifier score distillation by the frozen base")] = 0.0
     gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
     frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
+    grid: Annotated[Weight, Field(description="steps that are uneven over the latent cells' grid, beyond the reference's")] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -117,7 +118,7 @@ class Recipe:
     @model_validator(mode="after")
     def _something_to_learn(self) -> Recipe:
         weights = self.losses
-        if not any((weights.l2, weights.l1, weights.lpips, weights.csd, weights.gan, weights.frequency)):
+        if not any((weights.l2, weights.l1, weights.lpips, weights.csd, weights.gan, weights.frequency, weights.grid)):
             raise ValueError("`losses` are all 0: there is nothing to learn")
         if self.frequency.patch > self.crop:
             raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from srcli.errors import UsageError
 
@@ -68,6 +69,53 @@ def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", p
         return _spectral_mean(_soft_modulus(_spectrum(sr - hq, patch)), patch or sr.shape[-1])
     difference = _soft_modulus(_spectrum(sr, patch)) - _soft_modulus(_spectrum(hq, patch))
     return _spectral_mean(difference.abs(), patch or sr.shape[-1])
+
+
+def grid_loss(sr: Tensor, hq: Tensor, period: int) -> Tensor:
+    """How much more of a grid of `period` pixels `sr` shows than `hq`.
+
+    Pixels of one latent cell come from one place of the network, those of its neighbour from another, and the enlarged input has
+    the cells of its own pixels: what sharpens can turn that into dots along edges. They are steps between pixels that
+    are larger at some places of the cell than at others. In windows of 4 x 4 cells, for the steps to the right by column and
+    for those downwards by row, each channel alone:
+
+        P_i = mean |step| at place i of the cell,  V = std_i P_i,  loss = mean max(0, V(sr) - V(hq))
+
+    A sharp edge is uneven too, in both pictures alike. Only an excess counts: there is nothing to gain from a grid that HQ has.
+
+    Args:
+        sr: (N, C, H, W), RGB, about [-1, 1].
+        hq: the same shape, in [-1, 1].
+        period: of the grid, in pixels; H and W hold at least 4 periods, what is left over does not count.
+
+    Returns:
+        a scalar, float32; its gradient is finite everywhere.
+
+    Raises:
+        UsageError: pictures smaller than a window.
+    """
+    if min(sr.shape[-2:]) < _WINDOW * period:
+        message = f"the grid loss needs crops of {_WINDOW * period} px"
+        raise UsageError(message, "use a larger `--crop`, or leave it out: `--grid 0`")
+    excess = [_unevenness(sr.float(), period, axis) - _unevenness(hq.float(), period, axis) for axis in (-1, -2)]
+    return torch.stack([each.clamp(min=0).mean() for each in excess]).mean()
+
+
+_WINDOW = 4
+"""Cells a side of the windows of `grid_loss`."""
+
+
+def _unevenness(picture: Tensor, period: int, axis: int) -> Tensor:
+    """√(var + s²) - s of the mean step over the places of a cell, s = `SOFTENING`: (N, C, H, W) -> (N, C, rows, columns)."""
+    if axis == -2:
+        picture = picture.transpose(-1, -2)
+    side = _WINDOW * period
+    rows, columns = (length // side for length in picture.shape[-2:])
+    # the last pixel of the last window has a neighbour only where the picture goes on
+    steps = functional.pad(picture.diff(dim=-1), (0, 1))[..., : rows * side, : columns * side].abs()
+    places = steps.reshape(*steps.shape[:2], rows, side, columns, _WINDOW, period).mean((3, 5))
+    variance: Tensor = (places - places.mean(-1, keepdim=True)).square().mean(-1)
+    return (variance + SOFTENING**2).sqrt() - SOFTENING
 
 
 def _spectrum(picture: Tensor, patch: int) -> Tensor:

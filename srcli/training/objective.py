@@ -16,7 +16,7 @@ from srcli.config.recipe import Recipe
 from srcli.training.critic import Critic
 from srcli.training.csd import csd, draw_timesteps_and_noise
 from srcli.training.data import Batch
-from srcli.training.losses import frequency_loss, mean_absolute, mean_squared
+from srcli.training.losses import frequency_loss, grid_loss, mean_absolute, mean_squared
 from srcli.training.networks import StageNetworks
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -101,6 +101,8 @@ class Objective:
             losses["l1"] = mean_absolute(sr, hq)
         if weights.frequency:
             losses["frequency"] = frequency_loss(sr, hq, mode=recipe.frequency.mode, patch=recipe.frequency.patch)
+        if weights.grid:
+            losses["grid"] = grid_loss(sr, hq, self.networks.autoencoder.factor)
         if self.lpips is not None:
             losses["lpips"] = self.lpips(sr, hq).mean()
         if self.critic is not None and step >= recipe.gan.start:
