@@ -3,9 +3,11 @@
     python benchmarks/tiles.py PHOTO --folder /tmp/full-size     # 1024 x 1024 pixels in tiles of 512, against one piece
     python benchmarks/tiles.py PHOTO --folder /tmp/full-size --side 512 --tiles 256 128
 
-The photo's middle, enlarged where the photo is smaller, is the input. Told are PSNR over all three channels between the picture made in tiles and the
-one made in one piece, and the ratio of times. The UNet
-has the same tiles in both. `autoencoder`: both dials at 0, so latents come back as they are; `all`: both at 1.
+The photo's middle, enlarged where the photo is smaller, is the input. Told are PSNR over all three channels between the picture
+made in tiles and the one made in one piece, and the ratio of times. The UNet has the same tiles in both.
+
+    autoencoder     both dials at 0, so latents come back as they are
+    all             both dials at 1
 """
 
 from __future__ import annotations

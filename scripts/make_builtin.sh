@@ -3,19 +3,15 @@
 #
 #     scripts/make_builtin.sh PHOTOS OUT
 #
-# PHOTOS  a folder of sharp photos: `../shared/photos/train` without those left out below. Never share-alike photos, never those
-#         that figures are measured on.
-# OUT     gets base/, pixel/ and semantic/. Steps that are done are not done again; an adapter that was interrupted goes on.
+# PHOTOS  a folder of sharp photos: `../shared/photos/train`. Never share-alike photos, never those that figures are measured on.
+# OUT     gets base/, pixel/, pixel-fine/ and semantic/. Steps that are done are not done again; an adapter that was interrupted goes on.
 #
-# Cost, measured on one core of a CPU with AMX (bf16), 2026-11, beside a process that prepares the crops: base 0.65 s a step (25 min),
-# pixel adapter 0.55 s a step (45 min), of processor time; about 2 GB of memory. The semantic adapter was not measured yet.
+# Cost as measured, in 2026-11, on two cores: base 27 min and pixel adapter 65 min (AMD EPYC with avx512_bf16), COSTS
+# (AMD EPYC with AVX2 alone, float32, one core each). At most 3 GB of memory.
 #
 # Each result replaces its predecessor in srcli/builtin/tiny of this checkout (the adapters are trained for `--model tiny`, and say
 # so in their metadata). Commit it only after `scripts/measure_tiny.py`, `scripts/measure_grid.py` and a look at pictures; the sums
 # that the last lines print belong into models.toml.
-#
-# The weights that ship were made before this script, by `scripts/pretrain_tiny.py` of commit 72d1c55 on plain patches of pixels. What this
-# script makes was tried for 1,429 + 2,100 steps only, and was not better yet (val: +0.37 dB over bicubic, those +0.70 dB).
 set -eu
 
 if [ $# -ne 2 ]; then
@@ -28,33 +24,32 @@ mkdir -p "$2"
 out=$(cd "$2" && pwd)
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
-# large tensors go back to glibc's own heap, not to the system: fresh pages cost up to half of a step
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=536870912
-
-list=$out/photos.txt
-find "$photos" -type f -o -type l | grep -v -E '(kitten-on-lawn|roman-colosseum|dragonfly-on-lavender|oakland-zoo-otters)\.' |
-    LC_ALL=C sort > "$list.part"
-mkdir -p "$out/photos"
-while IFS= read -r photo; do
-    ln -sf "$photo" "$out/photos/"
-done < "$list.part"
-mv "$list.part" "$list"
-
 tiny=$here/../srcli/builtin/tiny
+
+# the four samples of this repository are kept out of the adapters' photos
+mkdir -p "$out/photos"
+find "$photos" -type f -o -type l | grep -v -E '(kitten-on-lawn|roman-colosseum|dragonfly-on-lavender|oakland-zoo-otters)\.' |
+    while IFS= read -r photo; do ln -sf "$photo" "$out/photos/"; done
+
 if [ ! -f "$out/base/model_index.json" ]; then
     "$python" "$here/pretrain_tiny.py" "$out/photos" -o "$out/base" --recipe "$here/builtin/base.toml"
 fi
 cp -R "$out/base/." "$tiny"
+
+# NAME STAGE [OPTION ...]: train an adapter by the recipe of that name, and put it into the model
+adapter() {
+    name=$1 stage=$2
+    shift 2
+    if [ ! -f "$out/$name/$stage/adapter_model.safetensors" ]; then
+        "$python" -m srcli "train-$stage" --data "$out/photos" --val none -o "$out/$name" --recipe "$here/builtin/$name.toml" \
+            --licence Apache-2.0 --resume "$@"
+    fi
+    mkdir -p "$tiny/$stage"
+    cp "$out/$name/$stage/"* "$tiny/$stage"
+}
+
+adapter pixel pixel
+adapter pixel_fine pixel --start-from "$out/pixel"
+adapter semantic semantic --pixel "$out/pixel_fine"
 chmod -R u=rwX,go=rX "$tiny"
-if [ ! -f "$out/pixel/pixel/adapter_model.safetensors" ]; then
-    "$python" -m srcli train-pixel --data "$out/photos" -o "$out/pixel" --recipe "$here/builtin/pixel.toml" \
-        --licence Apache-2.0 --resume
-fi
-mkdir -p "$tiny/pixel" "$tiny/semantic"
-cp "$out/pixel/pixel/"* "$tiny/pixel"
-if [ ! -f "$out/semantic/semantic/adapter_model.safetensors" ]; then
-    "$python" -m srcli train-semantic --data "$out/photos" -o "$out/semantic" --pixel "$out/pixel" \
-        --recipe "$here/builtin/semantic.toml" --licence Apache-2.0 --resume
-fi
-cp "$out/semantic/semantic/"* "$tiny/semantic"
 sha256sum "$tiny"/*/adapter_model.safetensors

@@ -1,9 +1,9 @@
-"""Pretrain the base of the built-in model `tiny`: a small diffusion model of photos in lapped 4x4 frequencies.
+"""Pretrain the base of the built-in model `tiny`: a small pixel-patch diffusion model of photos.
 
     python scripts/pretrain_tiny.py ../shared/photos/train -o runs/tiny-base --recipe scripts/builtin/base.toml
 
-The UNet learns to predict the noise (DDPM, Ho et al. 2020, eq. 14) in the latents of `srcli.models.lapped`. It sees clean crops
-under the `positive` embedding, degraded ones under the `negative` embedding, and both under `null`: the three stand in for the
+The UNet learns to predict the noise (DDPM, Ho et al. 2020, eq. 14) in 4x4-patchified photos. It sees clean crops under the
+`positive` embedding, degraded ones under the `negative` embedding, and both under `null`: the three stand in for the
 prompts of a text encoder, and make guidance and score distillation mean something. The result is a folder in diffusers' layout
 that `srcli train-pixel --base` takes.
 """
@@ -11,7 +11,6 @@ that `srcli train-pixel --base` takes.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import time
 from pathlib import Path
@@ -21,7 +20,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from srcli.models.lapped import LappedAutoencoder
+from srcli.memory import keep_large_blocks
+from srcli.models.backbone import PatchAutoencoder
+from srcli.models.device import bf16_pays
 from srcli.training.data import Batch, CropSettings, StepOrder, TrainingCrops, finish, make_loader
 from srcli.training.sources import find_sources
 
@@ -30,22 +31,18 @@ TOKENS, WIDTH = 4, 64
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
-def make_unet(channels: tuple[int, ...] = (96, 128, 128)) -> UNet2DConditionModel:
-    """Convolutions, and one cross-attention in the middle that reads the prompt.
-
-    Self-attention took two fifths of the time, the more the larger the tile; the middle sees 200 pixels far without it.
-    """
+def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel:
+    inner = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=32,
         in_channels=48,
         out_channels=48,
         block_out_channels=channels,
-        down_block_types=("DownBlock2D",) * len(channels),
-        up_block_types=("UpBlock2D",) * len(channels),
+        down_block_types=("DownBlock2D",) * inner + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * inner,
         layers_per_block=2,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
-        mid_block_only_cross_attention=True,
         norm_num_groups=16,
     )
 
@@ -59,22 +56,14 @@ def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, 
     return pictures, prompts
 
 
-def save(folder: Path, unet: UNet2DConditionModel, prompts: torch.Tensor, vae: LappedAutoencoder, steps: int) -> None:
+def save(folder: Path, unet: UNet2DConditionModel, prompts: torch.Tensor, vae: PatchAutoencoder, steps: int) -> None:
     unet.to(torch.float16).save_pretrained(folder / "unet")
     vae.save_config(folder / "vae")
     DDPMScheduler(**BETAS).save_pretrained(folder / "scheduler")
     tensors = {name: prompts[i].half().contiguous() for i, name in enumerate(PROMPTS)}
     save_file(tensors, folder / "prompt_embeddings.safetensors", {"pretraining_steps": str(steps)})
-    index = {"_class_name": "SrcliLappedDiffusion", "unet": ["diffusers", "UNet2DConditionModel"]}
+    index = {"_class_name": "SrcliPatchDiffusion", "unet": ["diffusers", "UNet2DConditionModel"]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def keep_large_blocks() -> None:
-    """Have glibc reuse the memory of large tensors: fresh pages cost up to half of a step."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 29)  # M_TRIM_THRESHOLD
 
 
 def main() -> None:
@@ -99,13 +88,12 @@ def main() -> None:
     sources, _ = find_sources([str(args.photos)], args.crop, scale=4)
     data = TrainingCrops(sources, CropSettings(args.crop, seed=args.seed))
     loader = make_loader(data, StepOrder(0, args.steps, args.batch), workers=1, pinned=False)
-    vae = LappedAutoencoder()
-    # `eval`, because in training mode diffusers copies activations out of channels_last; nothing else depends on it here
-    unet = make_unet().to(memory_format=torch.channels_last).eval()
+    vae = PatchAutoencoder()
+    unet = make_unet().to(memory_format=torch.channels_last)
     prompts = torch.nn.Parameter(torch.randn(len(PROMPTS), TOKENS, WIDTH))
     weights = [*unet.parameters(), prompts]
     average = [weight.detach().clone() for weight in weights]
-    optimiser = torch.optim.AdamW(weights, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimiser = torch.optim.AdamW(weights, lr=args.lr, weight_decay=1e-2)
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
 
     start, mean = time.monotonic(), 0.0
@@ -119,11 +107,11 @@ def main() -> None:
             group["lr"] = args.lr * warm * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
         pictures, names = draw_batch(batch, generator)
         # low noise levels matter most to a restorer that works at t = 1: density falls with t
-        t = (1000 * torch.rand(len(pictures), generator=generator) ** 2).long()
+        t = (1000 * torch.rand(len(pictures), generator=generator) ** 1.5).long()
         noise = torch.randn(len(pictures), vae.channels, args.crop // 4, args.crop // 4, generator=generator)
         alpha = alphas[t][:, None, None, None]
         noisy = alpha.sqrt() * vae.encode(pictures) + (1 - alpha).sqrt() * noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(torch.device("cpu"))):
             noisy = noisy.to(memory_format=torch.channels_last)
             predicted = unet(noisy, t, encoder_hidden_states=prompts[names]).sample
         loss = (predicted.float() - noise).square().mean()

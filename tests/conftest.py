@@ -56,3 +56,14 @@ def photo_folder(tmp_path: Path, photo: np.ndarray) -> Path:
     Image.fromarray(photo[:31, :50]).save(folder / "b.jpg", quality=95)
     Image.fromarray(photo[10:, :33]).save(folder / "sub" / "c.png")
     return folder
+
+
+@pytest.fixture
+def hq_folder(photo_folder: Path, tmp_path: Path) -> Path:
+    """References of the photos in `photo_folder`, at four times their size."""
+    for name in ("a.png", "b.jpg", "sub/c.png"):
+        target = (tmp_path / "hq" / name).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(photo_folder / name) as image:
+            image.convert("RGB").resize((image.width * 4, image.height * 4), Image.Resampling.LANCZOS).save(target)
+    return tmp_path / "hq"

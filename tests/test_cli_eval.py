@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import subprocess
 import sys
@@ -14,43 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
+from commands import Done, srcli
 from PIL import Image
 from tiny_model import make_model
 
-from srcli.cli.eval import evaluate
 from srcli.config.eval import EvalConfig
-from srcli.console import set_up_logging, show_error
-from srcli.errors import ImageError, SrcliError, UsageError
+from srcli.errors import ImageError, UsageError
 from srcli.evaluation import metrics
 from srcli.evaluation.networks import FidNetwork
 from srcli.images.fidelity import psnr_y, ssim_y
 
 
-@dataclass
-class Done:
-    """What a finished command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def srcli_eval(*arguments: object, quiet: bool = False) -> Done:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(evaluate)
-    out, err = io.StringIO(), io.StringIO()
-    set_up_logging(debug=False, quiet=quiet)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            app([str(argument) for argument in arguments], prog_name="srcli eval")
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except SrcliError as fault:
-            show_error(fault)
-            code = fault.exit_code
-    return Done(code, out.getvalue(), err.getvalue())
+    return srcli(*["-q"] * quiet, "eval", *arguments)
 
 
 @dataclass

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Done, srcli, start
 from PIL import Image
 from tiny_model import make_model
 
-from srcli.cli.main import main
 from srcli.errors import ModelError
 from srcli.evaluation.metrics import Opened
 from srcli.sweep import plots, run
@@ -31,36 +25,12 @@ def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"), semantic=True)
 
 
-@dataclass
-class Done:
-    """What a finished command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def srcli_sweep(*arguments: object) -> Done:
-    """The command in this process, which has torch already."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["srcli", "sweep", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
+    return srcli("sweep", *arguments)
 
 
 def small(models_file: Path) -> list[object]:
     return ["--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32"]
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-W", "error", "-m", "srcli", "sweep", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -71,16 +41,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def lines_of(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.is_file() else []
-
-
-@pytest.fixture
-def hq_folder(photo_folder: Path, tmp_path: Path) -> Path:
-    for name in ("a.png", "b.jpg", "sub/c.png"):
-        target = (tmp_path / "hq" / name).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(photo_folder / name) as image:
-            image.convert("RGB").resize((image.width * 4, image.height * 4), Image.Resampling.LANCZOS).save(target)
-    return tmp_path / "hq"
 
 
 GRID = ["--lambda-pixel", "0,1", "--lambda-semantic", "0:1:0.5"]
@@ -256,7 +216,7 @@ def many(folder: Path, count: int, side: int) -> Path:
 def test_a_killed_sweep_goes_on_with_the_missing_cells(models_file: Path, tmp_path: Path) -> None:
     inputs, out = many(tmp_path / "in", 4, 64), tmp_path / "out"
     options = [inputs, "-o", out, "--lambda-pixel", "0:2:0.25", "--lambda-semantic", "0,1", "--json", *small(models_file)]
-    process = start(*options)
+    process = start("sweep", *options)
     wait_until(lambda: len(lines_of(out / "cells.jsonl")) >= 20)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -278,7 +238,7 @@ def test_a_killed_sweep_goes_on_with_the_missing_cells(models_file: Path, tmp_pa
 
 def test_an_interrupt_exits_with_130_and_tells_how_to_go_on(models_file: Path, tmp_path: Path) -> None:
     inputs, out = many(tmp_path / "in", 4, 96), tmp_path / "out"
-    process = start(inputs, "-o", out, "--lambda-pixel", "0:2:0.05", "--json", *small(models_file))
+    process = start("sweep", inputs, "-o", out, "--lambda-pixel", "0:2:0.05", "--json", *small(models_file))
     wait_until(lambda: len(lines_of(out / "cells.jsonl")) >= 3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
@@ -289,7 +249,7 @@ def test_an_interrupt_exits_with_130_and_tells_how_to_go_on(models_file: Path, t
 
 
 def test_the_help_documents_at_80_columns() -> None:
-    process = start("--help")
+    process = start("sweep", "--help")
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert max(map(len, stdout.splitlines())) <= 80

@@ -1,63 +1,23 @@
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Done, in_process_of_its_own, srcli, start
 from PIL import Image
 from tiny_model import make_model
 
-from srcli.cli.main import main
 from srcli.images.codec import Picture, decode, encode
 
 
 @pytest.fixture(scope="module")
 def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"))
-
-
-@dataclass
-class Done:
-    """What a finished command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def srcli(*arguments: object) -> Done:
-    """The command in this process, which has torch already; `in_process_of_its_own` is the real thing."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["srcli", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-W", "error", "-m", "srcli", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def in_process_of_its_own(*arguments: object) -> Done:
-    process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=120)
-    return Done(process.returncode, stdout, stderr)
 
 
 def upscale(models_file: Path, *arguments: object) -> Done:

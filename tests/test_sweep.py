@@ -15,11 +15,11 @@ import pytest
 import torch
 from mock_restorer import MockRestorer
 from PIL import Image
+from sweep_case import config, run_all
 from tiny_model import make_model
 from torch import Tensor
 
 from srcli.config import UpscaleConfig
-from srcli.config.sweep import SweepConfig
 from srcli.engine.mix import MixingEngine
 from srcli.engine.restore import Limits
 from srcli.engine.tiles import make_grid
@@ -31,7 +31,7 @@ from srcli.models.backbone import PatchAutoencoder, load_unet
 from srcli.models.base import Adjustable, Dial, Mixture, Part, Settings
 from srcli.models.unet import FixedPromptUNet
 from srcli.sweep import run
-from srcli.sweep.run import Sweep, open_sweep
+from srcli.sweep.run import open_sweep
 from srcli.upscale import open_stream
 
 WHOLE = Limits(tile_lat=64, overlap_lat=0, batch=1, part_bytes=None)
@@ -40,30 +40,6 @@ WHOLE = Limits(tile_lat=64, overlap_lat=0, batch=1, part_bytes=None)
 @pytest.fixture(scope="module")
 def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"), semantic=True)
-
-
-@pytest.fixture
-def hq_folder(photo_folder: Path, tmp_path: Path) -> Path:
-    """References of the three photos, at four times their size."""
-    for name in ("a.png", "b.jpg", "sub/c.png"):
-        target = (tmp_path / "hq" / name).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(photo_folder / name) as image:
-            image.convert("RGB").resize((image.width * 4, image.height * 4), Image.Resampling.LANCZOS).save(target)
-    return tmp_path / "hq"
-
-
-def config(models_file: Path, inputs: Path, output: Path, **changes: Any) -> SweepConfig:
-    plain = {"lambda_pixel": "0,0.5,1", "lambda_semantic": "0:1.5:0.5", "model": "small", "device": "cpu", "dtype": "fp32"}
-    one_tile = {"tile": 1024, "overlap": 0}
-    return SweepConfig((str(inputs),), output, models_file=models_file, **{**plain, **one_tile, **changes})
-
-
-def run_all(settings: SweepConfig) -> Sweep:
-    sweep = open_sweep(settings)
-    for _ in sweep.run():
-        pass
-    return sweep
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from sweep_case import config, run_all
 from tiny_model import make_model
 
-from srcli.config.sweep import SweepConfig
 from srcli.errors import ModelError, UsageError
 from srcli.evaluation.metrics import METRICS, Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
@@ -22,7 +21,7 @@ from srcli.sweep import plots, run
 from srcli.sweep.grid import Axis, Grid, dial_axes, short_names
 from srcli.sweep.outputs import write_outputs
 from srcli.sweep.plots import pareto
-from srcli.sweep.run import Sweep, open_sweep
+from srcli.sweep.run import open_sweep
 from srcli.sweep.tables import Table
 from srcli.sweep.views import HQ, LQ, thumbnail
 
@@ -30,30 +29,6 @@ from srcli.sweep.views import HQ, LQ, thumbnail
 @pytest.fixture(scope="module")
 def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"), semantic=True)
-
-
-@pytest.fixture
-def hq_folder(photo_folder: Path, tmp_path: Path) -> Path:
-    """References of the three photos, at four times their size."""
-    for name in ("a.png", "b.jpg", "sub/c.png"):
-        target = (tmp_path / "hq" / name).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(photo_folder / name) as image:
-            image.convert("RGB").resize((image.width * 4, image.height * 4), Image.Resampling.LANCZOS).save(target)
-    return tmp_path / "hq"
-
-
-def config(models_file: Path, inputs: Path, output: Path, **changes: Any) -> SweepConfig:
-    plain = {"lambda_pixel": "0,0.5,1", "lambda_semantic": "0:1.5:0.5", "model": "small", "device": "cpu", "dtype": "fp32"}
-    one_tile = {"tile": 1024, "overlap": 0}
-    return SweepConfig((str(inputs),), output, models_file=models_file, **{**plain, **one_tile, **changes})
-
-
-def run_all(settings: SweepConfig) -> Sweep:
-    sweep = open_sweep(settings)
-    for _ in sweep.run():
-        pass
-    return sweep
 
 
 # --- the grid ---

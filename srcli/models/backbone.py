@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from srcli.errors import ModelError
 from srcli.models.base import Part, Parts
-from srcli.models.lapped import LappedAutoencoder
 from srcli.models.layout import variant_of
 from srcli.models.prompt_cache import keep_embedding, read_embedding
 from srcli.models.weights import load_tensors
@@ -143,12 +142,6 @@ def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoenco
     kind = config.get("_class_name")
     if kind == PatchAutoencoder.__name__:
         return PatchAutoencoder(int(config["patch_size"]), float(config["scaling_factor"]))
-    if kind == LappedAutoencoder.__name__:
-        try:
-            return LappedAutoencoder([float(scale) for scale in config["scales"]])
-        except (KeyError, TypeError, ValueError) as error:
-            message = f"`{base / 'vae' / 'config.json'}` has no usable `scales`: {_first_line(error)}"
-            raise ModelError(message, _BASE_HINT) from error
     if kind == "AutoencoderKL":
         _quiet_libraries()
         from diffusers import AutoencoderKL
@@ -156,7 +149,7 @@ def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoenco
         return KLAutoencoder(_load_part(AutoencoderKL, base, "vae", dtype))
     raise ModelError(
         f"`{base / 'vae'}` holds an autoencoder of the unknown class `{kind}`",
-        "srcli knows `AutoencoderKL`, `LappedAutoencoder` and `PatchAutoencoder`",
+        "srcli knows `AutoencoderKL` and `PatchAutoencoder`",
     )
 
 
