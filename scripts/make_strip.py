@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 CELL, GAP, HEAD = 320, 6, 22
-COLUMNS = ("input", "bicubic", "λ_sem 0", "default", "reference")
+COLUMNS = ("input", "bicubic", "lambda_semantic 0", "default", "reference")
 
 
 def find(folder: Path, name: str) -> Path:

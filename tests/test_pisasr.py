@@ -192,6 +192,11 @@ def test_saved_adapters_come_back_with_their_metadata(imported: list[Adapter], t
     assert all(torch.equal(back.tensors[key], value) for key, value in imported[0].tensors.items())
 
 
+def test_whoever_may_read_other_files_of_the_folder_may_read_a_saved_adapter(imported: list[Adapter], tmp_path: Path) -> None:
+    (tmp_path / "any").write_bytes(b"")
+    assert save_adapter(imported[0], tmp_path).stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_peft_itself_loads_the_saved_folder_to_the_same_effect(imported: list[Adapter], tmp_path: Path) -> None:
     from peft import PeftModel
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from srcli.models._toml import Table
 
-LOSSES = ("l2", "l1", "lpips", "csd", "gan", "frequency")
+LOSSES = ("l2", "l1", "lpips", "csd", "gan", "frequency", "grid")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class TrainingRecipe:
     ema: float | None = None
     losses: Mapping[str, float] | None = None
     """Weights by the names of `srcli train-pixel --show-recipe`."""
+    gan: Mapping[str, Any] | None = None
+    """Settings of the discriminator, as in a recipe's table of that name; training checks them."""
+    frequency: Mapping[str, Any] | None = None
+    """The same for the frequency loss."""
     semantic: TrainingRecipe | None = None
     """What is other in the semantic stage."""
 
@@ -55,6 +59,8 @@ def read_training(table: Table) -> TrainingRecipe:
         warmup=table.count("warmup"),
         ema=table.rate("ema"),
         losses=_read_losses(table.table("losses")) if table.has("losses") else None,
+        gan=table.find("gan", dict),
+        frequency=table.find("frequency", dict),
         semantic=read_training(table.table("semantic")) if table.has("semantic") else None,
     )
     table.close()

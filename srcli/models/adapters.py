@@ -225,12 +225,13 @@ def check_fit(unet: Any, adapter: Adapter) -> None:
 def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path."""
     from peft import LoraConfig
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
     part = folder / f".{ADAPTER_FILE}.part"
-    save_file(tensors, part, {"format": "pt", **adapter.info.to_metadata()})
+    # not safetensors' own `save_file`, which leaves a file that nobody but its owner can read
+    part.write_bytes(save(tensors, {"format": "pt", **adapter.info.to_metadata()}))
     part.replace(folder / ADAPTER_FILE)
     config = LoraConfig(
         r=adapter.info.rank,

@@ -1,0 +1,76 @@
+"""The built-in model as everybody meets it: what its dials do, what it weighs, and the recipes that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from commands import srcli
+from PIL import Image
+
+from srcli.config.recipe_file import build_recipe, read_recipe_file
+from srcli.images.fidelity import luma
+from srcli.models.adapters import load_adapter
+from srcli.models.spec import find_model
+from srcli.models.weights import adapter_path, base_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "scripts" / "builtin"
+
+
+def piece(name: str, folder: Path, left: int, top: int) -> Path:
+    """64 x 64 pixels of a sample photo, noisy and with JPEG blocks."""
+    file = folder / f"{name}.png"
+    with Image.open(ROOT / "samples" / f"{name}.jpg") as photo:
+        photo.convert("RGB").crop((left, top, left + 64, top + 64)).save(file)
+    return file
+
+
+def upscaled(sample: Path, folder: Path, pixel: float, semantic: float) -> np.ndarray:
+    """(256, 256, 3), uint8."""
+    out = folder / f"{pixel}-{semantic}.png"
+    options = ["--lambda-pixel", pixel, "--lambda-semantic", semantic, "--device", "cpu", "--dtype", "fp32"]
+    done = srcli("upscale", sample, "-o", out, *options)
+    assert done.returncode == 0, done.stderr
+    with Image.open(out) as image:
+        return np.asarray(image)
+
+
+def detail(picture: np.ndarray) -> float:
+    """Mean size of steps between neighbours in brightness."""
+    brightness = luma(picture)
+    return float(np.abs(np.diff(brightness, axis=0)).mean() + np.abs(np.diff(brightness, axis=1)).mean())
+
+
+def test_dials_at_zero_return_the_enlarged_input(tmp_path: Path) -> None:
+    sample = piece("otter", tmp_path, 20, 20)
+    with Image.open(sample) as photo:
+        enlarged = np.asarray(photo.resize((256, 256), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(upscaled(sample, tmp_path, 0, 0).astype(int) - enlarged).max() <= 1
+
+
+def test_the_pixel_dial_takes_noise_away(tmp_path: Path) -> None:
+    blurred_background = piece("dragonfly", tmp_path, 120, 60)
+    levels = [detail(upscaled(blurred_background, tmp_path, dial, 0)) for dial in (0, 0.5, 1)]
+    assert levels[0] > levels[1] > levels[2]
+    assert levels[2] < 0.75 * levels[0]
+
+
+def test_the_semantic_dial_adds_detail(tmp_path: Path) -> None:
+    fur = piece("kitten", tmp_path, 120, 70)
+    levels = [detail(upscaled(fur, tmp_path, 1, dial)) for dial in (0, 0.5, 1, 1.5)]
+    assert levels[0] < levels[1] < levels[2] < levels[3]
+
+
+def test_both_adapters_were_trained_on_this_base_by_the_recipes_of_this_repository() -> None:
+    tiny = find_model("tiny")
+    for stage in ("pixel", "semantic"):
+        info = load_adapter(adapter_path(tiny, stage), stage).info
+        assert (info.base, info.stage, info.licence) == ("tiny", stage, "Apache-2.0")
+        recipe = build_recipe(stage, [read_recipe_file(RECIPES / f"{stage}.toml")])
+        assert (recipe.rank, recipe.alpha, recipe.steps) == (info.rank, info.alpha, info.steps)
+
+
+def test_the_model_adds_less_than_30_megabytes_to_the_package() -> None:
+    folder = base_folder(find_model("tiny"))
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 30e6
