@@ -6,8 +6,8 @@
 # PHOTOS  a folder of sharp photos: `../shared/photos/train`. Never share-alike photos, never those that figures are measured on.
 # OUT     gets base/, pixel/ and semantic/. Steps that are done are not done again; an adapter that was interrupted goes on.
 #
-# Cost as measured, in 2026-11, on two cores: base 27 min and pixel adapter 65 min (AMD EPYC with avx512_bf16), semantic adapter SEMCOST
-# (AMD EPYC with AVX2 alone, float32). At most 3 GB of memory.
+# Cost as measured in 2026-11 on two cores: base 27 min and pixel adapter 65 min (AMD EPYC with avx512_bf16), semantic adapter
+# 10 min (AMD EPYC with AVX2 alone, float32). At most 3 GB of memory.
 #
 # Each result replaces its predecessor in srcli/builtin/tiny of this checkout (the adapters are trained for `--model tiny`, and say
 # so in their metadata). Commit it only after `scripts/measure_tiny.py`, `scripts/measure_grid.py` and a look at pictures; the sums
