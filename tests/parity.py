@@ -23,10 +23,10 @@ from PIL import Image
 from srcli.engine.pictures import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
 from srcli.images.codec import decode
-from srcli.models.adapters import import_reference
 from srcli.models.backbone import load_alphas, load_unet
 from srcli.models.base import LoadOptions
 from srcli.models.pisasr import PisaRestorer, load
+from srcli.models.reference import import_reference
 from srcli.models.spec import load_registry
 from srcli.models.weights import sha256_of
 from srcli.training.csd import add_noise, csd, estimate_clean

@@ -17,14 +17,13 @@ from srcli.models.adapters import (
     AdapterInfo,
     attach,
     extract,
-    import_reference,
     load_adapter,
     merge,
-    read_reference,
     save_adapter,
 )
 from srcli.models.backbone import PatchAutoencoder, load_autoencoder, load_unet, prompt_embedding
 from srcli.models.pisasr import PisaRestorer, pass_weights
+from srcli.models.reference import import_reference, read_reference
 from srcli.models.weights import load_pickle
 
 DATA = Path(__file__).parent / "data" / "pisa"

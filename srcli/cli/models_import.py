@@ -200,7 +200,7 @@ def _converted(spec: ModelSpec, file: Path, folder: Path, licence: str) -> Itera
 
 
 def _convert(spec: ModelSpec, file: Path, unet_folder: Path, new: Path, licence: str) -> dict[str, str]:
-    from srcli.models.adapters import import_reference
+    from srcli.models.reference import import_reference
     from srcli.models.weights import sha256_of
 
     base_name = spec.base.embedded or spec.base.repo or str(spec.base.path)

@@ -36,7 +36,7 @@ MOVED_REPOS = {
 """Repositories that are gone from the hub, and their mirrors."""
 
 _FILES = {"hub", "imported", "layout", "prompt_cache", "registry", "spec", "weights"}
-_NETWORKS = {"adapters", "backbone", "base", "device", "perceptual", "unet", "vae"}
+_NETWORKS = {"adapters", "backbone", "base", "device", "perceptual", "reference", "unet", "vae"}
 _INFRASTRUCTURE = frozenset(_FILES | _NETWORKS)
 
 
