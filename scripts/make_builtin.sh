@@ -26,7 +26,7 @@ export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 tiny=$here/../srcli/builtin/tiny
 
-# the four samples of this repository are kept out of the adapters' photos
+# without the four samples of this repository (the base that ships has seen them, its adapters have not)
 mkdir -p "$out/photos"
 find "$photos" -type f -o -type l | grep -v -E '(kitten-on-lawn|roman-colosseum|dragonfly-on-lavender|oakland-zoo-otters)\.' |
     while IFS= read -r photo; do ln -sf "$photo" "$out/photos/"; done

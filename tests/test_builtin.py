@@ -69,6 +69,9 @@ def test_both_adapters_were_trained_on_this_base_by_the_recipes_of_this_reposito
         assert (info.base, info.stage, info.licence) == ("tiny", stage, "Apache-2.0")
         recipe = build_recipe(stage, [read_recipe_file(RECIPES / f"{stage}.toml")])
         assert (recipe.rank, recipe.alpha, recipe.steps) == (info.rank, info.alpha, info.steps)
+        # who trains on `tiny` starts from what made it
+        assert tiny.training is not None
+        assert build_recipe(stage, tiny.training.layers(stage)) == recipe
 
 
 def test_the_model_adds_less_than_30_megabytes_to_the_package() -> None:

@@ -7,7 +7,6 @@ loader; all that srcli needs is in the file's header.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,6 @@ ADAPTER_FILE = "adapter_model.safetensors"
 TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
 """The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
 _PREFIX = "base_model.model."
-_LOGGER = logging.getLogger("srcli")
 
 
 @dataclass(frozen=True)
