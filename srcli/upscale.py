@@ -108,9 +108,7 @@ def estimate_seconds(stream: Stream, images: Iterable[PlannedImage]) -> float:
     start = time.perf_counter()
     engine.restore([sample])
     per_pixel = (time.perf_counter() - start) / side**2
-    tile_pixels = (engine.limits.tile_lat * engine.restorer.factor) ** 2
-    work = sum(min(height * width, tile_pixels) * engine.tile_count(height, width) for height, width in canvases)
-    return per_pixel * work
+    return per_pixel * sum(engine.worked_pixels(*canvas) for canvas in canvases)
 
 
 def megapixels(size: tuple[int, int] | None) -> float:

@@ -19,7 +19,7 @@ class MockRestorer:
     factor = 4
     native_scale = 4
     min_side = 0
-    tile, overlap = 64, 16
+    tile, overlap, tiling = 64, 16, "fixed"
     mixture = Mixture({"only": 1.0})
     color_fix = "none"
     cell_bytes = 1000

@@ -44,6 +44,30 @@ def test_neighbours_in_a_batch_change_nothing() -> None:
         assert torch.allclose(alone, result, atol=1e-6)
 
 
+def test_even_tiles_leave_no_trace_and_are_kept_when_memory_runs_out() -> None:
+    (source,) = pictures((300, 300))
+    mock = HungryRestorer(most_cells=15 * 15)
+    mock.tiling = "even"
+    engine = Engine(mock, choose_limits(mock, 128, 32, 1))
+    (result,) = engine.restore([source])
+    assert torch.allclose(result, source, atol=1e-6)
+    assert engine.limits == Limits(
+        16, 5, 1, engine.limits.part_bytes, engine.limits.least_part_bytes, engine.limits.held_bytes, True
+    )
+    assert (
+        engine.repairs.memory_retries == 1
+    )  # 75 cells in seven tiles of 15 that share 5: fixed ones of 16 would not have fitted
+
+
+def test_the_work_of_a_picture_counts_overlaps() -> None:
+    mock = MockRestorer()
+    fixed, even = (Engine(mock, Limits(16, 4, 1, None, even=wish)) for wish in (False, True))
+    assert fixed.worked_pixels(64, 64) == even.worked_pixels(64, 64) == 64 * 64
+    assert fixed.worked_pixels(64, 70) == 2 * 64 * 64
+    assert even.worked_pixels(64, 70) == 2 * 64 * 44  # 18 cells in two tiles of 11 that share 4
+    assert fixed.tile_count(64, 70) == even.tile_count(64, 70) == 2
+
+
 def test_out_of_memory_halves_the_batch_then_the_tile_and_does_the_picture_again() -> None:
     (source,) = pictures((300, 300))
     engine = Engine(HungryRestorer(most_cells=20 * 20), Limits(32, 8, 4, None))

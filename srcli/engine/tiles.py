@@ -45,13 +45,21 @@ def axis_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return (*starts, length - tile)
 
 
-def make_grid(height: int, width: int, tile: int, overlap: int) -> Grid:
+def make_grid(height: int, width: int, tile: int, overlap: int, *, even: bool = False) -> Grid:
     """Tiles of at most `tile` by `tile` over a plane; a plane of no more cells than one tile stays whole (PiSA-SR).
 
-    Each axis is clamped on its own: a 64 x 400 plane with tile 96 gets 64 x 96 tiles.
+    Each axis is clamped on its own: a 64 x 400 plane with tile 96 gets 64 x 96 tiles. PiSA-SR moves the last tile of a row
+    back, so it may overlap its neighbour almost wholly; `even` makes all tiles as small as their number allows instead.
+
+    >>> make_grid(64, 200, 96, 32).lefts, make_grid(64, 200, 96, 32, even=True).lefts
+    ((0, 64, 104), (0, 56, 111))
     """
     if height * width <= tile * tile:
         return Grid((0,), (0,), height, width)
+    if even:
+        rows, tops = _balanced(height, tile, overlap)
+        columns, lefts = _balanced(width, tile, overlap)
+        return Grid(tops, lefts, rows, columns)
     rows, columns = min(tile, height), min(tile, width)
     tops = axis_starts(height, rows, min(overlap, rows - 1))
     lefts = axis_starts(width, columns, min(overlap, columns - 1))
@@ -71,18 +79,18 @@ def halo_grid(height: int, width: int, most: int, halo: int) -> Grid:
     side = max(math.isqrt(most), 4 * halo, 1)
     rows = min(height, max(side, most // width))
     columns = min(width, max(side, most // height))
-    rows, tops = _balanced(height, rows, halo)
-    columns, lefts = _balanced(width, columns, halo)
+    rows, tops = _balanced(height, rows, 2 * halo)
+    columns, lefts = _balanced(width, columns, 2 * halo)
     return Grid(tops, lefts, rows, columns)
 
 
-def _balanced(length: int, tile: int, halo: int) -> tuple[int, tuple[int, ...]]:
+def _balanced(length: int, tile: int, overlap: int) -> tuple[int, tuple[int, ...]]:
     """The tile's length and its starts: as many tiles as needed, all as short as they can then be."""
     if length <= tile:
         return length, (0,)
-    count = -(-(length - 2 * halo) // max(1, tile - 2 * halo))
-    tile = -(-(length + (count - 1) * 2 * halo) // count)
-    return tile, (*(i * (tile - 2 * halo) for i in range(count - 1)), length - tile)
+    count = -(-(length - overlap) // max(1, tile - overlap))
+    tile = -(-(length + (count - 1) * overlap) // count)
+    return tile, (*(i * (tile - overlap) for i in range(count - 1)), length - tile)
 
 
 def borders(starts: tuple[int, ...], tile: int, length: int) -> list[tuple[int, int]]:

@@ -265,7 +265,8 @@ def row_with(spec: ModelSpec, adapters: Mapping[str, Path], folder: Path) -> dic
     row: dict[str, Any] = {"family": spec.family, "description": f"trained by srcli on the base of {spec.name}"}
     row |= {"native_scale": spec.native_scale, "base": {key: _plain(value) for key, value in base.items()}, "adapters": files}
     row |= {"prompt": spec.prompt, "prompts": asdict(spec.prompts), "timestep": spec.timestep}
-    return row | {"tile": spec.tile, "overlap": spec.overlap, "min_side": spec.min_side, "color_fix": spec.color_fix}
+    row |= {"tile": spec.tile, "overlap": spec.overlap, "tiling": spec.tiling}
+    return row | {"min_side": spec.min_side, "color_fix": spec.color_fix}
 
 
 def _plain(value: Any) -> Any:

@@ -151,6 +151,8 @@ class Restorer(Protocol):
     """Default tile, in output pixels."""
     overlap: int
     """Default overlap of tiles, in output pixels."""
+    tiling: str
+    """`fixed`: tiles of one size, the last of a row moved back, as PiSA-SR; `even`: all as small as their number allows."""
     color_fix: str
     """The method's default colour fix."""
     cell_bytes: int

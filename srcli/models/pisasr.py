@@ -66,7 +66,7 @@ class PisaRestorer:
         self.name = spec.name
         self.device, self.dtype = options.device, options.dtype
         self.native_scale, self.min_side = spec.native_scale, spec.min_side
-        self.tile, self.overlap, self.color_fix = spec.tile, spec.overlap, spec.color_fix
+        self.tile, self.overlap, self.tiling, self.color_fix = spec.tile, spec.overlap, spec.tiling, spec.color_fix
         self.factor, self.channels = autoencoder.factor, autoencoder.channels
         self.notes = notes
         self.dials = _dials(spec)

@@ -24,6 +24,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = PACKAGE / "builtin"
 """Where the embedded models lie, a folder for each."""
 COLOR_FIXES = ("adain", "wavelet", "none")
+TILINGS = ("fixed", "even")
 REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ROW_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -94,6 +95,8 @@ class ModelSpec:
     """Output pixels."""
     overlap: int
     """Output pixels."""
+    tiling: str
+    """How tiles are laid: one of `TILINGS`."""
     min_side: int
     """Input pixels; inputs with a shorter side are enlarged to it first. 0 for never."""
     color_fix: str
@@ -279,6 +282,7 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         timestep=table.number("timestep", 1, 0, 999),
         tile=table.number("tile", 768, 1),
         overlap=table.number("overlap", 256, 0),
+        tiling=table.choice("tiling", "fixed", TILINGS),
         min_side=table.number("min_side", 0, 0),
         color_fix=table.choice("color_fix", "adain", COLOR_FIXES),
         training=training if table.has("training") else None,
