@@ -5,7 +5,8 @@
     python benchmarks/speed.py --folder /tmp/full-size --photos ~/photos     # a folder, end to end, through `srcli upscale`
     python benchmarks/speed.py --folder /tmp/full-size --profile             # where the time goes, with FLOPs counted
 
-Networks have random weights. Each case runs in a process of its own and reports the fastest of its runs after the first.
+Networks have random weights. Each case runs in a process of its own and reports the fastest of its runs after the warm-up, and
+the most memory that the process had (on a GPU: that torch had allocated there), loading included.
 
     plain       diffusers' modules as the reference code calls them: encoder, UNet in tiles of 96 cells one by one, decoder;
                 float32 on a CPU, float16 on a GPU (no colour fix, no file)
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -80,8 +82,8 @@ def compare(folder: Path, args: Any) -> None:
                 ]
                 words += ["--device", args.device, "--dtype", args.dtype, "--folder", str(folder)]
                 done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
-                results[case] = json.loads(done.stdout.splitlines()[-1])
-                line = f"{side} -> {4 * side}, batch {batch}, {case}: {results[case] / batch:.3f} s a picture"
+                results[case], peak = json.loads(done.stdout.splitlines()[-1])
+                line = f"{side} -> {4 * side}, batch {batch}, {case}: {results[case] / batch:.3f} s a picture, {peak:.1f} GB"
                 if "plain" in results:
                     line += f"; {results['plain'] / results[case]:.2f} times as fast as plain"
                 if "ours" in results and case != "ours":
@@ -89,8 +91,8 @@ def compare(folder: Path, args: Any) -> None:
                 print(line, flush=True)
 
 
-def run_case(case: str, registry: Path, side: int, batch: int, args: Any) -> float:
-    """Seconds for `batch` pictures of side x side pixels."""
+def run_case(case: str, registry: Path, side: int, batch: int, args: Any) -> tuple[float, float]:
+    """Seconds for `batch` pictures of side x side pixels, and the process's peak memory in gigabytes."""
     work, device = (plain if case == "plain" else ours)(case, registry, 4 * side, batch, args)
     seconds = []
     with torch.inference_mode():
@@ -100,7 +102,9 @@ def run_case(case: str, registry: Path, side: int, batch: int, args: Any) -> flo
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-    return min(seconds[args.warm_up :])
+    if device.type == "cuda":
+        return min(seconds[args.warm_up :]), torch.cuda.max_memory_allocated() / 1e9
+    return min(seconds[args.warm_up :]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def ours(case: str, registry: Path, side: int, batch: int, args: Any) -> tuple[Callable[[], object], torch.device]:

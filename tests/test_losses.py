@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from srcli.errors import UsageError
-from srcli.training.losses import SOFTENING, FrequencyMode, frequency_loss, grid_loss, mean_absolute, mean_squared
+from srcli.images.fidelity import ssim_y
+from srcli.training.losses import (
+    SOFTENING,
+    FrequencyMode,
+    frequency_loss,
+    grid_loss,
+    mean_absolute,
+    mean_squared,
+    ssim_loss,
+)
 
 SETTINGS: list[tuple[FrequencyMode, int]] = [("complex", 0), ("complex", 8), ("amplitude", 0), ("amplitude", 8)]
 
@@ -30,6 +39,54 @@ def test_pixel_losses_are_means_over_all_elements() -> None:
     sr[1] = -1.0
     assert float(mean_squared(sr, hq)) == pytest.approx(0.625)
     assert float(mean_absolute(sr, hq)) == pytest.approx(0.75)
+
+
+# --- structure ---
+
+
+def photo(seed: int, height: int = 60, width: int = 75) -> Tensor:
+    """Smooth colours with some noise, in 8-bit levels: (1, 3, H, W)."""
+    coarse = noise(1, 3, 6, 7, seed=seed)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic") / 2
+    fine = smooth + noise(1, 3, height, width, seed=seed) / 9
+    return (fine.clamp(-1, 1) * 127.5 + 127.5).round()
+
+
+def test_the_ssim_loss_is_what_eval_measures() -> None:
+    sr, hq = photo(0), photo(0) * 0.6 + photo(1) * 0.4
+    for other, rounding in ((hq.round(), 1e-3), (sr, 1e-6), ((sr * 0.9 + 12).round(), 1e-3)):
+        theirs = ssim_y(*(each[0].permute(1, 2, 0).byte().numpy() for each in (sr, other)))
+        assert 1 - float(ssim_loss(sr / 127.5 - 1, other / 127.5 - 1)) == pytest.approx(theirs, abs=rounding)
+    assert float(ssim_loss(sr / 127.5 - 1, 1 - sr / 127.5)) > 1  # `eval` counts opposite structure as none, a gradient needs it
+
+
+def test_equal_pictures_have_no_ssim_loss_and_flat_ones_a_finite_gradient() -> None:
+    sr = (photo(3) / 127.5 - 1).requires_grad_()
+    loss = ssim_loss(sr, sr.detach())
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert sr.grad is not None
+    assert float(sr.grad.abs().max()) < 1e-6
+    flat = torch.full((1, 3, 16, 16), -1.0, requires_grad=True)
+    ssim_loss(flat, photo(3, 16, 16) / 127.5 - 1).backward()
+    assert flat.grad is not None
+    assert flat.grad.isfinite().all()
+
+
+def test_the_ssim_loss_goes_down_its_gradient_and_is_float32_under_autocast() -> None:
+    hq = photo(4) / 127.5 - 1
+    sr = (hq + 0.1 * noise(*hq.shape)).requires_grad_()
+    before = ssim_loss(sr, hq)
+    before.backward()
+    assert sr.grad is not None
+    assert float(ssim_loss(sr.detach() - 100 * sr.grad, hq)) < 0.9 * float(before.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(ssim_loss(sr.detach(), hq)) == float(before.detach())
+
+
+def test_crops_smaller_than_ssims_window_are_refused() -> None:
+    with pytest.raises(UsageError, match="11 px"):
+        ssim_loss(noise(1, 3, 10, 40), noise(1, 3, 10, 40))
 
 
 # --- frequencies ---

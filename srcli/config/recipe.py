@@ -7,6 +7,7 @@ The defaults are PiSA-SR's (Sun et al., CVPR 2025, section 4.1 and supplement; w
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -31,6 +32,7 @@ class Losses:
 
     l2: Annotated[Weight, Field(description="squared error of pixels in [-1, 1]")] = 1.0
     l1: Annotated[Weight, Field(description="absolute error of pixels")] = 0.0
+    ssim: Annotated[Weight, Field(description="1 - SSIM of luma")] = 0.0
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
     csd: Annotated[Weight, Field(description="classifier score distillation by the frozen base")] = 0.0
     gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
@@ -117,8 +119,7 @@ class Recipe:
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Recipe:
-        weights = self.losses
-        if not any((weights.l2, weights.l1, weights.lpips, weights.csd, weights.gan, weights.frequency, weights.grid)):
+        if not any(asdict(self.losses).values()):
             raise ValueError("`losses` are all 0: there is nothing to learn")
         if self.frequency.patch > self.crop:
             raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")

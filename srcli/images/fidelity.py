@@ -30,8 +30,10 @@ _SIGMA = 1.5  # of the window, in pixels
 _PEAK = 255.0
 _C1 = (0.01 * _PEAK) ** 2
 _C2 = (0.03 * _PEAK) ** 2
-_Y_OF_RGB = np.array([65.481, 128.553, 24.966]) / _PEAK  # ITU-R BT.601, studio range
 _STRIP_PIXELS = 1 << 20
+
+Y_OF_RGB = np.array([65.481, 128.553, 24.966]) / _PEAK
+"""Weights of R, G and B in Y, without its offset of 16 levels: ITU-R BT.601, studio range."""
 
 
 def luma(picture: U8) -> F64:
@@ -43,7 +45,7 @@ def luma(picture: U8) -> F64:
     Returns:
         (H, W), float64, on the scale of 8 bits and not rounded.
     """
-    y: F64 = picture.astype(np.float64) @ _Y_OF_RGB
+    y: F64 = picture.astype(np.float64) @ Y_OF_RGB
     y += 16.0
     return y
 
@@ -97,6 +99,11 @@ def ssim_y(sr_u8: U8, hq_u8: U8, crop_border: int = 0) -> float:
     return mean
 
 
+def ssim_window() -> F64:
+    """SSIM's window along one axis: a Gaussian of sum 1, (11,), float64."""
+    return np.asarray(cv2.getGaussianKernel(SSIM_WINDOW, _SIGMA, cv2.CV_64F), dtype=np.float64)[:, 0]
+
+
 def _ssim_map(x: F64, y: F64) -> F64:
     """(H, W) twice -> (H - 10, W - 10)."""
     mean_x, mean_y = _windowed(x), _windowed(y)
@@ -110,7 +117,7 @@ def _ssim_map(x: F64, y: F64) -> F64:
 
 def _windowed(plane: F64) -> F64:
     """Gaussian means over the windows that lie inside the plane."""
-    kernel = cv2.getGaussianKernel(SSIM_WINDOW, _SIGMA, cv2.CV_64F)
+    kernel = ssim_window()
     inner = SSIM_WINDOW // 2
     means = cv2.sepFilter2D(plane, cv2.CV_64F, kernel, kernel)[inner:-inner, inner:-inner]
     return np.asarray(means, dtype=np.float64)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from srcli.errors import UsageError
+from srcli.images.fidelity import SSIM_WINDOW, Y_OF_RGB, ssim_window
 
 FrequencyMode = Literal["complex", "amplitude"]
 
@@ -33,6 +34,58 @@ def mean_squared(sr: Tensor, hq: Tensor) -> Tensor:
 def mean_absolute(sr: Tensor, hq: Tensor) -> Tensor:
     """ℓ1: the mean of |sr - hq| over all elements, a scalar; pictures as for `mean_squared`."""
     return (sr - hq).abs().mean()
+
+
+def ssim_loss(sr: Tensor, hq: Tensor) -> Tensor:
+    """1 - SSIM of luma: the mean over all windows that lie inside the picture.
+
+    The measure of Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity",
+    2004, eq. 13, as `srcli eval` computes it (`srcli.images.fidelity`: Y of BT.601 in studio range, an 11 x 11 Gaussian window of
+    sigma 1.5), apart from two things that a gradient wants: Y is not rounded, and the contrast-structure term may be negative.
+    As a loss: Zhao, Gallo, Frosio, Kautz, "Loss functions for image restoration with neural networks", 2017.
+
+    Args:
+        sr: (N, 3, H, W), RGB, about [-1, 1].
+        hq: the same shape, in [-1, 1].
+
+    Returns:
+        a scalar, float32, 0 to 2; 0 for pictures of equal luma. The whole is float32, under autocast too.
+
+    Raises:
+        UsageError: pictures smaller than a window.
+    """
+    if min(sr.shape[-2:]) < SSIM_WINDOW:
+        message = f"SSIM needs crops of {SSIM_WINDOW} px"
+        raise UsageError(message, "use a larger `--crop`, or leave it out: `--ssim 0`")
+    with torch.autocast(sr.device.type, enabled=False):
+        x, y = (_luma(picture.float()) for picture in (sr, hq))
+        # five planes a sample, filtered in one go; luma is of mean 0 by about the range: variances lose no digits
+        planes = torch.stack([x, y, x * x, y * y, x * y], 1)
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = _windowed(planes).unbind(1)
+        variances = mean_xx - mean_x.square() + mean_yy - mean_y.square()
+        structure = (2 * (mean_xy - mean_x * mean_y) + _SSIM_C2) / (variances + _SSIM_C2)
+        mean_x, mean_y = mean_x + _MIDDLE, mean_y + _MIDDLE
+        brightness = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x.square() + mean_y.square() + _SSIM_C1)
+        return 1 - (brightness * structure).mean()
+
+
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+_MIDDLE = (16 + 219 / 2) / 255
+"""Y of middle grey in studio range, on the scale of white = 1."""
+
+
+def _luma(picture: Tensor) -> Tensor:
+    """(N, 3, H, W) in [-1, 1] -> Y in studio range less that of middle grey, (N, H, W), on the scale of 8 bits over 255."""
+    weights = picture.new_tensor(Y_OF_RGB / 2)
+    return torch.einsum("nchw,c->nhw", picture, weights)
+
+
+def _windowed(planes: Tensor) -> Tensor:
+    """Gaussian means over the windows that lie inside: (N, P, H, W) -> (N, P, H - 10, W - 10)."""
+    kernel = torch.from_numpy(ssim_window()).to(planes)
+    means = functional.conv2d(planes.flatten(0, 1)[:, None], kernel[None, None, :, None])
+    means = functional.conv2d(means, kernel[None, None, None, :])
+    return means.reshape(*planes.shape[:2], *means.shape[-2:])
 
 
 def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", patch: int = 0) -> Tensor:
