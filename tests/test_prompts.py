@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 
 from srcli.errors import ImageError, ModelError, OutOfMemoryError, UsageError
-from srcli.training import prompts
+from srcli.training import captioner
 from srcli.training.prompts import Captions, full_prompt, read_captions
 
 CPU = torch.device("cpu")
@@ -200,13 +200,13 @@ def plain(tmp_path: Path) -> list[Path]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the photos that a model is shown."""
     names: list[str] = []
-    picture = prompts._picture
+    picture = captioner._picture
 
     def noted(photo: Path) -> Image.Image:
         names.append(photo.name)
         return picture(photo)
 
-    monkeypatch.setattr(prompts, "_picture", noted)
+    monkeypatch.setattr(captioner, "_picture", noted)
     return names
 
 
@@ -261,7 +261,7 @@ def test_a_run_that_breaks_off_keeps_its_captions(blip: Path, plain: list[Path],
     plain[9].write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"9\.png"):
         captions_of(f"model:{blip}", plain, cache)
-    assert len(cache.read_text().splitlines()) == 1 + prompts.BATCH
+    assert len(cache.read_text().splitlines()) == 1 + captioner.BATCH
     seen.clear()
     captions_of(f"model:{blip}", plain[:9], cache)
     assert seen == ["8.png"]
@@ -287,7 +287,7 @@ def test_a_photo_without_a_caption_is_missing_and_not_asked_again(
     def dumb(name: str, device: torch.device) -> Any:
         return lambda pictures: [" a\ncat "] + [""] * (len(pictures) - 1)
 
-    monkeypatch.setattr(prompts, "_captioner", dumb)
+    monkeypatch.setattr(captioner, "_captioner", dumb)
     cache = tmp_path / "captions.tsv"
     for _ in range(2):
         assert captions_of("model:some/model", plain[:3], cache) == Captions({plain[0]: "a cat"}, plain[1:3])
@@ -310,7 +310,7 @@ def test_a_model_that_fails_leaves_no_cache(
     def failing(pictures: list[Image.Image]) -> list[str]:
         raise fault
 
-    monkeypatch.setattr(prompts, "_captioner", lambda name, device: failing)
+    monkeypatch.setattr(captioner, "_captioner", lambda name, device: failing)
     with pytest.raises(kind, match=message):
         captions_of("model:some/model", plain, tmp_path / "captions.tsv")
     assert not (tmp_path / "captions.tsv").exists()
@@ -353,4 +353,4 @@ def test_large_photos_are_shrunk_and_turned_upright(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "x.jpg", exif=exif)
-    assert prompts._picture(tmp_path / "x.jpg").size == (512, 1024)
+    assert captioner._picture(tmp_path / "x.jpg").size == (512, 1024)

@@ -15,7 +15,6 @@ from srcli.errors import ModelError, UsageError
 from srcli.models import spec as spec_module
 from srcli.models.spec import (
     MOVED_REPOS,
-    add_user_row,
     base_of,
     find_model,
     known_families,
@@ -25,6 +24,7 @@ from srcli.models.spec import (
     replace_base,
     user_models_file,
 )
+from srcli.models.user_rows import add_user_row
 
 DIGEST = "0123456789abcdef" * 4
 ROW: dict[str, Any] = {"family": "pisasr", "native_scale": 4, "base": {"repo": "owner/name"}}

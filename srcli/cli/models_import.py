@@ -20,13 +20,13 @@ from srcli.models.spec import (
     ROW_NAME,
     BaseSource,
     ModelSpec,
-    add_user_row,
     base_of,
     find_model,
     load_registry,
     read_row,
     user_models_file,
 )
+from srcli.models.user_rows import add_user_row
 
 _LOGGER = logging.getLogger("srcli")
 _PISA_ROW = {

@@ -208,7 +208,8 @@ def _train(config: Any, spec: Any) -> None:
 def _tell_result(config: Any, spec: Any, folder: Path) -> None:
     """The adapter's place, a row for it, and how to use it."""
     from srcli.models.adapters import ADAPTER_FILE, find_adapter, row_with
-    from srcli.models.spec import ROW_NAME, add_user_row
+    from srcli.models.spec import ROW_NAME
+    from srcli.models.user_rows import add_user_row
 
     adapters = {config.stage: folder / ADAPTER_FILE}
     if config.pixel is not None:

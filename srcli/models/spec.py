@@ -1,4 +1,4 @@
-"""The rows of `models.toml`: read, checked, found by name, added.
+"""The rows of `models.toml`: read, checked, found by name; `user_rows.py` adds them.
 
 Nothing here needs torch or a network. The format of a row is told in the header of `models.toml`.
 """
@@ -17,7 +17,7 @@ import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.models._row_recipe import TrainingRecipe, read_training
-from srcli.models._toml import Table, parse, parsed_or_none, replace_file, row_as_toml, with_row
+from srcli.models._toml import Table, parse
 from srcli.models.imported import IMPORTED_FILE, imported_folder, recorded_sums
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ MOVED_REPOS = {
 }
 """Repositories that are gone from the hub, and their mirrors."""
 
-_FILES = {"hub", "imported", "layout", "prompt_cache", "registry", "spec", "weights"}
+_FILES = {"hub", "imported", "layout", "prompt_cache", "registry", "spec", "user_rows", "weights"}
 _NETWORKS = {"adapters", "backbone", "base", "device", "perceptual", "reference", "unet", "vae"}
 _INFRASTRUCTURE = frozenset(_FILES | _NETWORKS)
 
@@ -141,8 +141,8 @@ def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
         *([models_file] if models_file else []),
     ]
     for file in files:
-        registry.update(_specs_of(parse(file, faults), file, faults))
-    _raise_faults(faults, "cannot use the model registry")
+        registry.update(specs_of(parse(file, faults), file, faults))
+    raise_faults(faults, "cannot use the model registry")
     return registry
 
 
@@ -158,8 +158,8 @@ def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
     own = _expanded(name) / "models.toml"
     if own.is_file():
         faults: list[str] = []
-        rows = _specs_of(parse(own, faults), own, faults)
-        _raise_faults(faults, f"cannot use `{own}`")
+        rows = specs_of(parse(own, faults), own, faults)
+        raise_faults(faults, f"cannot use `{own}`")
         if len(rows) == 1:
             return next(iter(rows.values()))
         raise ModelError(f"`{own}` holds {len(rows)} models", f"name one: `--models-file {own} --model NAME`")
@@ -200,58 +200,21 @@ def read_row(name: str, row: Mapping[str, Any], file: Path) -> ModelSpec:
     """
     faults: list[str] = []
     spec = _read_spec(name, row, file, faults)
-    _raise_faults(faults, f"cannot use the row of model `{name}`")
+    raise_faults(faults, f"cannot use the row of model `{name}`")
     return spec
-
-
-def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) -> Path:
-    """Write `[models.NAME]` into the user's models.toml, in place of an earlier row of that name.
-
-    Every other row and its comments stay as they are, and the file is replaced in one step.
-
-    Args:
-        name: the row's name, of letters, digits, `-` and `_`.
-        row: the row's keys as TOML would give them: text, numbers, lists of text and tables.
-        file: another file than the user's own; created where it does not exist.
-
-    Returns:
-        The file written.
-
-    Raises:
-        ModelError: the row or the file has faults, or the file cannot be written; the file is as it was.
-    """
-    file = file or user_models_file()
-    read_row(name, row, file)
-    faults: list[str] = []
-    old = parse(file, faults) if file.exists() else {}
-    _specs_of(old, file, faults)
-    _raise_faults(faults, f"cannot add model `{name}` to `{file}`")
-    try:
-        new_row = row_as_toml(name, row)
-        new_text = with_row(file.read_bytes().decode() if file.exists() else "", name, new_row)
-        wanted = {**old.get("models", {}), **(parsed_or_none(new_row) or {})["models"]}
-        if parsed_or_none(new_text) != {**old, "models": wanted}:
-            raise ModelError(
-                f"cannot replace the row of model `{name}` in `{file}`: it is not written as a `[models.{name}]` table",
-                "delete that row by hand and try again",
-            )
-        replace_file(file.resolve(), new_text)
-    except UnicodeEncodeError as fault:
-        raise ModelError(f"cannot write the row of model `{name}`: {fault.object!r} is not UTF-8 text") from fault
-    except OSError as fault:
-        raise ModelError(f"cannot write `{file}`: {fault.strerror}", "check the rights of its folder") from fault
-    return file
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def _raise_faults(faults: list[str], title: str) -> None:
+def raise_faults(faults: list[str], title: str) -> None:
+    """One `ModelError` of all faults, if there are any."""
     if faults:
         raise ModelError(joined_faults(title, faults), "the header of srcli's own `models.toml` explains each key of a row")
 
 
-def _specs_of(content: dict[str, Any], file: Path, faults: list[str]) -> dict[str, ModelSpec]:
+def specs_of(content: dict[str, Any], file: Path, faults: list[str]) -> dict[str, ModelSpec]:
+    """The rows of a file's content by name; what is wrong with them is noted in `faults`."""
     top = Table(content, f"`{file}`", faults)
     rows: dict[str, Any] = top.get("models", {})
     top.close()

@@ -5,37 +5,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
 
 from srcli.errors import ModelError, OutOfMemoryError, UsageError, joined_faults
-from srcli.images.codec import decode
+from srcli.training.captioner import CAPTIONERS, captioned, one_line
 
 log = logging.getLogger("srcli")
 
 FIXED = "fixed"
 SIDECAR = "sidecar"
 MODEL = "model:"
-BATCH = 8
-"""Photos that a captioning model sees at once."""
 SAVE_EVERY_S = 30.0
-LONGEST_SIDE_PX = 1024
-"""What a captioning model is shown at most; the usual ones look at 384."""
 
 _HEADER = "# srcli captions by "
 _SOURCES = "`--captions` takes `fixed`, `sidecar`, a list file (photo, tab, caption), or `model:REPO_OR_DIR`"
-_CAPTIONERS = "take an image-to-text model such as `Salesforce/blip-image-captioning-base`"
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ def _from_sidecars(photos: Sequence[Path]) -> dict[str, str]:
     for photo in photos:
         file = photo.with_suffix(".txt")
         try:
-            found[_full(photo)] = _one_line(file.read_text(encoding="utf-8-sig"))
+            found[_full(photo)] = one_line(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             continue
         except UnicodeDecodeError:
@@ -162,7 +151,7 @@ def _entries(file: Path, faults: list[str], errors: str = "strict") -> list[tupl
         elif not path.strip():
             wrong["without a path"].append(number)
         else:
-            entries.append((number, path.strip(), _one_line(captions[0])))
+            entries.append((number, path.strip(), one_line(captions[0])))
     faults += [f"{fault}: {_ranges(numbers)}" for fault, numbers in wrong.items() if numbers]
     return entries
 
@@ -199,15 +188,11 @@ def _full(path: Path) -> str:
     return unicodedata.normalize("NFC", os.path.abspath(path))  # noqa: PTH100 - links stay what they are
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _no_caption_hint(source: str, photo: Path) -> str:
     if source == SIDECAR:
         return f"the caption of `{photo}` is looked for in `{photo.with_suffix('.txt')}`"
     if source.startswith(MODEL):
-        return f"the model says nothing: {_CAPTIONERS}"
+        return f"the model says nothing: {CAPTIONERS}"
     return f"a line for the first photo could begin with `{_full(photo)}`, then a tab and the caption"
 
 
@@ -224,7 +209,7 @@ def _from_model(name: str, photos: Sequence[Path], cache: Path, device: torch.de
     new: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):  # a resumed run, which finds all captions, sees the same random numbers
         try:
-            for batch, texts in _captioned(left, origin, device):
+            for batch, texts in captioned(left, origin, device):
                 new.update(zip(map(_full, batch), texts, strict=True))
                 if _cache_is_due(cache):
                     _write_cache(cache, origin, {**known, **new})
@@ -246,74 +231,6 @@ def _model_origin(name: str) -> str:
     if not name or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise ModelError(f"the captioning model `{name}` is no folder", "give a folder, or owner/name on the hub, after `model:`")
     return name
-
-
-def _captioned(photos: list[Path], name: str, device: torch.device) -> Iterator[tuple[list[Path], list[str]]]:
-    """The photos in batches, with their captions."""
-    caption = _captioner(name, device)
-    on_screen = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
-    with (
-        ThreadPoolExecutor(4) as pool,
-        tqdm(total=len(photos), unit="photo", desc="captions", disable=not on_screen, dynamic_ncols=True) as bar,
-    ):
-        for start in range(0, len(photos), BATCH):
-            batch = photos[start : start + BATCH]
-            pictures = list(pool.map(_picture, batch))
-            try:
-                texts = caption(pictures)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as fault:  # a model that wants more than a picture fails in its own way
-                raise ModelError(f"`{name}` cannot caption photos: {_first_line(fault)}", _CAPTIONERS) from fault
-            yield batch, [_one_line(text) for text in texts]
-            bar.update(len(batch))
-
-
-def _captioner(name: str, device: torch.device) -> Callable[[list[Image.Image]], list[str]]:
-    """Captions of the pictures of a batch, by beam search: the same ones each time."""
-    processor, model = _load_model(name)
-    model.to(device)
-
-    @torch.inference_mode()
-    def caption(pictures: list[Image.Image]) -> list[str]:
-        inputs = processor(images=pictures, return_tensors="pt").to(device, model.dtype)
-        tokens = model.generate(**inputs, max_new_tokens=40, num_beams=3, do_sample=False)
-        texts: list[str] = processor.batch_decode(tokens, skip_special_tokens=True)
-        return texts
-
-    return caption
-
-
-def _load_model(name: str) -> tuple[Any, Any]:
-    """Processor and network of an image-to-text model; code that its repository may hold is not run."""
-    import transformers
-    import transformers.utils.logging
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    kind = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
-    try:
-        model, about = kind.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
-        processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:  # of a model for something else
-        raise ModelError(f"`{name}` cannot caption photos: {_first_line(fault)}", _CAPTIONERS) from fault
-    except Exception as fault:  # which HTTP client the hub's library raises from depends on its version
-        hint = "check the name; without a network copy the hub's cache (`HF_HOME`), or give the model's folder as `model:DIR`"
-        raise ModelError(f"cannot load the captioning model `{name}`: {_first_line(fault)}", hint) from fault
-    if about["missing_keys"]:
-        log.warning("%d weights of `%s` are missing and random: look at its captions", len(about["missing_keys"]), name)
-    return processor, model.eval()
-
-
-def _picture(photo: Path) -> Image.Image:
-    """RGB, 8 bits, upright, at most `LONGEST_SIDE_PX`."""
-    picture = Image.fromarray(np.rint(decode(photo).rgb * np.float32(255)).astype(np.uint8))
-    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BICUBIC)
-    return picture
-
-
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 # What a model made ---------------------------------------------------------------------------------------------------
