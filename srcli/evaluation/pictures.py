@@ -13,7 +13,6 @@ from PIL import Image
 
 from srcli.errors import ImageError
 from srcli.images.codec import Picture, decode, encode
-from srcli.images.levels import to_depth
 from srcli.images.resize import target_size
 
 U8 = npt.NDArray[np.uint8]
@@ -56,7 +55,7 @@ class Reader:
         if picture.bit_depth > 8 and "16 bits" not in self._noted:
             self._noted.add("16 bits")
             log.warning("`%s` has 16 bits: such pictures are rounded to 8, which all metrics are defined on", path)
-        return rgb_u8(picture)
+        return picture.rgb_u8
 
     def read_ahead(self, paths: Iterable[Path]) -> Generator[U8 | ImageError, None, None]:
         """Each of `paths` in order, or why it cannot be read; one is decoded while the last is being looked at."""
@@ -96,12 +95,3 @@ def write_enlarged(source: Path, target: Path, filter_name: str, scale: float) -
     size = target_size(pixels.shape[1], pixels.shape[0], scale=scale)
     enlarged = np.asarray(Image.fromarray(pixels).resize(size, FILTERS[filter_name]))
     encode(Picture(enlarged), target, "png", 100)
-
-
-def rgb_u8(picture: Picture) -> U8:
-    """The pixels as an 8-bit file would hold them, alpha left out: (H, W, 3), RGB, uint8, contiguous.
-
-    16 bits are rounded to the nearest of 256 levels; gray becomes three equal channels.
-    """
-    levels = to_depth(picture.color_levels, 8)
-    return np.repeat(levels, 3, axis=2) if picture.gray else np.ascontiguousarray(levels)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from srcli.errors import ImageError, UsageError
@@ -82,6 +83,12 @@ class Picture:
         """(H, W, 3), RGB, float32 in [0, 1], made anew each time: twelve bytes a pixel."""
         floats = to_floats(self.color_levels)
         return np.repeat(floats, 3, axis=2) if self.gray else floats
+
+    @property
+    def rgb_u8(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3), RGB, uint8, contiguous: as an 8-bit file would hold it, 16 bits rounded to the nearest of 256 levels."""
+        levels = to_depth(self.color_levels, 8)
+        return np.repeat(levels, 3, axis=2) if self.gray else np.ascontiguousarray(levels)
 
     @property
     def alpha(self) -> Array | None:

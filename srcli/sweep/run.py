@@ -23,7 +23,7 @@ from srcli.engine.stream import failure
 from srcli.errors import ImageError, ModelError, UsageError
 from srcli.evaluation.measure import Failure
 from srcli.evaluation.metrics import Opened, open_metrics
-from srcli.evaluation.pictures import Reader, rgb_u8
+from srcli.evaluation.pictures import Reader
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode, encode
 from srcli.images.files import Job, is_done
@@ -184,7 +184,7 @@ class Sweep:
         photo, config = loaded.photo, self.config
         metrics = {}
         if self.opened.metrics:
-            sr_u8 = rgb_u8(picture)
+            sr_u8 = picture.rgb_u8
             metrics = {metric.info.name: metric(sr_u8, loaded.hq_u8) for metric in self.opened.metrics}
         if config.save_images:
             encode(picture, self.image_path(photo, cell), config.format, config.quality)

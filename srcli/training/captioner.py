@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from srcli.errors import ModelError
 from srcli.images.codec import decode
-from srcli.images.levels import to_depth
 
 log = logging.getLogger("srcli")
 
@@ -85,8 +84,7 @@ def _load_model(name: str) -> tuple[Any, Any]:
 
 def _picture(photo: Path) -> Image.Image:
     """RGB, 8 bits, upright, at most `LONGEST_SIDE_PX`."""
-    levels = to_depth(decode(photo).color_levels, 8)
-    picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).convert("RGB")
+    picture = Image.fromarray(decode(photo).rgb_u8)
     picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BICUBIC)
     return picture
 

@@ -234,7 +234,7 @@ def read_levels(path: Path) -> Levels:
     Raises:
         ImageError: it cannot be read.
     """
-    return _as_levels(decode(path).rgb)
+    return decode(path).rgb_u8
 
 
 def to_signed(levels: Levels) -> Tensor:
