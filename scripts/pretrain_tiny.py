@@ -96,7 +96,7 @@ def main() -> None:
     optimiser = torch.optim.AdamW(weights, lr=args.lr, weight_decay=1e-2)
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
 
-    start, mean = time.monotonic(), 0.0
+    start, mean, done = time.monotonic(), 0.0, 0
     for step, samples in enumerate(loader):
         batch = finish(samples, torch.device("cpu"))
         progress = max(step / args.steps, (time.monotonic() - start) / (60 * args.minutes))
@@ -122,15 +122,16 @@ def main() -> None:
         decay = min(0.999, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(average, [w.detach() for w in weights], 1 - decay)
+        done = step + 1
         mean = loss.item() if step == 0 else mean * 0.98 + loss.item() * 0.02
         if step % 50 == 0:
-            print(f"step {step} loss {mean:.4f} {(time.monotonic() - start) / (step + 1):.3f} s/step", flush=True)
+            print(f"step {step} loss {mean:.4f} {(time.monotonic() - start) / done:.3f} s/step", flush=True)
 
     with torch.no_grad():
         for weight, kept in zip(weights, average, strict=True):
             weight.copy_(kept)
-    save(args.output, unet, prompts.detach(), vae, step)
-    print(f"saved `{args.output}` after {step} steps, {(time.monotonic() - start) / 60:.0f} min")
+    save(args.output, unet, prompts.detach(), vae, done)
+    print(f"saved `{args.output}` after {done} steps, {(time.monotonic() - start) / 60:.0f} min")
 
 
 if __name__ == "__main__":
