@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import srcli as run
 from PIL import Image
 from tiny_model import make_base
 from training_case import make_photos
@@ -30,14 +31,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
 
 
-def srcli(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
+def command(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
     return [sys.executable, "-m", *launcher, "srcli", *map(str, words)]
 
 
-def run(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        srcli(*words, launcher=launcher), env=environment(), capture_output=True, text=True, timeout=240, check=False
-    )
+def in_a_process(*words: object, launcher: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+    line = command(*words, launcher=launcher)
+    return subprocess.run(line, env={**environment(), **more}, capture_output=True, text=True, timeout=240, check=False)
 
 
 def adapter(folder: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -105,7 +105,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, base: Path
     words = ["train-pixel", "--data", photos, "-o", output, "--base", base, "--steps", 100000, "--workers", 1, *SHORT[10:]]
     words += ["--batch", 1, "--crop", 32, "--rank", 2, "--alpha", 2]
     process = subprocess.Popen(
-        srcli(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     metrics = output / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 1)
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, base: Path
 def test_a_killed_run_goes_on_from_its_last_checkpoint(base: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     words = ["train-pixel", "--data", photos, "-o", output, "--base", base, "--steps", 100000, "--save-every", 3, *SHORT]
-    process = subprocess.Popen(srcli(*words), env=environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.DEVNULL)
     wait_for(lambda: len(list((output / "checkpoints").glob("step-*"))) > 1)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -168,7 +168,7 @@ def test_two_processes_train_what_one_process_trains(stage: str, base: Path, pho
     done = run(*words, "-o", one)
     assert done.returncode == 0, done.stderr
     words[words.index("--batch") + 1] = "2"
-    done = run(*words, "-o", two, launcher=launch)
+    done = in_a_process(*words, "-o", two, launcher=launch)
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stderr
     assert done.stderr.count("step 6 of 6") == 1
@@ -208,8 +208,9 @@ def test_preview_writes_a_sheet_and_stops(photos: Path, tmp_path: Path) -> None:
         (["train-pixel", "--data", "x", "-o", "y", "--recipe", "none.toml"], "cannot read the recipe"),
     ],
 )
-def test_wrong_usage_is_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
-    done = subprocess.run(srcli(*words), env=environment(), capture_output=True, text=True, cwd=tmp_path, check=False)
+def test_wrong_usage_is_exit_code_2(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "hint:" in done.stderr
@@ -219,9 +220,7 @@ def test_lpips_without_its_weights_tells_the_ways_out(base: Path, photos: Path, 
     run("train-pixel", "--data", photos, "-o", tmp_path / "pixel", "--base", base, "--steps", 1, *SHORT)
     words = ["train-semantic", "--data", photos, "--pixel", tmp_path / "pixel", "-o", tmp_path / "s", "--base", base, *SHORT]
     words += ["--lpips", 2, "--prompt", "positive", "--negative-prompt", "negative"]
-    done = subprocess.run(
-        srcli(*words), env={**environment(), "TORCH_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
-    )
+    done = in_a_process(*words, TORCH_HOME=str(tmp_path))
     assert done.returncode == 2
     assert "srcli models fetch lpips-vgg" in done.stderr
     assert "--lpips 0" in done.stderr
