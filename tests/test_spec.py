@@ -44,7 +44,7 @@ def faults_of(path: Path, text: str) -> list[str]:
 
 def test_packaged_row() -> None:
     tiny = find_model("tiny")
-    assert (tiny.tile, tiny.overlap, tiny.tiling) == (512, 64, "even")
+    assert (tiny.tile, tiny.overlap, tiny.tiling) == (704, 64, "even")
     assert (tiny.family, tiny.native_scale, tiny.color_fix) == ("pisasr", 4, "none")
     assert tiny.base.embedded == "tiny"
     assert tiny.folder == spec_module.BUILTIN / "tiny"
