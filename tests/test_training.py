@@ -72,7 +72,9 @@ def test_training_lowers_the_loss_and_saves_what_upscale_needs(base: Path, photo
     assert np.mean(losses[-3:]) < 0.9 * losses[0]
     adapter = load_adapter(tmp_path / "pixel" / "adapter_model.safetensors", "pixel")
     assert (adapter.info.rank, adapter.info.stage, adapter.info.steps, adapter.info.licence) == (2, "pixel", 40, "MIT")
-    assert json.loads((tmp_path / "pixel" / "adapter_config.json").read_text())["r"] == 2
+    config_of_peft = json.loads((tmp_path / "pixel" / "adapter_config.json").read_text())
+    assert config_of_peft["r"] == 2
+    assert config_of_peft["target_modules"] == sorted(adapter.modules)
     assert any((tmp_path / "tensorboard").iterdir())
 
 

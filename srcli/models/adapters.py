@@ -7,6 +7,7 @@ loader; all that srcli needs is in the file's header.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -209,6 +210,7 @@ def check_fit(unet: Any, adapter: Adapter) -> None:
 def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path."""
     from peft import LoraConfig
+    from peft.utils import CONFIG_NAME
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,6 +227,10 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
+    written = folder / CONFIG_NAME
+    settings = json.loads(written.read_text(encoding="utf-8"))
+    settings["target_modules"].sort()  # a set in peft, written in another order by each process
+    written.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder / ADAPTER_FILE
 
 
