@@ -89,7 +89,7 @@ def test_full_row(tmp_path: Path) -> None:
         overlap = 0
         min_side = 128
         color_fix = "wavelet"
-        training = {{ learning_rate = 1, rank = 4 }}
+        training = {{ learning_rate = 1, rank = 4, degradation = {{ mild_probability = 0.2 }} }}
         adapters.pixel = {{ path = "pixel/a.safetensors", sha256 = "{DIGEST.upper()}" }}
         [models.full.adapters.semantic]
         path = "/abs/b.safetensors"
@@ -105,6 +105,7 @@ def test_full_row(tmp_path: Path) -> None:
     assert spec.prompts.negative == "bad"
     assert spec.training is not None
     assert (spec.training.learning_rate, spec.training.rank, spec.training.crop) == (1.0, 4, None)
+    assert spec.training.layers("pixel") == [{"learning_rate": 1.0, "rank": 4, "degradation": {"mild_probability": 0.2}}]
 
 
 def test_defaults_and_relative_base(tmp_path: Path) -> None:
