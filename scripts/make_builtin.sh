@@ -7,7 +7,7 @@
 # OUT     gets base/, pixel/, structure/ and semantic/. Steps that are done are not done again; an adapter that was interrupted goes on.
 #
 # Cost as measured in 2026-11: base 27 min and first part of the pixel adapter 65 min on two cores (AMD EPYC with avx512_bf16); its
-# second part 85 min and the semantic adapter 20 min on one core (AMD EPYC with AVX2 alone, float32). At most 3 GB of memory.
+# second part 80 min and the semantic adapter 15 min on one core (AMD EPYC with AVX2 alone, float32). At most 3 GB of memory.
 #
 # Each result replaces its predecessor in srcli/builtin/tiny of this checkout (the adapters are trained for `--model tiny`, and say
 # so in their metadata). Commit it only after `scripts/measure_tiny.py`, `scripts/measure_grid.py` and a look at pictures; the sums

@@ -59,7 +59,7 @@ def ssim_loss(sr: Tensor, hq: Tensor) -> Tensor:
         raise UsageError(message, "use a larger `--crop`, or leave it out: `--ssim 0`")
     with torch.autocast(sr.device.type, enabled=False):
         x, y = (_luma(picture.float()) for picture in (sr, hq))
-        # five planes a sample, filtered in one go; luma is of mean 0 by about the range: variances lose no digits
+        # five planes a sample, filtered in one go; luma is centred on middle grey, so that its variances keep their digits
         planes = torch.stack([x, y, x * x, y * y, x * y], 1)
         mean_x, mean_y, mean_xx, mean_yy, mean_xy = _windowed(planes).unbind(1)
         variances = mean_xx - mean_x.square() + mean_yy - mean_y.square()
