@@ -41,6 +41,7 @@ NOISE_AND_MODES = {"resize_modes": MODES, "gaussian_probability": 0.5, "gray_pro
 REFERENCE = {  # the numbers of PiSA-SR's training, written out
     "resize_back": "bicubic",
     "mild_probability": 0,
+    "mild_sharpening": 0,
     "first": {
         "blur_probability": 1,
         "sigma": [0.2, 3],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import special, stats
+from scipy import ndimage, special, stats
 
 from srcli.config.degradation import Degradation, FinalStage, FirstStage, Kernels, SecondStage
 from srcli.errors import ImageError
@@ -576,3 +576,37 @@ def test_some_photos_are_damaged_mildly() -> None:
         assert mild.first_quality == pytest.approx(100 - (100 - full.first_quality) * factor)
         assert (mild.first.kernel, mild.first.size, mild.final_kernel) == (full.first.kernel, full.first.size, full.final_kernel)
     assert stats.kstest(factors, "uniform").pvalue > 1e-3
+
+
+def test_mild_photos_are_sharpened_where_that_is_asked_for() -> None:
+    """Amounts and widths are uniform; all else stays what it is without the setting."""
+    size, how = (64, 64), Degradation(mild_probability=0.5)
+    without = [draw(np.random.default_rng([1, i]), size, 4, how) for i in range(400)]
+    sharpened = [draw(np.random.default_rng([1, i]), size, 4, dataclasses.replace(how, mild_sharpening=0.8)) for i in range(400)]
+    assert [dataclasses.replace(draws, sharpening=None) for draws in sharpened] == without
+    masks = [draws.sharpening for draws in sharpened if draws.sharpening is not None]
+    full = [draw(np.random.default_rng([1, i]), size) for i in range(400)]
+    assert [draws.sharpening is not None for draws in sharpened] == [a != b for a, b in zip(without, full, strict=True)]
+    assert_uniform([mask.amount for mask in masks], 0, 0.8)
+    assert_uniform([mask.sigma[0] for mask in masks], 0.5, 1.5)
+    assert all(mask.kind == "unsharp" and mask.sigma[0] == mask.sigma[1] for mask in masks)
+
+
+def test_an_unsharp_mask_adds_a_share_of_what_the_blur_takes() -> None:
+    photo = textured(40, 48) * 0.4 + 0.3
+    mask = Kernel("unsharp", 9, (1.2, 1.2), amount=0.7)
+    sharpened = apply(photo, still((40, 48), sharpening=mask))
+    blurred = ndimage.gaussian_filter(photo.astype(np.float64), (1.2, 1.2, 0), mode="mirror", radius=(4, 4, 0))
+    np.testing.assert_allclose(sharpened, (photo + 0.7 * (photo - blurred)).clip(0, 1), atol=0.51 / 255)
+    assert np.abs(sharpened - photo).max() > 0.02
+    np.testing.assert_array_equal(apply(np.full((40, 48, 3), 0.2, np.float32), still((40, 48), sharpening=mask)), np.float32(0.2))
+
+
+def test_the_last_jpeg_comes_after_the_unsharp_mask_where_it_comes_last() -> None:
+    photo = textured(48, 48)
+    mask = Kernel("unsharp", 9, (1.2, 1.2), amount=1.0)
+    changes = {"sharpening": mask, "final_quality": 30.0}
+    jpeg_last, jpeg_first = (apply(photo, still((48, 48), resize_first=first, **changes)) for first in (True, False))
+    sharpened = apply(photo, still((48, 48), sharpening=mask))
+    np.testing.assert_array_equal(jpeg_last, apply(sharpened, still((48, 48), final_quality=30.0)))
+    assert not np.array_equal(jpeg_first, jpeg_last)

@@ -15,6 +15,7 @@ from srcli.training.losses import (
     grid_loss,
     mean_absolute,
     mean_squared,
+    psnr_loss,
     ssim_loss,
 )
 
@@ -39,6 +40,37 @@ def test_pixel_losses_are_means_over_all_elements() -> None:
     sr[1] = -1.0
     assert float(mean_squared(sr, hq)) == pytest.approx(0.625)
     assert float(mean_absolute(sr, hq)) == pytest.approx(0.75)
+
+
+def with_mse(hq: Tensor, *values: float) -> Tensor:
+    """`hq`, each picture off by a constant of that square."""
+    return hq + torch.tensor(values).sqrt()[:, None, None, None]
+
+
+def test_the_psnr_loss_counts_the_decibels_short_of_40() -> None:
+    hq = noise(2, 3, 8, 9)
+    for psnr in (10, 20, 30):
+        short = float(psnr_loss(with_mse(hq, *[4 * 10 ** (-psnr / 10)] * 2), hq))  # 2 from black to white
+        assert short == pytest.approx(10 * math.log10(1 + 10 ** (4 - psnr / 10)), rel=1e-4)
+        assert short - (40 - psnr) < 0.5
+    assert float(psnr_loss(with_mse(hq, 4e-4, 4e-4), hq)) == pytest.approx(3.01, abs=0.01)  # at 40 dB half a bel is left
+    assert float(psnr_loss(hq, hq)) == 0
+
+
+def test_the_psnr_loss_is_a_mean_over_pictures_that_asks_much_of_those_nearly_right() -> None:
+    hq = noise(2, 3, 8, 9)
+    sr = with_mse(hq, 0.1, 0.001).requires_grad_()
+    loss = psnr_loss(sr, hq)
+    loss.backward()
+    alone = [float(psnr_loss(sr.detach()[i : i + 1], hq[i : i + 1])) for i in range(2)]
+    assert float(loss.detach()) == pytest.approx(sum(alone) / 2)
+    assert sr.grad is not None
+    bad, good = (float(gradient.abs().sum()) for gradient in sr.grad)
+    assert good > 5 * bad  # of the squared error's gradient it would have a tenth
+    flawless = hq.clone().requires_grad_()
+    psnr_loss(flawless, hq).backward()
+    assert flawless.grad is not None
+    assert float(flawless.grad.abs().max()) == 0
 
 
 # --- structure ---

@@ -46,6 +46,7 @@ def train_semantic(
     seed: o.Seed = 0,
     l2: o.L2 = None,
     l1: o.L1 = None,
+    psnr: o.PsnrWeight = None,
     ssim: o.SsimWeight = None,
     lpips: o.Lpips = None,
     csd: o.CsdWeight = None,

@@ -24,7 +24,7 @@ _RECIPE_KEYS = (
     *("steps", "batch", "accumulate", "crop", "rank", "alpha", "targets", "schedule", "warmup", "clip_norm", "ema"),
     *("learning_rate", "orthogonal"),
 )
-_LOSS_KEYS = ("l2", "l1", "ssim", "lpips", "csd", "gan", "frequency", "grid")
+_LOSS_KEYS = ("l2", "l1", "psnr", "ssim", "lpips", "csd", "gan", "frequency", "grid")
 
 
 def _training(help: str, *names: str, panel: str = TRAINING, **more: Any) -> Any:
@@ -76,6 +76,7 @@ Orthogonal = Annotated[
 ]
 L2 = Annotated[float | None, _training("Weight of the squared error.", "--l2", panel=LOSSES)]
 L1 = Annotated[float | None, _training("Weight of the absolute error.", "--l1", panel=LOSSES)]
+PsnrWeight = Annotated[float | None, _training("Weight of the decibels short of 40 dB.", "--psnr", panel=LOSSES)]
 SsimWeight = Annotated[float | None, _training("Weight of 1 - SSIM of luma.", "--ssim", panel=LOSSES)]
 Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli models fetch lpips-vgg`.", panel=LOSSES)]
 CsdWeight = Annotated[float | None, _training("Weight of score distillation.", "--csd", panel=LOSSES)]

@@ -229,6 +229,9 @@ class Degradation:
         Probability,
         Field(description="probability that noise and JPEG losses are weakened, all by one factor drawn from 0 to 1"),
     ] = 0.0
+    mild_sharpening: Annotated[
+        float, Field(ge=0, description="those photos are sharpened, as cameras do: largest amount of the unsharp mask, 0 = none")
+    ] = 0.0
     first: FirstStage = Field(default_factory=FirstStage)
     second: SecondStage = Field(default_factory=SecondStage)
     final: FinalStage = Field(default_factory=FinalStage)

@@ -32,6 +32,7 @@ class Losses:
 
     l2: Annotated[Weight, Field(description="squared error of pixels in [-1, 1]")] = 1.0
     l1: Annotated[Weight, Field(description="absolute error of pixels")] = 0.0
+    psnr: Annotated[Weight, Field(description="decibels that each picture's PSNR is short of 40 dB")] = 0.0
     ssim: Annotated[Weight, Field(description="1 - SSIM of luma")] = 0.0
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
     csd: Annotated[Weight, Field(description="classifier score distillation by the frozen base")] = 0.0

@@ -18,7 +18,7 @@ import torch
 from srcli.config.degradation import RESIZE_MODES, Degradation, FirstStage, SecondStage
 from srcli.errors import ImageError
 from srcli.images.resize import enlarge_bicubic
-from srcli.training.kernels import Kernel, draw_final_kernel, draw_kernel
+from srcli.training.kernels import Kernel, draw_final_kernel, draw_kernel, draw_unsharp_mask
 
 Array = npt.NDArray[np.float32]
 Size = tuple[int, int]
@@ -67,6 +67,7 @@ class Draws:
         final_kernel, final_mode: the last filter, and how the picture is brought to `lq_size`.
         resize_first: the end is resize, filter, JPEG; else it is JPEG, resize, filter.
         back_mode: for `resize_back`.
+        sharpening: an unsharp mask after the last filter, as cameras have it; None is none.
     """
 
     hq_size: Size
@@ -79,6 +80,7 @@ class Draws:
     final_quality: float | None
     resize_first: bool
     back_mode: str
+    sharpening: Kernel | None = None
 
 
 def degrade(hq: Array, rng: np.random.Generator, scale: int = 4, how: Degradation | None = None) -> Array:
@@ -133,7 +135,9 @@ def draw(rng: np.random.Generator, size: Size, scale: int = 4, how: Degradation 
         back_mode=_draw_mode(rng, RESIZE_MODES) if how.resize_back == "random" else INFERENCE,
     )
     if how.mild_probability and rng.random() < how.mild_probability:  # nothing is drawn where it is 0: the draws stay the same
-        return _weakened(draws, rng.random())
+        draws = _weakened(draws, rng.random())
+        if how.mild_sharpening:
+            return replace(draws, sharpening=draw_unsharp_mask(rng, how.mild_sharpening))
     return draws
 
 
@@ -204,6 +208,8 @@ def apply(hq: Array, draws: Draws) -> Array:
     if not draws.resize_first:
         image = jpeg(image, draws.final_quality)
     image = _filtered(resize(image, draws.lq_size, draws.final_mode), draws.final_kernel)
+    if draws.sharpening is not None:
+        image = _filtered(image, draws.sharpening)
     if draws.resize_first:
         image = jpeg(image, draws.final_quality)
     return _on_the_8_bit_grid(image)

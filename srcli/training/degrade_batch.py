@@ -47,6 +47,7 @@ def apply_batch(hq: Tensor, draws: Sequence[Draws]) -> Tensor:
         images = _jpeg_each(images, [each.final_quality for each in draws], _where(draws, resize_first=False))
         images = _resize_each(images, [each.lq_size for each in draws], [each.final_mode for each in draws])
         images = _blur_each(images, [each.final_kernel for each in draws])
+        images = _blur_each(images, [each.sharpening for each in draws])
         images = _jpeg_each(images, [each.final_quality for each in draws], _where(draws, resize_first=True))
         return ((torch.stack(images).clamp(0, 1) * 255).round() / 255).to(hq.device)
 

@@ -26,18 +26,22 @@ KINDS = (
 )
 """In the order of `KernelOdds`."""
 
+UNSHARP_SIGMA = (0.5, 1.5)
+"""Ends of the Gaussian's width in unsharp masks, in pixels."""
+
 
 @dataclass(frozen=True)
 class Kernel:
     """One kernel as it was drawn.
 
     Attributes:
-        kind: one of `KINDS`, `sinc` or `identity`.
+        kind: one of `KINDS`, `sinc`, `unsharp` or `identity`.
         size: side in pixels, odd.
         sigma: standard deviations along the two axes, in pixels.
         theta: turn of the first axis, radians; from x (to the right) to y (downwards).
         beta: exponent of generalised and plateau kernels.
         cutoff: of a sinc, radians a pixel.
+        amount: of an unsharp mask: what is added is `amount` times the picture's distance from its Gaussian blur.
     """
 
     kind: str
@@ -46,6 +50,7 @@ class Kernel:
     theta: float = 0.0
     beta: float = 1.0
     cutoff: float = math.pi
+    amount: float = 0.0
 
     def weights(self) -> Weights:
         """The kernel: (size, size), rows downwards, float64, sum 1; (1, 1) if it is the identity."""
@@ -60,7 +65,11 @@ class Kernel:
             weights = np.exp(-0.5 * quadratic**self.beta)
         else:
             weights = np.exp(-0.5 * quadratic)
-        return np.asarray(weights / weights.sum(), dtype=np.float64)
+        weights = weights / weights.sum()
+        if self.kind == "unsharp":
+            weights = -self.amount * weights
+            weights[self.size // 2, self.size // 2] += 1 + self.amount
+        return np.asarray(weights, dtype=np.float64)
 
 
 def draw_kernel(rng: np.random.Generator, how: Kernels, sigma: tuple[float, float]) -> Kernel:
@@ -89,6 +98,12 @@ def draw_final_kernel(rng: np.random.Generator, how: FinalStage) -> Kernel:
     if rng.random() < how.sinc_probability:
         return Kernel("sinc", size, cutoff=rng.uniform(*how.sinc_cutoff))
     return Kernel("identity", 1)
+
+
+def draw_unsharp_mask(rng: np.random.Generator, most: float) -> Kernel:
+    """What cameras do to their pictures before they write the file: an unsharp mask of an amount up to `most`."""
+    sigma = rng.uniform(*UNSHARP_SIGMA)
+    return Kernel("unsharp", 2 * math.ceil(3 * sigma) + 1, (sigma, sigma), amount=rng.uniform(0, most))
 
 
 def sinc_weights(cutoff: float, size: int) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -21,6 +22,10 @@ that small mean nothing, larger ones keep a slope near 1.
 """
 
 
+PSNR_ENOUGH = 40.0
+"""From here on `psnr_loss` asks for little more, in decibels: an error of two and a half 8-bit levels."""
+
+
 def mean_squared(sr: Tensor, hq: Tensor) -> Tensor:
     """ℓ2 in image space (PiSA-SR, eq. 3, stage 1): the mean of (sr - hq)² over all elements, a scalar.
 
@@ -34,6 +39,26 @@ def mean_squared(sr: Tensor, hq: Tensor) -> Tensor:
 def mean_absolute(sr: Tensor, hq: Tensor) -> Tensor:
     """ℓ1: the mean of |sr - hq| over all elements, a scalar; pictures as for `mean_squared`."""
     return (sr - hq).abs().mean()
+
+
+def psnr_loss(sr: Tensor, hq: Tensor) -> Tensor:
+    """How many decibels are missing to `PSNR_ENOUGH`: the mean over the pictures of 10 log10(1 + mse / mse_enough).
+
+    ℓ2 asks least of a picture that is nearly right, where eyes see most: what is left of noise in a sky weighs nothing
+    beside a tree. A picture's share of this loss's gradient falls as its error grows, as it does in the mean PSNR that
+    `srcli eval` prints. Chen, Chu, Zhang, Sun, "Simple baselines for image restoration", 2022, train by -PSNR itself;
+    its gradient has no bound near 0, this one's has.
+
+    Args:
+        sr: (N, 3, H, W), RGB, about [-1, 1].
+        hq: the same shape, in [-1, 1].
+
+    Returns:
+        a scalar, float32, in decibels; 0 for equal pictures.
+    """
+    enough = 4 * 10 ** (-PSNR_ENOUGH / 10)  # white is 2 above black
+    errors = (sr.float() - hq.float()).square().mean((1, 2, 3))
+    return 10 / math.log(10) * torch.log1p(errors / enough).mean()
 
 
 def ssim_loss(sr: Tensor, hq: Tensor) -> Tensor:

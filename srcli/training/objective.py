@@ -16,7 +16,7 @@ from srcli.config.recipe import Recipe
 from srcli.training.critic import Critic
 from srcli.training.csd import csd, draw_timesteps_and_noise
 from srcli.training.data import Batch
-from srcli.training.losses import frequency_loss, grid_loss, mean_absolute, mean_squared, ssim_loss
+from srcli.training.losses import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
 from srcli.training.networks import StageNetworks
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -99,6 +99,8 @@ class Objective:
             losses["l2"] = mean_squared(sr, hq)
         if weights.l1:
             losses["l1"] = mean_absolute(sr, hq)
+        if weights.psnr:
+            losses["psnr"] = psnr_loss(sr, hq)
         if weights.ssim:
             losses["ssim"] = ssim_loss(sr, hq)
         if weights.frequency:
