@@ -214,6 +214,25 @@ def test_descent_on_the_amplitude_restores_the_strength_of_a_texture() -> None:
     assert float(sr.detach().std()) == pytest.approx(float(wave(8).std()), rel=0.2)
 
 
+def test_too_strong_a_texture_may_cost_more_than_one_too_weak() -> None:
+    hq = wave(8)
+    for strength, factor in ((1.5, 3.0), (0.5, 1.0)):
+        plain, weighed = (float(frequency_loss(hq * strength, hq, mode="amplitude", excess=w)) for w in (1.0, 3.0))
+        assert plain > 1e-3
+        assert weighed == pytest.approx(factor * plain, rel=1e-3)
+
+
+@pytest.mark.parametrize(("excess", "best"), [(1.0, 1.0), (3.0, 0.0)])
+def test_what_is_textured_in_two_cases_of_three_is_flat_to_a_loss_that_dislikes_excess(excess: float, best: float) -> None:
+    """The median of the three amplitudes is 1, the quantile 1 / (1 + 3) is 0."""
+    cases = [wave(8), wave(8), 0 * wave(8)]
+    costs = {
+        strength: sum(float(frequency_loss(strength * wave(8), hq, mode="amplitude", excess=excess)) for hq in cases)
+        for strength in (0.0, 0.5, 1.0, 1.5)
+    }
+    assert min(costs, key=costs.__getitem__) == best
+
+
 @pytest.mark.parametrize(("mode", "patch"), SETTINGS)
 def test_half_precision_and_autocast_compute_in_float32(mode: FrequencyMode, patch: int) -> None:
     sr, hq = noise(1, 3, 16, 16).bfloat16(), noise(1, 3, 16, 16, seed=1).bfloat16()

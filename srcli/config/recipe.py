@@ -80,6 +80,7 @@ class Frequency:
         Literal["complex", "amplitude"], Field(description="complex: with phase; amplitude: energy alone, for texture")
     ] = "complex"
     patch: Annotated[int, Field(ge=0, description="side of windowed patches in pixels, 0 = the whole crop")] = 0
+    excess: Annotated[Positive, Field(description="amplitude: how much worse too strong is than too weak")] = 1.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -113,13 +113,14 @@ def _windowed(planes: Tensor) -> Tensor:
     return means.reshape(*planes.shape[:2], *means.shape[-2:])
 
 
-def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", patch: int = 0) -> Tensor:
+def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", patch: int = 0, excess: float = 1.0) -> Tensor:
     """ℓ1 distance of Fourier coefficients, which unlike ℓ2 does not let the few strong, smooth ones outweigh fine texture.
 
     F is the orthonormal 2-D transform of each channel (with its 1/√(HW), white noise of variance σ² has E|F|² = σ² at any size):
 
         complex:    mean |F(sr) - F(hq)|         a fine structure in the wrong place costs as much as a missing one
-        amplitude:  mean ||F(sr)| - |F(hq)||     the phase is free: texture has to be as strong, not in the same place
+        amplitude:  mean w ||F(sr)| - |F(hq)||   the phase is free: texture has to be as strong, not in the same place;
+                                                 w = `excess` where |F(sr)| is the larger, else 1
 
     The mean runs over all samples, channels, patches and H·W frequencies. |z| is computed as √(|z|² + s²) - s, s = `SOFTENING`:
     the gradient is finite at z = 0, and equal pictures cost exactly 0. The whole is float32, under autocast too.
@@ -131,6 +132,9 @@ def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", p
         patch: side in pixels of the square patches to transform, even; they overlap by half and are weighted by a periodic Hann
             window of mean square 1, which keeps their borders out of the spectrum. What is left over where a side is no multiple
             of half a patch does not count. 0 transforms the picture whole, without a window.
+        excess: how much worse too strong is than too weak, in the mode `amplitude`. Of the amplitudes that the reference may
+            have, 1 asks for the median and w for the quantile 1 / (1 + w), as in quantile regression: with 2, an area that is
+            flat in a third of all cases stays flat.
 
     Returns:
         a scalar, float32. Errors that look like noise cost the same in crops of any size.
@@ -146,7 +150,8 @@ def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", p
     if mode == "complex":
         return _spectral_mean(_soft_modulus(_spectrum(sr - hq, patch)), patch or sr.shape[-1])
     difference = _soft_modulus(_spectrum(sr, patch)) - _soft_modulus(_spectrum(hq, patch))
-    return _spectral_mean(difference.abs(), patch or sr.shape[-1])
+    weighed = torch.maximum(excess * difference, -difference)
+    return _spectral_mean(weighed, patch or sr.shape[-1])
 
 
 def grid_loss(sr: Tensor, hq: Tensor, period: int) -> Tensor:

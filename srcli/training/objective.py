@@ -8,6 +8,7 @@ decoder's activations of the whole batch (at 512² 6 GB a picture in float32, 3 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ class Objective:
         if weights.ssim:
             losses["ssim"] = ssim_loss(sr, hq)
         if weights.frequency:
-            losses["frequency"] = frequency_loss(sr, hq, mode=recipe.frequency.mode, patch=recipe.frequency.patch)
+            losses["frequency"] = frequency_loss(sr, hq, **asdict(recipe.frequency))
         if weights.grid:
             losses["grid"] = grid_loss(sr, hq, self.networks.autoencoder.factor)
         if self.lpips is not None:
