@@ -65,6 +65,8 @@ def test_all_faults_are_named_at_once() -> None:
         ({"schedule": "stairs"}, "`schedule`"),
         ({"crop": 32, "frequency": {"patch": 64}}, "larger than `crop`"),
         ({"learning_rate": float("nan")}, "`learning_rate`"),
+        ({"frequency": {"excess": 2}}, "`excess` is for the mode `amplitude`"),
+        ({"degradation": {"mild_sharpening": 1}}, "`mild_probability`, which is 0"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(layer: dict[str, object], words: str) -> None:

@@ -78,6 +78,21 @@ def test_training_lowers_the_loss_and_saves_what_upscale_needs(base: Path, photo
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+def test_decibels_structure_and_amplitudes_can_be_trained_by(base: Path, photos: Path, tmp_path: Path) -> None:
+    recipe = {
+        "steps": 40,
+        "losses": {"l2": 0, "psnr": 0.002, "ssim": 0.1, "frequency": 0.1, "grid": 1},
+        "frequency": {"mode": "amplitude", "excess": 2},
+        "degradation": {"mild_probability": 0.5, "mild_sharpening": 1},
+    }
+    train(make_config("pixel", photos, tmp_path, recipe, save_every=40, log_every=4), base)
+    told = records(tmp_path, "train")
+    assert all({"psnr", "ssim", "frequency", "grid"} <= record.keys() and "l2" not in record for record in told)
+    gained = {loss: told[0][loss] - np.mean([record[loss] for record in told[-3:]]) for loss in ("psnr", "ssim")}
+    assert gained["psnr"] > 0.5  # dB
+    assert gained["ssim"] > 0.01, gained
+
+
 RECIPES = {
     "pixel": ("pixel", {}),
     "pixel with average and cosine": ("pixel", {"ema": 0.9, "schedule": "cosine", "warmup": 3}),

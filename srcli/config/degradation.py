@@ -235,3 +235,9 @@ class Degradation:
     first: FirstStage = Field(default_factory=FirstStage)
     second: SecondStage = Field(default_factory=SecondStage)
     final: FinalStage = Field(default_factory=FinalStage)
+
+    @model_validator(mode="after")
+    def _sharpening_has_its_photos(self) -> Degradation:
+        if self.mild_sharpening and not self.mild_probability:
+            raise ValueError("`mild_sharpening` is for the photos of `mild_probability`, which is 0")
+        return self

@@ -82,6 +82,12 @@ class Frequency:
     patch: Annotated[int, Field(ge=0, description="side of windowed patches in pixels, 0 = the whole crop")] = 0
     excess: Annotated[Positive, Field(description="amplitude: how much worse too strong is than too weak")] = 1.0
 
+    @model_validator(mode="after")
+    def _excess_has_its_mode(self) -> Frequency:
+        if self.excess != 1 and self.mode != "amplitude":
+            raise ValueError(f"`excess` is for the mode `amplitude`, not for `{self.mode}`")
+        return self
+
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
