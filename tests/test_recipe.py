@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from srcli.config.recipe import Recipe
+from srcli.cli.training_options import _LOSS_KEYS
+from srcli.config.recipe import Losses, Recipe
 from srcli.config.recipe_file import build_recipe, read_recipe_file, recipe_as_toml
 from srcli.errors import UsageError
+from srcli.models._row_recipe import LOSSES
 from srcli.models.adapters import TARGETS
 
 
@@ -84,3 +87,10 @@ def test_an_unreadable_recipe_file_is_told(tmp_path: Path) -> None:
 
 def test_a_recipe_is_built_from_its_class_alone() -> None:
     assert Recipe().degradation == build_recipe("pixel", []).degradation
+
+
+def test_options_and_rows_know_every_loss_of_a_recipe() -> None:
+    """They name them once more: the command line does not import pydantic for its help."""
+    names = [field.name for field in fields(Losses)]
+    assert list(_LOSS_KEYS) == names
+    assert list(LOSSES) == names
