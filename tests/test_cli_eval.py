@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -297,6 +298,65 @@ def test_models_and_filters_upscale_first(folders: Folders, tmp_path: Path) -> N
     assert (tmp_path / "kept" / "small" / "sub" / "c.png").is_file()
 
 
+def test_a_model_that_is_a_folder_is_only_read(folders: Folders, tmp_path: Path) -> None:
+    run = make_model(tmp_path / "runs" / "mine").parent
+    mark = run / "a.png"
+    Image.fromarray(pixels(folders.hq / "a.png")).save(mark)
+    before = mark.read_bytes()
+    options = ["--model", run, "--device", "cpu", "--dtype", "fp32", "--scale", 1]
+    done = srcli_eval("--lq", folders.good, "--hq", folders.hq, *options, "--keep", tmp_path / "kept", "--json")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)["methods"]) == [str(run)]
+    assert mark.read_bytes() == before
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.png")) == ["a.png", "b.png", "sub/c.png"]
+
+
+def test_inputs_that_fail_are_named_and_older_results_do_not_stand_in_for_them(folders: Folders, tmp_path: Path) -> None:
+    options = ["--hq", folders.hq, "--baseline", "bicubic", "--scale", 1, "--keep", tmp_path / "kept"]
+    assert srcli_eval("--lq", folders.good, *options).returncode == 0
+    (folders.good / "a.png").write_bytes(b"broken")
+    done = srcli_eval("--lq", folders.good, *options, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["images"] == 2
+    assert str(folders.good / "a.png") in done.stderr.replace("\n", "")
+    for path in folders.good.rglob("*.png"):
+        path.write_bytes(b"broken")
+    none = srcli_eval("--lq", folders.good, *options)
+    assert none.returncode == 1
+    assert "`bicubic` made no picture" in none.stderr
+    assert str(folders.good / "sub" / "c.png") in none.stderr.replace("\n", "")
+
+
+def test_a_name_that_is_no_utf8_is_written_as_it_is(folders: Folders, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    for folder in (folders.hq, folders.good):
+        (folder / "a.png").rename(folder / name)
+    done = srcli_eval(folders.good, "--hq", folders.hq, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert b"caf\xe9" in (tmp_path / "out" / "per_image.csv").read_bytes()
+    assert len(json.loads((tmp_path / "out" / "per_image.json").read_text())) == 3
+
+
+@pytest.mark.parametrize("name", ["summary.json", "table.md", "per_image.json"])
+def test_results_that_cannot_be_written_are_told(folders: Folders, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    done = srcli_eval(folders.good, "--hq", folders.hq, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_row_name_cannot_break_the_markdown_table(folders: Folders, tmp_path: Path) -> None:
+    srcli_eval(f"a|b={folders.good}", "--hq", folders.hq, "-o", tmp_path / "out")
+    assert "| a\\|b |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_picture_without_spread_gets_no_word_of_intervals(folders: Folders) -> None:
+    one = srcli_eval(folders.good / "a.png", "--hq", folders.hq / "a.png", "--ci")
+    assert "bootstrap" not in one.stderr
+
+
 def test_without_keep_nothing_is_left_behind(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
@@ -339,6 +399,10 @@ def test_all_faults_of_the_command_line_are_told_at_once() -> None:
         ({"sr": ("x",), "hq": Path("y"), "metrics": ()}, "names no metric"),
         ({"sr": ("x",), "hq": Path("y"), "metrics": ("psnr", "psnr")}, "`psnr` twice"),
         ({"lq": Path("x"), "hq": Path("y"), "baseline": ("area",)}, "--baseline area"),
+        ({"sr": ("x",), "hq": Path("y"), "scale": 2.0}, "`--scale` is used with"),
+        ({"sr": ("x",), "hq": Path("y"), "models_file": Path("z")}, "`--models-file` is used with"),
+        ({"sr": ("x",), "hq": Path("y"), "dtype": "bf16"}, "`--dtype` is used with"),
+        ({"sr": ("x",), "metrics": ("niqe",), "crop_border": 4}, "`--crop-border` is used with"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(settings: dict[str, object], part: str) -> None:

@@ -351,3 +351,8 @@ def test_draws_are_the_same_every_time_and_infinite_values_have_no_interval() ->
 def test_infos_come_in_the_order_of_the_papers_tables() -> None:
     opened = Opened((Metric(METRICS["niqe"], lambda sr, hq: 0.0),), FidNetwork(lambda pixels: pixels, CPU), {"x": ModelError("")})
     assert [info.name for info in opened.infos] == ["fid", "niqe"]
+
+
+def test_a_value_that_is_no_number_is_a_fault_of_that_picture(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(ImageError, match="`niqe` has no value for it"):
+        Metric(METRICS["niqe"], lambda sr, hq: float("nan"))(pair[0])

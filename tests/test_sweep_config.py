@@ -126,6 +126,10 @@ def test_metrics_follow_from_references_and_the_pick() -> None:
         ({"color_fix": "blue"}, "blue"),
         ({"format": "gif"}, "gif"),
         ({"quality": 0}, "--quality 0"),
+        ({"quality": 80}, "`--quality` is used with"),
+        ({"format": "webp"}, "`--format` is used with"),
+        ({"crop_border": 4}, "`--crop-border` is used with"),
+        ({"lambda_pixel": "0:10:1e-999999"}, "has over 1000 values"),
         ({"device": "tpu"}, "tpu"),
     ],
 )

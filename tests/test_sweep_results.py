@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from sweep_case import config, run_all
 from tiny_model import make_model
 
-from srcli.errors import ModelError, UsageError
+from srcli.errors import ModelError, SrcliError, UsageError
 from srcli.evaluation.metrics import METRICS, Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.models.base import Dial
@@ -53,6 +54,13 @@ def test_an_axis_of_one_value_takes_no_room() -> None:
     assert plane[0] == ""
     assert [[cell.place[1] for cell in row] for row in plane[1]] == [[0, 1, 2, 3]]
     assert grid(1, 1).planes()[0][1] == [[grid(1, 1).cells[0]]]
+
+
+def test_no_two_values_or_adapters_look_alike() -> None:
+    close = (0.12345678901, 0.12345678902, 0.5)
+    (axis,) = dial_axes("m", [Dial("d", "d", "", 0.5)], {"d": close})
+    assert axis.texts == ("0.12345678901", "0.12345678902", "0.5")
+    assert short_names([Path("x/a-b/c"), Path("x/a/b-c"), Path("x/a/b,c")]) == ["a-b-c", "a-b-c-2", "a-b_c"]
 
 
 def test_cells_are_found_by_place_and_lines_run_along_one_axis() -> None:
@@ -277,3 +285,40 @@ def test_a_pick_that_cannot_be_computed_is_refused_at_once(
     monkeypatch.setattr(run, "open_metrics", lambda names, device, crop_border: missing)
     with pytest.raises(ModelError, match="--pick lpips"):
         open_sweep(config(models_file, photo_folder, tmp_path / "out", hq=hq_folder, pick="lpips"))
+
+
+# --- files that make trouble ---
+
+
+def test_a_name_that_is_no_utf8_is_written_as_it_is(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (photo_folder / "b.jpg").rename(photo_folder / f"{name}.jpg")
+    (hq_folder / "b.png").rename(hq_folder / f"{name}.png")
+    settings = config(models_file, photo_folder, tmp_path / "out", hq=hq_folder, lambda_pixel="1", pick="psnr")
+    outputs = write_outputs(run_all(settings))
+    assert os.fsencode(name) in (tmp_path / "out" / "per_image.csv").read_bytes()
+    assert b"caf%E9" in outputs.page.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["table.json", "index.html", "plots", "per_image.csv"])
+def test_outputs_that_cannot_be_written_are_told(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path, name: str
+) -> None:
+    settings = config(models_file, photo_folder / "b.jpg", tmp_path / "out", hq=hq_folder / "b.png", lambda_pixel="1")
+    sweep = run_all(settings)
+    if name == "plots":
+        (tmp_path / "out" / name).write_text("")
+    else:
+        (tmp_path / "out" / name).mkdir()
+    with pytest.raises(SrcliError, match=f"{name}.* cannot be written"):
+        write_outputs(sweep)
+
+
+def test_picks_of_an_earlier_run_do_not_stay(models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path) -> None:
+    settings = config(models_file, photo_folder / "b.jpg", tmp_path / "out", hq=hq_folder / "b.png", lambda_pixel="1")
+    write_outputs(run_all(replace(settings, pick="psnr")))
+    assert (tmp_path / "out" / "picks.csv").is_file()
+    write_outputs(run_all(settings))
+    assert not (tmp_path / "out" / "picks.csv").exists()

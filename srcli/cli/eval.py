@@ -156,7 +156,8 @@ def run(config: EvalConfig) -> int:
         from srcli.cli.eval_inputs import make_methods
         from srcli.evaluation.pairs import match
 
-        made, failures = make_methods(config, folder)
+        with contextlib.redirect_stdout(sys.stderr):
+            made, failures = make_methods(config, folder)
         plan = match({**config.methods, **made}, config.hq, config.lq)
         for each in plan.unmatched:
             log.warning("`%s` is left out: no counterpart in %s", each.path, ", ".join(each.lacks))

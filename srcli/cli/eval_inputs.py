@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from srcli.config.eval import EvalConfig
 from srcli.config.upscale import UpscaleConfig
 from srcli.console import UpscaleProgress, console
-from srcli.errors import ImageError
+from srcli.errors import ImageError, SrcliError, UsageError
 from srcli.images.files import Job, plan_jobs
 
 log = logging.getLogger("srcli")
@@ -21,27 +24,58 @@ Failures = list[tuple[Path, str, str]]
 def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Failures]:
     """Upscale `config.lq` by each model and each filter, into a folder of its name below `folder`.
 
-    What is there already is made again: it may come from other settings.
+    What is there already is deleted and made again: it may come from other settings.
 
     Returns:
-        Name -> its folder, or its file where `lq` is a file; and the pictures that failed.
+        Name -> its folder, or its file where `lq` is a file; and the pictures that failed, each told as it did.
 
     Raises:
         UsageError: `lq` has no pictures, or two of one stem.
         ModelError: a model cannot be loaded.
+        SrcliError: not one picture could be made.
     """
     methods: dict[str, Path] = {}
     failures: Failures = []
     if config.lq is None:
         return methods, failures
-    for name in (*config.model, *config.baseline):
-        jobs = plan_jobs((str(config.lq),), folder / name, format="png")
-        methods[name] = jobs[0].target if config.lq.is_file() else folder / name
-        if name in config.model:
-            failures += _upscale(config, name, jobs)
-        else:
-            failures += _enlarge(config, name, jobs)
+    names = (*config.model, *config.baseline)
+    for name, own in zip(names, _folder_names(names), strict=True):
+        jobs = plan_jobs((str(config.lq),), folder / own, format="png")
+        methods[name] = jobs[0].target if config.lq.is_file() else folder / own
+        _clear(jobs)
+        make = _upscale if name in config.model else _enlarge
+        failed = make(config, name, jobs)
+        if len(failed) == len(jobs):
+            raise SrcliError(f"`{name}` made no picture: all {len(jobs)} failed, each named above", "mend or replace `--lq`")
+        failures += failed
     return methods, failures
+
+
+def _folder_names(names: Sequence[str]) -> list[str]:
+    """A name of one part for each: a model may be called by a path, and nothing is written there."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "model"
+        number = itertools.count(2)
+        own = plain
+        while own in found:
+            own = f"{plain}-{next(number)}"
+        found.append(own)
+    return found
+
+
+def _clear(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        try:
+            job.target.unlink(missing_ok=True)
+        except OSError as fault:
+            raise UsageError(f"`{job.target}` cannot be replaced: {fault.strerror or fault}", "give another `--keep`") from fault
+
+
+def _failed(source: Path, reason: str, hint: str) -> tuple[Path, str, str]:
+    named = "" if str(source) in reason else f"`{source}` failed: "
+    log.error("%s%s%s", named, reason, f"\n  hint: {hint}" if hint else "")
+    return source, reason, hint
 
 
 def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
@@ -70,7 +104,7 @@ def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 if outcome.status == "failed":
-                    failures.append((outcome.job.source, outcome.reason, outcome.hint))
+                    failures.append(_failed(outcome.job.source, outcome.reason, outcome.hint))
                 progress.finish(megapixels(outcome.output_size), expected[outcome.job])
     return failures
 
@@ -83,5 +117,5 @@ def _enlarge(config: EvalConfig, filter_name: str, jobs: list[Job]) -> Failures:
         try:
             write_enlarged(job.source, job.target, filter_name, config.scale)
         except ImageError as fault:
-            failures.append((job.source, fault.message, fault.hint))
+            failures.append(_failed(job.source, fault.message, fault.hint))
     return failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +97,16 @@ def _metric_faults(config: EvalConfig) -> list[str]:
     compared = [name for name in config.metrics if name in REFERENCE_METRIC_NAMES]
     if compared and config.hq is None and not config.fetches_only:
         faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")
-    if config.crop_border < 0:
-        faults.append(f"`--crop-border {config.crop_border}` is negative")
-    return faults
+    return faults + crop_border_faults(config.crop_border, config.metrics)
+
+
+def crop_border_faults(crop_border: int, metrics: Sequence[str]) -> list[str]:
+    """What is wrong with `--crop-border` beside these metrics."""
+    if crop_border < 0:
+        return [f"`--crop-border {crop_border}` is negative"]
+    if crop_border and not {"psnr", "ssim"}.intersection(metrics):
+        return ["`--crop-border` is used with `psnr` and `ssim` only"]
+    return []
 
 
 def _lq_faults(config: EvalConfig) -> list[str]:
@@ -106,8 +114,12 @@ def _lq_faults(config: EvalConfig) -> list[str]:
     upscalers = bool(config.model or config.baseline)
     if upscalers and config.lq is None:
         faults.append(f"`--{'model' if config.model else 'baseline'}` upscales the pictures of `--lq`, which is missing")
-    if config.keep is not None and not upscalers:
-        faults.append("`--keep` is used with `--model` or `--baseline` only")
+    if not upscalers:
+        given = {"--keep": config.keep is not None, "--scale": config.scale != EvalConfig.scale}
+        faults += [f"`{option}` is used with `--model` or `--baseline` only" for option, set_ in given.items() if set_]
+    if not config.model:
+        given = {"--models-file": config.models_file is not None, "--dtype": config.dtype != EvalConfig.dtype}
+        faults += [f"`{option}` is used with `--model` only" for option, set_ in given.items() if set_]
     for name in config.baseline:
         if name not in BASELINE_NAMES:
             faults.append(f"`--baseline {name}` is none of {', '.join(BASELINE_NAMES)}")

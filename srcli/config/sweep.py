@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults, tile_faults
-from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES, REFERENCE_METRIC_NAMES
+from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES, REFERENCE_METRIC_NAMES, crop_border_faults
 from srcli.config.upscale import COLOR_FIX_NAMES, FORMAT_NAMES, MAX_SCALE
 
 MAX_VALUES = 1000
@@ -136,7 +136,7 @@ def _part_values(part: str) -> set[Decimal]:
         raise ValueError("a value is missing between commas")
     try:
         numbers = [Decimal(number.strip()) for number in part.split(":")]
-    except InvalidOperation:
+    except ArithmeticError:
         raise ValueError(f"`{part}` is neither a number nor a range as `0:1.5:0.25`") from None
     if not all(number.is_finite() and math.isfinite(float(number)) for number in numbers):
         raise ValueError(f"`{part}` is not finite")
@@ -149,10 +149,9 @@ def _part_values(part: str) -> set[Decimal]:
         raise ValueError(f"the step of `{part}` is not positive")
     if end < start:
         raise ValueError(f"`{part}` ends before it starts")
-    steps = (end - start) / step
-    if steps > MAX_VALUES:
+    if end - start > step * MAX_VALUES:
         raise ValueError(f"`{part}` has over {MAX_VALUES} values")
-    return {start + index * step for index in range(int(steps) + 1)}
+    return {start + index * step for index in range(int((end - start) / step) + 1)}
 
 
 def _given_dials(config: SweepConfig) -> list[tuple[str, str, str]]:
@@ -204,9 +203,7 @@ def _metric_faults(config: SweepConfig) -> list[str]:
     compared = [name for name in dict.fromkeys(wanted) if name in REFERENCE_METRIC_NAMES and name != "fid"]
     if compared and config.hq is None:
         faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")
-    if config.crop_border < 0:
-        faults.append(f"`--crop-border {config.crop_border}` is negative")
-    return faults
+    return faults + crop_border_faults(config.crop_border, wanted)
 
 
 def _parse_crop(text: str) -> Crop:
@@ -240,4 +237,7 @@ def _work_faults(config: SweepConfig) -> list[str]:
         faults.append(f"`--format {config.format}` is none of {', '.join(FORMAT_NAMES)}")
     if not 1 <= config.quality <= 100:
         faults.append(f"`--quality {config.quality}` is not between 1 and 100")
+    if not config.save_images:
+        given = {"--format": config.format != SweepConfig.format, "--quality": config.quality != SweepConfig.quality}
+        faults += [f"`{option}` is used with `--save-images` only" for option, set_ in given.items() if set_]
     return faults + device_faults(config.device, config.dtype)

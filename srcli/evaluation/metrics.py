@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -96,13 +97,17 @@ class Metric:
             hq_u8: its reference, of the same shape; None for a metric that needs none.
 
         Raises:
-            ImageError: the reference is missing or has another size, or the picture is too small for this metric.
+            ImageError: the reference is missing or has another size, the picture is too small for this metric, or it has no
+                value for it.
         """
         if self.info.needs_reference:
             if hq_u8 is None:
                 raise ImageError(f"`{self.info.name}` compares with a reference, which is missing", "give `--hq`")
             check_sizes(sr_u8, hq_u8)
-        return self.score(sr_u8, hq_u8)
+        value = self.score(sr_u8, hq_u8)
+        if math.isnan(value):
+            raise ImageError(f"`{self.info.name}` has no value for it (not a number)", "flat pictures have none; leave it out")
+        return value
 
 
 @dataclass(frozen=True)

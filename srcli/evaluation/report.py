@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srcli.errors import SrcliError, UsageError
+from srcli.evaluation.files import NAMES, cannot_write, write_text
 from srcli.evaluation.measure import Measurement, Results, value_text
 from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.evaluation.pairs import Unmatched
@@ -93,8 +94,13 @@ def markdown(results: Results, uncertain: Mapping[str, Uncertainty] | None = Non
             text = f"**{text}**" if mark == BEST else f"<u>{text}</u>" if mark == SECOND else text
             text += f" {TIED}" if method in _tied(info, uncertain) else ""
             cells.append(f"{text} ({span})" if span else text)
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {in_table(method)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _legend(results, uncertain), ""])
+
+
+def in_table(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def as_json(
@@ -149,7 +155,7 @@ class PerImage:
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = (self._folder / "per_image.csv").open("w", encoding="utf-8", newline="")
+                self._file = (self._folder / "per_image.csv").open("w", encoding="utf-8", errors=NAMES, newline="")
             except OSError as fault:
                 message = f"cannot write into `{self._folder}`: {fault.strerror or fault}"
                 raise UsageError(message, "give another `--output`") from fault
@@ -158,8 +164,12 @@ class PerImage:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None and self._folder is not None:
-            self._file.close()
-            _csv_to_json(self._folder / "per_image.csv", self._folder / "per_image.json", self._names)
+            target = self._folder / "per_image.json"
+            try:
+                self._file.close()
+                _csv_to_json(self._folder / "per_image.csv", target, self._names)
+            except OSError as fault:
+                raise cannot_write(target, fault) from fault
 
     def add(self, measurement: Measurement) -> None:
         """A line for a picture of a method."""
@@ -168,19 +178,26 @@ class PerImage:
 
     def _row(self, cells: list[str]) -> None:
         if self._file is not None:
-            csv.writer(self._file, lineterminator="\n").writerow(cells)
-            self._file.flush()
+            try:
+                csv.writer(self._file, lineterminator="\n").writerow(cells)
+                self._file.flush()
+            except OSError as fault:
+                raise cannot_write(Path(self._file.name), fault) from fault
 
 
 def write_summary(folder: Path, told: Mapping[str, Any], text: str) -> None:
-    """Write `summary.json` and `table.md` into an existing folder."""
-    (folder / "summary.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    """Write `summary.json` and `table.md` into an existing folder.
+
+    Raises:
+        SrcliError: one cannot be written.
+    """
+    write_text(folder / "summary.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "table.md", text)
 
 
 def _csv_to_json(source: Path, target: Path, names: list[str]) -> None:
     """Line by line, so that the memory does not grow with the folder."""
-    with source.open(encoding="utf-8", newline="") as rows, target.open("w", encoding="utf-8") as file:
+    with source.open(encoding="utf-8", errors=NAMES, newline="") as rows, target.open("w", encoding="utf-8") as file:
         file.write("[")
         for number, row in enumerate(csv.DictReader(rows)):
             values = {name: _finite(float(row[name])) for name in names if row[name]}
@@ -230,7 +247,7 @@ def _legend(results: Results, uncertain: Mapping[str, Uncertainty] | None) -> st
     parts = [f"{results.images} image{plural}"]
     if len(results.methods) > 1:
         parts.append(f"{BEST} best, {SECOND} second best")
-    if uncertain is not None:
+    if uncertain is not None and any(each.intervals for each in uncertain.values()):
         parts.append(f"intervals: {CONFIDENCE:.0%}, bootstrap over images, {RESAMPLES} draws")
         if any(each.tied for each in uncertain.values()):
             parts.append(f"{TIED} not told apart from the best")

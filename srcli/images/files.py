@@ -46,8 +46,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """An input file and its place below the output folder."""
+class Found:
+    """An input file and its place below a folder: of results, or of references beside them."""
 
     source: Path
     relative: Path
@@ -61,11 +61,11 @@ class _Search:
     recursive: bool
     faults: list[str] = field(default_factory=list)
 
-    def expand(self, text: str) -> list[_Found]:
+    def expand(self, text: str) -> list[Found]:
         """The files that one argument of the command line stands for, in the order of their names."""
         path = Path(text)
         if path.is_file():
-            return [_Found(path, Path(path.name))]
+            return [Found(path, Path(path.name))]
         if path.is_dir():
             known = len(self.faults)
             found = sorted(self._walk(path, path), key=lambda each: each.relative.parts)
@@ -80,7 +80,7 @@ class _Search:
             self.faults.append(f"`{text}` matches no images")
         return found
 
-    def _glob(self, pattern: str) -> Iterator[_Found]:
+    def _glob(self, pattern: str) -> Iterator[Found]:
         parts = Path(pattern).parts
         fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
         base = Path(*parts[:fixed])
@@ -92,15 +92,15 @@ class _Search:
             if match.is_dir():
                 yield from self._walk(match, base)
             elif match.suffix.lower() in suffixes:
-                yield _Found(match, match.relative_to(base))
+                yield Found(match, match.relative_to(base))
 
-    def _walk(self, folder: Path, base: Path) -> Iterator[_Found]:
+    def _walk(self, folder: Path, base: Path) -> Iterator[Found]:
         for where, folders, names in os.walk(folder, onerror=self._cannot_list):
             here = Path(where)
             folders[:] = [name for name in folders if self.recursive and self._is_input(here / name, base)]
             for name in names:
                 if not _hidden(name) and Path(name).suffix.lower() in INPUT_SUFFIXES:
-                    yield _Found(here / name, (here / name).relative_to(base))
+                    yield Found(here / name, (here / name).relative_to(base))
 
     def _is_input(self, folder: Path, base: Path) -> bool:
         return not _hidden(folder.name) and not self._is_in_output(folder, base)
@@ -142,6 +142,22 @@ def plan_jobs(
     """
     _check_options(inputs, format, suffix)
     to_file = _is_target_file(inputs, output, format)
+    found = find_files(inputs, output, recursive=recursive)
+    jobs = [Job(each.source, output if to_file else output / _renamed(each.relative, format, suffix)) for each in found]
+    return _checked(jobs)
+
+
+def find_files(inputs: Sequence[str], output: Path, *, recursive: bool = True) -> list[Found]:
+    """The input files of `plan_jobs`, for a command that gives its results other names.
+
+    Args:
+        inputs: files, folders and globs, as there.
+        output: a folder; where it lies inside an input, it is left out.
+        recursive: also take what lies in folders below the given ones.
+
+    Raises:
+        UsageError: an input is missing or stands for no image; one error names all such faults.
+    """
     search = _Search(_key(output), recursive)
     found = [each for text in inputs for each in search.expand(text)]
     if search.faults:
@@ -149,11 +165,7 @@ def plan_jobs(
             joined_faults("these inputs cannot be used:", search.faults),
             "check the spelling; relative paths start at the current folder",
         )
-    jobs = [
-        Job(each.source, output if to_file else output / _renamed(each.relative, format, suffix))
-        for each in _without_repeats(found)
-    ]
-    return _checked(jobs)
+    return _without_repeats(found)
 
 
 def format_of(path: Path) -> str:
@@ -215,9 +227,9 @@ def _renamed(relative: Path, format: str | None, suffix: str) -> Path:
     return relative.with_name(f"{relative.stem}{suffix}{extension}")
 
 
-def _without_repeats(found: list[_Found]) -> list[_Found]:
+def _without_repeats(found: list[Found]) -> list[Found]:
     """Each file once, at its first place. Links are files of their own: only the path counts."""
-    first: dict[str, _Found] = {}
+    first: dict[str, Found] = {}
     for each in found:
         first.setdefault(os.path.normcase(os.path.abspath(each.source)), each)  # noqa: PTH100 (Path.resolve follows links)
     return list(first.values())

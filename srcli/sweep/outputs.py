@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srcli.evaluation.files import cannot_write
 from srcli.sweep.page import Page
 from srcli.sweep.plots import Plot, missing_library, write_plots
 from srcli.sweep.run import Sweep
@@ -24,11 +25,18 @@ class Outputs:
 
 
 def write_outputs(sweep: Sweep) -> Outputs:
-    """Write `table.*`, `per_image.csv`, `picks.csv`, `plots/` and `index.html`; plots only where matplotlib is installed."""
+    """Write `table.*`, `per_image.csv`, `picks.csv`, `plots/` and `index.html`; plots only where matplotlib is installed.
+
+    Raises:
+        SrcliError: one cannot be written; repeating the sweep makes them from its records.
+    """
     photos = {photo.name: {cell.key: sweep.record(photo, cell).metrics for cell in sweep.grid.cells} for photo in sweep.complete}
     table = Table(sweep.grid, sweep.opened.infos, photos, sweep.config.pick)
     folder = sweep.config.output
     told = write_tables(table, folder)
-    plots = write_plots(table, folder / "plots") if sweep.opened.infos and missing_library() is None else []
-    page = Page(f"Sweep of {sweep.config.model}", table, sweep.complete, sweep.views, plots).write()
+    try:
+        plots = write_plots(table, folder / "plots") if sweep.opened.infos and missing_library() is None else []
+        page = Page(f"Sweep of {sweep.config.model}", table, sweep.complete, sweep.views, plots).write()
+    except OSError as fault:
+        raise cannot_write(Path(fault.filename or folder), fault) from fault
     return Outputs(table, told, plots, page)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from srcli import __version__
+from srcli.evaluation.files import write_text
 from srcli.evaluation.measure import value_text
 from srcli.evaluation.metrics import METRICS
 from srcli.evaluation.report import BEST, SECOND, marks
@@ -62,13 +64,15 @@ class Page:
         return self.table.grid
 
     def write(self) -> Path:
-        """Write the page into the folder of the views."""
+        """Write the page into the folder of the views.
+
+        Raises:
+            SrcliError: it cannot be written.
+        """
         total = sum(path.stat().st_size for path in self._files())
         source = _embedded if total <= self.embed_bytes else self._beside
         path = self.views.folder / PAGE_FILE
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(self.html(source), encoding="utf-8")
-        part.replace(path)
+        write_text(path, self.html(source))
         return path
 
     def html(self, source: Source) -> str:
@@ -173,7 +177,7 @@ class Page:
         return files
 
     def _beside(self, path: Path) -> str:
-        return quote(path.relative_to(self.views.folder).as_posix())
+        return quote(os.fsencode(path.relative_to(self.views.folder).as_posix()))
 
 
 def _embedded(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -11,7 +12,7 @@ from srcli.config.sweep import SweepConfig
 from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
 from srcli.evaluation.measure import Failure
 from srcli.images.codec import probe
-from srcli.images.files import plan_jobs
+from srcli.images.files import INPUT_SUFFIXES, OUTPUT_FORMATS, Found, find_files
 from srcli.images.resize import target_size
 
 
@@ -37,19 +38,18 @@ def find_photos(config: SweepConfig) -> tuple[list[Photo], list[Failure]]:
     Raises:
         UsageError: inputs or references do not exist, or have equal names; or no photo can be swept.
     """
-    jobs = plan_jobs(config.inputs, config.output, recursive=config.recursive, format=config.format)
-    if any(job.target == config.output for job in jobs):
+    if config.output.suffix.lower() in INPUT_SUFFIXES and not config.output.is_dir():
         raise UsageError(f"the output `{config.output}` is a file name", "give a folder: a sweep writes many files")
-    references = _references(config, len(jobs))
+    sources = _by_name(config.inputs, config, recursive=config.recursive)
+    references = _references(config, len(sources))
     photos, failures = [], []
-    for job in jobs:
-        relative = job.target.relative_to(config.output)
-        name = _normal(relative.with_suffix(""))
+    for name, found in sources.items():
         try:
             hq = None if references is None else references.get(name, references.get(""))
-            photos.append(_photo(config, name, job.source, relative, hq, paired=references is not None))
+            relative = found.relative.with_suffix(OUTPUT_FORMATS[config.format])
+            photos.append(_photo(config, name, found.source, relative, hq, paired=references is not None))
         except SrcliError as fault:
-            failures.append(Failure(job.source, fault.message, fault.hint))
+            failures.append(Failure(found.source, fault.message, fault.hint))
     if not photos:
         faults = [each.reason if str(each.path) in each.reason else f"`{each.path}`: {each.reason}" for each in failures]
         raise UsageError(joined_faults("no photo can be swept:", faults), failures[0].hint)
@@ -97,9 +97,23 @@ def _references(config: SweepConfig, inputs: int) -> dict[str, Path] | None:
         if inputs > 1:
             raise UsageError(f"`{config.hq}` is one reference for {inputs} inputs", "give a folder of references")
         return {"": config.hq}
-    folder = config.output / "hq"
-    jobs = plan_jobs((str(config.hq),), folder, recursive=True, format="png")
-    return {_normal(job.target.relative_to(folder).with_suffix("")): job.source for job in jobs}
+    return {name: found.source for name, found in _by_name((str(config.hq),), config, recursive=True).items()}
+
+
+def _by_name(inputs: Sequence[str], config: SweepConfig, *, recursive: bool) -> dict[str, Found]:
+    """Name -> file; what the sweep has written itself is none of its photos."""
+    named: dict[str, Found] = {}
+    faults = []
+    for found in find_files(inputs, config.output, recursive=recursive):
+        name = _normal(found.relative.with_suffix(""))
+        first = named.setdefault(name, found)
+        if first is not found:
+            faults.append(f"`{first.source}` and `{found.source}` are both called `{name}`")
+    if faults:
+        raise UsageError(
+            joined_faults("photos need names of their own:", faults), "suffixes do not count; sweep such photos apart"
+        )
+    return named
 
 
 def _normal(path: PurePath) -> str:

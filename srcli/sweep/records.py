@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srcli.errors import SrcliError, UsageError, joined_faults
+from srcli.errors import UsageError, joined_faults
+from srcli.evaluation.files import cannot_write, write_text
 
 CELLS_FILE = "cells.jsonl"
 SETTINGS_FILE = "made_with.json"
@@ -38,6 +40,16 @@ class Record:
     metrics: Mapping[str, float]
     seconds: float
     """Of the model and the files, without what cells share."""
+    crops: tuple[str, ...] = ()
+    """Those that were cut out of this very result: a file of that name alone may be an older one's."""
+    image: str = ""
+    """The full image of this result, below the folder; empty where none was kept."""
+    quality: int = 0
+    """That it was written with."""
+
+    def of_same(self, other: Record) -> bool:
+        """Whether both are made of the same files with the same settings."""
+        return (self.made_with, self.input, self.hq) == (other.made_with, other.input, other.hq)
 
     def as_line(self) -> str:
         """JSON; infinity (PSNR of equal pictures) is null."""
@@ -51,7 +63,8 @@ class Record:
             content = json.loads(line)
             values = content["metrics"].items()
             metrics = {str(name): math.inf if value is None else float(value) for name, value in values}
-            return replace(cls(**{key: content[key] for key in cls.__dataclass_fields__}), metrics=metrics)
+            known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
+            return replace(cls(**known), metrics=metrics, crops=tuple(map(str, content.get("crops", ()))))
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -61,7 +74,7 @@ class Records:
 
     Args:
         folder: made if it does not exist.
-        anew: forget what is recorded.
+        anew: forget what is recorded, and delete the full images among it.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -74,10 +87,9 @@ class Records:
         self._settings: dict[str, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if anew:
-                self._file.unlink(missing_ok=True)
-                self._settings_file.unlink(missing_ok=True)
             self._load()
+            if anew:
+                self._forget()
         except OSError as fault:
             reason = fault.strerror or fault
             raise UsageError(f"cannot write into `{folder}`: {reason}", "give another `--output`") from fault
@@ -98,8 +110,18 @@ class Records:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as fault:
-            raise SrcliError(f"`{self._file}` cannot be written: {fault.strerror or fault}", "make room, then repeat") from fault
+            raise cannot_write(self._file, fault) from fault
         self._known[record.photo, record.cell] = record
+
+    def delete_image(self, record: Record) -> None:
+        """Delete the full image of a result that counts no more: whoever takes the folder would take it for one that does.
+
+        Raises:
+            OSError: it cannot be deleted.
+        """
+        path = self._file.parent / record.image
+        if record.image and path.resolve().is_relative_to(self._file.parent.resolve()):
+            path.unlink(missing_ok=True)
 
     def use(self, settings: Mapping[str, Any], cells: Iterable[tuple[str, str]]) -> str:
         """Say what `cells`, each (photo, cell), will be made with.
@@ -120,12 +142,20 @@ class Records:
             raise UsageError(message, "give another `--output`, or `--overwrite` to begin anew")
         if digest not in self._settings:
             self._settings[digest] = dict(settings)
-            _replace_file(self._settings_file, json.dumps(self._settings, indent=2) + "\n")
+            write_text(self._settings_file, json.dumps(self._settings, indent=2) + "\n")
         return digest
+
+    def _forget(self) -> None:
+        self._file.unlink(missing_ok=True)
+        self._settings_file.unlink(missing_ok=True)
+        for record in self._known.values():
+            self.delete_image(record)
+        self._known, self._settings = {}, {}
 
     def _load(self) -> None:
         if self._settings_file.exists():
-            self._settings = json.loads(self._settings_file.read_text(encoding="utf-8"))
+            with contextlib.suppress(ValueError):  # damaged: records still tell by their digests what was made otherwise
+                self._settings = json.loads(self._settings_file.read_text(encoding="utf-8"))
         if not self._file.exists():
             return
         content = self._file.read_bytes()
@@ -136,12 +166,6 @@ class Records:
             record = Record.from_line(line)
             if record is not None:
                 self._known[record.photo, record.cell] = record
-
-
-def _replace_file(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _shown(value: Any) -> str:

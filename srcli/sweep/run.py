@@ -7,9 +7,8 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,7 @@ from srcli.models.device import choose_device, choose_dtype, prepare
 from srcli.models.registry import load_restorer
 from srcli.models.spec import ModelSpec, find_model
 from srcli.sweep.grid import Cell, Grid, adapter_axis, dial_axes
+from srcli.sweep.made_with import made_with
 from srcli.sweep.photos import Photo, digest, find_photos
 from srcli.sweep.records import Record, Records
 from srcli.sweep.sheets import write_sheets
@@ -136,7 +136,7 @@ class Sweep:
             if cell.variant != variant:
                 continue
             record = self.records.get(photo.name, cell.key)
-            fresh = record is not None and (record.input, record.hq) == digests
+            fresh = record is not None and (record.made_with, record.input, record.hq) == (self._made_with[variant], *digests)
             if record is not None and fresh and self._is_there(photo, cell, record):
                 yield Done(photo, cell, record, skipped=True)
             else:
@@ -151,8 +151,18 @@ class Sweep:
         """Whether the record has all metrics and the files of the cell exist."""
         keys = [cell.key, LQ, HQ] if photo.hq is not None else [cell.key, LQ]
         measured = all(metric.info.name in record.metrics for metric in self.opened.metrics)
-        shown = all(self.views.are_there(photo.name, key) for key in keys)
-        return measured and shown and (not self.config.save_images or is_done(self.image_path(photo, cell)))
+        cut = {crop.text for crop in self.config.crops} <= set(record.crops)
+        shown = cut and all(self.views.are_there(photo.name, key) for key in keys)
+        return measured and shown and (not self.config.save_images or self._is_kept(photo, cell, record))
+
+    def _is_kept(self, photo: Photo, cell: Cell, record: Record) -> bool:
+        """Whether the full image is this result's, in this format and quality."""
+        path = self.image_path(photo, cell)
+        same = (record.image, record.quality) == (self._recorded(path), self.config.quality)
+        return same and is_done(path)
+
+    def _recorded(self, image: Path) -> str:
+        return image.relative_to(self.config.output).as_posix()
 
     def _read(self, photo: Photo, digests: tuple[str, str]) -> _Loaded:
         """Decode a photo and its reference, and write their views."""
@@ -186,11 +196,37 @@ class Sweep:
         if self.opened.metrics:
             sr_u8 = picture.rgb_u8
             metrics = {metric.info.name: metric(sr_u8, loaded.hq_u8) for metric in self.opened.metrics}
+        image = ""
         if config.save_images:
-            encode(picture, self.image_path(photo, cell), config.format, config.quality)
+            path = self.image_path(photo, cell)
+            image = self._recorded(path)
+            encode(picture, path, config.format, config.quality)
         self.views.write(picture, photo.name, cell.key)
+        crops = tuple(crop.text for crop in config.crops)
         seconds = round(time.perf_counter() - start, 4)
-        record = Record(photo.name, cell.key, self._made_with[cell.variant], *loaded.digests, metrics, seconds)
+        record = Record(
+            photo.name,
+            cell.key,
+            self._made_with[cell.variant],
+            *loaded.digests,
+            metrics,
+            seconds,
+            crops,
+            image,
+            config.quality if image else 0,
+        )
+        return self._note(record)
+
+    def _note(self, record: Record) -> Record:
+        """Add a record; what an earlier one of the same result has kept still counts, and any other full image goes."""
+        before = self.records.get(record.photo, record.cell)
+        if before is not None and before.of_same(record):
+            crops = tuple(dict.fromkeys((*before.crops, *record.crops)))
+            record = replace(record, crops=crops, metrics={**before.metrics, **record.metrics})
+            if not record.image:
+                record = replace(record, image=before.image, quality=before.quality)
+        if before is not None and before.image != record.image:
+            self.records.delete_image(before)
         self.records.add(record)
         return record
 
@@ -219,22 +255,9 @@ class Sweep:
 
     def _use(self, variant: int) -> str:
         """Tell the records what the cells of a variant are made with."""
-        spec, config = self._variants[variant], self.config
-        made_with: dict[str, Any] = {
-            "model": spec.name,
-            "base": {name: str(value) for name, value in vars(spec.base).items() if value},
-            "adapters": {name: adapter.sha256 for name, adapter in spec.adapters.items()},
-            "prompt": spec.prompt,
-            "timestep": spec.timestep,
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "color_fix": self._color_fix,
-            "scale": config.scale,
-            "tile": config.tile,
-            "overlap": config.overlap,
-            "crop_border": config.crop_border,
-        }
+        told = made_with(self._variants[variant], self.config, self._dtype)
         cells = [cell.key for cell in self.grid.cells if cell.variant == variant]
-        return self.records.use(made_with, itertools.product((photo.name for photo in self.photos), cells))
+        return self.records.use(told, itertools.product((photo.name for photo in self.photos), cells))
 
 
 def open_sweep(config: SweepConfig) -> Sweep:

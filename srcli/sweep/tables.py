@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srcli.evaluation.files import write_text
 from srcli.evaluation.measure import Results, value_text
 from srcli.evaluation.metrics import METRICS, MetricInfo
-from srcli.evaluation.report import BEST, SECOND, TIED, marks, uncertainties
+from srcli.evaluation.report import BEST, SECOND, TIED, in_table, marks, uncertainties
 from srcli.evaluation.statistics import CONFIDENCE, RESAMPLES
 from srcli.sweep.grid import Cell, Grid
 from srcli.sweep.sheets import Values, best_cell
@@ -139,7 +140,9 @@ class Table:
         heads = [axis.symbol for axis in self.grid.axes] + [_head(info) for info in self.infos]
         lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
         for cell in cells:
-            lines.append("| " + " | ".join([*self._texts(cell), *(decorated(info, cell) for info in self.infos)]) + " |")
+            lines.append(
+                "| " + " | ".join([*map(in_table, self._texts(cell)), *(decorated(info, cell) for info in self.infos)]) + " |"
+            )
         return lines
 
     def _texts(self, cell: Cell) -> list[str]:
@@ -186,14 +189,20 @@ class _Decorated:
 
 
 def write_tables(table: Table, folder: Path) -> dict[str, Any]:
-    """Write `table.csv`, `table.json`, `table.md`, `per_image.csv`, and with picks `picks.csv`; returns the JSON's content."""
+    """Write `table.csv`, `table.json`, `table.md`, `per_image.csv`, and with picks `picks.csv`; returns the JSON's content.
+
+    Raises:
+        SrcliError: one cannot be written.
+    """
     told = table.as_json()
-    (folder / "table.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(folder / "table.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
     texts = {"table.csv": table.as_csv(), "table.md": table.as_markdown(), "per_image.csv": table.per_photo_csv()}
-    if table.pick is not None:
+    if table.pick is None:
+        (folder / "picks.csv").unlink(missing_ok=True)  # of an earlier run, by other numbers
+    else:
         texts["picks.csv"] = table.picks_csv()
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="")
+        write_text(folder / name, text)
     return told
 
 
