@@ -50,7 +50,12 @@ class Hub(ThreadingHTTPServer):
         """By path: `drop` (the connection ends midway), `stall` (it goes silent there), `403`, `500`, `wrong` (one byte is)."""
         self.listed: dict[str, str] = {}
         """SHA-256 by path, in place of the true ones in the list and the headers."""
+        self.etags: dict[str, str] = {}
+        """By path, in place of git's SHA-1."""
+        self.commit = COMMIT
         self.ignores_ranges = False
+        self.tells_lengths = True
+        """Whether the headers of large files say how long they are."""
         self.tells_sizes = True
         self.requests: list[Request] = []
         self.stalled = threading.Event()
@@ -109,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _listing(self, repo: str, *, with_sizes: bool) -> Any:
         card = {"license": self.server.licences[repo]} if repo in self.server.licences else {}
         siblings = [self._sibling(*item, with_sizes=with_sizes) for item in self.server.repos[repo].items()]
-        return {"id": repo, "sha": COMMIT, "cardData": card, "siblings": siblings}
+        return {"id": repo, "sha": self.server.commit, "cardData": card, "siblings": siblings}
 
     def _sibling(self, name: str, data: bytes, *, with_sizes: bool) -> dict[str, Any]:
         if not with_sizes:
@@ -124,16 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {
             "X-Linked-ETag": f'"{self.server.sum_of(name, data)}"',
-            "X-Linked-Size": str(len(data)),
             "X-Repo-Commit": COMMIT,
             "Location": f"{self.server.store}/store{path}",
-            "X-Xet-Hash": "f" * 64,  # large files may be had over another protocol, which nobody answers here
-            "X-Xet-Refresh-Route": f"{self.server.url}/api/xet",
         }
+        if self.server.tells_lengths:
+            headers["X-Linked-Size"] = str(len(data))
+            headers["X-Xet-Hash"] = "f" * 64  # large files may be had over another protocol, which nobody answers here
+            headers["X-Xet-Refresh-Route"] = f"{self.server.url}/api/xet"
         self._answer(302, b"", headers)
 
     def _send_file(self, name: str, data: bytes) -> None:
-        etag = self.server.sum_of(name, data) if name.endswith(_LARGE) else git_sha1(data)
+        etag = self.server.sum_of(name, data) if name.endswith(_LARGE) else self.server.etags.get(name, git_sha1(data))
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         faults = self.server.faults.get(name)
         fault = faults.pop(0) if faults and self.command == "GET" else ""
@@ -145,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         status, span = 200, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if span and not self.server.ignores_ranges:
             start = int(span[1])
+            if start >= len(data):
+                self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                return
             status, headers["Content-Range"] = 206, f"bytes {start}-{len(data) - 1}/{len(data)}"
             data = data[start:]
         self._answer(status, data, headers, fault)

@@ -192,6 +192,13 @@ def test_a_repository_without_a_row(hub: Hub) -> None:
         run("models", "fetch", "no/such")
 
 
+def test_a_name_too_long_for_a_path(hub: Hub) -> None:
+    with pytest.raises(ModelError, match="cannot fetch the base of `a/bbb"):
+        run("models", "fetch", f"a/{'b' * 300}")
+    with pytest.raises(ModelError, match="unknown model `bbb"):
+        run("models", "fetch", "b" * 300)
+
+
 def test_the_rows_sums_hold(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = files_of(PISA / "base")
     row = '[models.m]\nfamily = "pisasr"\nnative_scale = 4\nbase = {{ repo = "a/b", sha256 = {{ "{}" = "{}" }} }}\n'

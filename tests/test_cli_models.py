@@ -181,6 +181,13 @@ def test_import_into_another_file(reference: Path, base: Path, tmp_path: Path) -
     assert not user_models_file().exists()
 
 
+def test_import_into_a_known_row_sees_a_wrong_file_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"typo\.toml` is no file") as caught:
+        run("import", "pisa-sr", PISA / "pisa_sr.pkl", "--models-file", tmp_path / "typo.toml")
+    assert "leave it out" in caught.value.hint
+    assert leftovers() == []
+
+
 def test_import_replaces_with_force_only(reference: Path, base: Path) -> None:
     run("import", "new", reference, "--base", base)
     row = user_models_file().read_text()

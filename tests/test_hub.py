@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import COMMIT, Hub, running_hub
+from hub import COMMIT, Hub, git_sha1, running_hub
 
 from srcli.errors import ModelError
 from srcli.models.hub import HubFile, Plan, cached_base, fetch_base, fetch_config, size_text
@@ -279,6 +279,16 @@ def test_a_server_without_ranges_begins_anew(hub: Hub) -> None:
     assert told.size_bytes == sum(map(len, WANTED.values()))
 
 
+def test_what_is_whole_already_is_no_dead_end_where_no_size_is_told(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["a/b"] = WANTED
+    hub.tells_lengths = False
+    blobs = tmp_path / "hf/hub/models--a--b/blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(WANTED[UNET]).hexdigest()}.incomplete").write_bytes(WANTED[UNET])
+    assert fetched("a/b") == WANTED
+    assert [get.range for get in hub.gets(UNET)] == ["bytes=20000-", ""]
+
+
 def test_a_hub_that_lists_names_alone(hub: Hub) -> None:
     hub.repos["a/b"] = WANTED
     hub.tells_sizes = False
@@ -339,6 +349,106 @@ def test_damage_in_the_cache_is_repaired(hub: Hub, caplog: pytest.LogCaptureFixt
         assert fetched("a/b") == WANTED
     assert "it is removed" in caplog.text
     assert {get.path.split(f"{COMMIT}/")[-1] for get in hub.requests if "/resolve/" in get.path} == {UNET}
+
+
+@pytest.mark.parametrize("name", ["tokenizer/merges.txt", "scheduler/scheduler_config.json", "text_encoder/config.json"])
+def test_a_copy_that_lacks_a_small_file_is_no_copy_and_is_completed(hub: Hub, name: str) -> None:
+    hub.repos["a/b"] = WANTED
+    folder, _ = fetch("a/b")
+    assert folder is not None
+    (folder / name).rename(folder / f"{name}.json")  # another file of that folder does not stand for it
+    assert cached_base(base_of("a/b")) is None
+    assert fetched("a/b") == WANTED | {f"{name}.json": WANTED[name]}
+    assert cached_base(base_of("a/b")) == folder
+
+
+def test_a_repository_that_lacks_the_vocabulary_is_not_taken(hub: Hub) -> None:
+    hub.repos["a/b"] = {name: data for name, data in WANTED.items() if name != "tokenizer/vocab.json"}
+    hub.repos["c/d"] = WANTED
+    assert "`a/b`: lacks `tokenizer/vocab.json`" in failure("a/b").message
+    assert fetched("a/b", "c/d") == WANTED
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{}\n"])
+def test_a_damaged_small_file_is_repaired(hub: Hub, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    hub.repos["a/b"] = WANTED
+    folder, _ = fetch("a/b")
+    assert folder is not None
+    for repair in (fetch, lambda name: fetch_config(base_of(name), "unet/config.json", "model `m`")):
+        (folder / "unet/config.json").resolve().write_bytes(damage)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "srcli"):
+            repair("a/b")
+        assert "in the cache, `unet/config.json` is another file than expected: " in caplog.text
+        assert (folder / "unet/config.json").read_bytes() == WANTED["unet/config.json"]
+
+
+def test_an_empty_file_is_repaired_in_a_cache_without_links(hub: Hub) -> None:
+    hub.repos["a/b"] = WANTED
+    folder, _ = fetch("a/b")
+    assert folder is not None
+    for name in ("unet/config.json", UNET):
+        (folder / name).unlink()
+        (folder / name).touch()
+    assert cached_base(base_of("a/b")) is None
+    assert fetched("a/b") == WANTED
+
+
+def test_a_blob_that_lies_there_already_is_checked(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub.repos["a/b"] = WANTED
+    blobs = tmp_path / "hf/hub/models--a--b/blobs"
+    blobs.mkdir(parents=True)
+    right = hashlib.sha256(WANTED[UNET]).hexdigest()
+    (blobs / right).write_bytes(b"evil" * 5000)
+    (blobs / git_sha1(b"{}")).write_bytes(b"[]")
+    with caplog.at_level(logging.WARNING, "srcli"):
+        assert fetched("a/b") == WANTED
+    assert f"in the cache, `{UNET}` is another file than expected: SHA-256" in caplog.text
+    assert "in the cache, `unet/config.json` is another file than expected: git SHA-1" in caplog.text
+
+
+def test_blobs_that_repositories_share_are_left_alone_unless_damaged(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["a/b"] = WANTED
+    folder, _ = fetch("a/b")
+    assert folder is not None
+    blob = (folder / UNET).resolve()
+    shared = tmp_path / "hf/hub/blobs/ab" / ("ab" * 32)  # named by another sum than the file's
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(os.path.relpath(shared, blob.parent))
+    hub.requests.clear()
+    right = {UNET: blob.name}
+    assert fetched("a/b", sha256=right) == WANTED
+    assert not hub.requests
+    assert shared.exists()
+    shared.write_bytes(b"x" + shared.read_bytes()[1:])
+    assert fetched("a/b", sha256=right) == WANTED
+    assert not shared.exists()
+
+
+def test_a_plain_sum_as_etag_is_taken(hub: Hub) -> None:
+    hub.repos["a/b"] = WANTED
+    hub.etags["unet/config.json"] = hashlib.sha1(b"{}").hexdigest()
+    assert fetched("a/b") == WANTED
+    hub.requests.clear()
+    assert fetched("a/b") == WANTED
+    assert not hub.requests
+
+
+# What may not leave the cache's folder -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("etag", ["..", ".", "../x", "a/b", "a\\b"])
+def test_an_etag_that_is_no_file_name_is_refused(hub: Hub, etag: str) -> None:
+    hub.repos["a/b"] = WANTED
+    hub.etags["unet/config.json"] = etag
+    assert "the server gives `unet/config.json` no usable ETag" in failure("a/b").message
+
+
+def test_a_commit_that_is_no_file_name_is_refused(hub: Hub) -> None:
+    hub.repos["a/b"] = WANTED
+    hub.commit = "../../../evil"
+    assert "`a/b`: the server tells no usable commit" in failure("a/b").message
 
 
 # No network, no space ------------------------------------------------------------------------------------------------

@@ -200,6 +200,11 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={}\n', "and has none"),
         ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="name"}\n', "must be a repository as `owner/name`"),
         ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={embedded="../x"}\n', "must be the name of a model"),
+        ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="a/b",revision="../../../x"}\n', "`revision` must be a branch"),
+        ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="a/b",revision="a/../x"}\n', "`revision` must be a branch"),
+        ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="a/b",revision="/x"}\n', "`revision` must be a branch"),
+        ("[models.a]\nfamily='pisasr'\nnative_scale=4\nbase={repo='a/b',revision='..\\x'}\n", "`revision` must be a branch"),
+        ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="a/b",revision=""}\n', "`revision` must be a branch"),
         ('[models.a]\nfamily="base"\nnative_scale=4\nbase={repo="a/b"}\n', "unknown `family` `base`"),
     ],
 )
@@ -217,6 +222,33 @@ def test_unreadable_files(tmp_path: Path) -> None:
             load_registry(path)
         assert fault in caught.value.message
         assert "not valid TOML" in caught.value.message
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/pr/1", "v1.0+a", "c0ffee" * 6 + "c0de", "feature/a_b-c"])
+def test_revisions(tmp_path: Path, revision: str) -> None:
+    row = {**ROW, "base": {"repo": "a/b", "revision": revision}}
+    assert read_row("m", row, tmp_path / "models.toml").base.revision == revision
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    row = '[models.a]\nfamily = "pisasr"\nnative_scale = 4\nbase = { repo = "a/b" }\n'
+    file.write_text(row, encoding="utf-8-sig")
+    assert find_model("a", file).native_scale == 4
+    add_user_row("a", {**ROW, "native_scale": 2}, file)
+    add_user_row("b", ROW, file)
+    assert find_model("a", file).native_scale == 2
+    assert file.read_text(encoding="utf-8-sig").count("[models.") == 2
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "", "\0"])
+def test_what_can_be_no_path_is_an_unknown_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write(tmp_path / "models.toml", '[models.a]\nfamily = "pisasr"\nnative_scale = 4\nbase = { repo = "a/b" }\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="unknown model"):
+        find_model(name)
+    with pytest.raises(UsageError, match="is no base"):
+        base_of(name)
 
 
 def test_unknown_home_is_no_crash(tmp_path: Path) -> None:

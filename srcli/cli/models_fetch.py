@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from srcli.cli.options import ModelsFile
 from srcli.console import console
 from srcli.errors import ModelError, joined_faults
-from srcli.models.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model
+from srcli.models.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model, is_folder
 
 if TYPE_CHECKING:
     from srcli.models.hub import HubFile, Plan
@@ -87,7 +87,7 @@ def tell_next_step(spec: ModelSpec) -> None:
 
 def _is_repository(name: str) -> bool:
     """Whether a name is no row and no folder with one, but a repository."""
-    return REPO_NAME.fullmatch(name) is not None and not Path(name).is_dir()
+    return REPO_NAME.fullmatch(name) is not None and not is_folder(Path(name))
 
 
 def _fetch_metric_network(*, dry_run: bool) -> None:

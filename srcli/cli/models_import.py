@@ -87,6 +87,10 @@ def import_model(
     if not file.is_file():
         raise UsageError(f"`{file}` is no file", "give the path of `pisa_sr.pkl`, which you get from its authors")
     if known is not None and _takes_import(known) and (base is None or _is_base_of(known, base)):
+        if rows != models_file:
+            raise UsageError(
+                f"`{models_file}` is no file", f"correct `--models-file`, or leave it out: `{name}` is known without it"
+            )
         _import_into_row(known, file, licence, force=force)
     else:
         _import_as_new(name, file, _checked_base(name, known, base, force=force), licence, models_file)

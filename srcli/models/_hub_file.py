@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -26,7 +26,9 @@ _LOGGER = logging.getLogger("srcli")
 TIMEOUT_S = 30.0
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[\w-][\w.-]*")  # it names files
+_RANGE_NOT_SATISFIABLE = 416
 
 
 @dataclass(frozen=True)
@@ -73,26 +75,35 @@ def file_digest(path: Path, algorithm: str = "sha256", start: bytes = b"") -> st
     return digest.hexdigest()
 
 
-def _check(path: Path, file: HubFile, size: int | None, sha256: str | None) -> None:
-    """Remove a download that is not what it should be, and raise `WrongFileError`."""
-    actual_size = path.stat().st_size
-    if size is not None and actual_size != size:
-        path.unlink()
-        raise WrongFileError(file.path, "size", str(actual_size), str(size))
-    wanted = {sum_ for sum_ in (sha256, file.sha256) if sum_ is not None}
-    kind, actual = "SHA-256", ""
+def _difference(path: Path, file: HubFile, row_sum: str | None = None) -> WrongFileError | None:
+    """In what a file on disk is another than the hub and the model's row say."""
+    size = path.stat().st_size
+    if file.size_bytes is not None and size != file.size_bytes:
+        return WrongFileError(file.path, "size", str(size), str(file.size_bytes))
+    wanted = {sum_ for sum_ in (row_sum, file.sha256) if sum_ is not None}
     if wanted:
         actual = file_digest(path)
-    elif file.blob_id is not None and len(file.blob_id) == 40:
-        kind, wanted = "git SHA-1", {file.blob_id}
-        actual = file_digest(path, "sha1", b"blob %d\0" % actual_size)
-    for expected in sorted(wanted - {actual}):
-        path.unlink(missing_ok=True)
-        raise WrongFileError(file.path, kind, actual, expected)
+        return next((WrongFileError(file.path, "SHA-256", actual, other) for other in sorted(wanted - {actual})), None)
+    if file.blob_id is None or not _SHA1.fullmatch(file.blob_id):
+        return None
+    actual = file_digest(path, "sha1", b"blob %d\0" % size)
+    if file.blob_id in (actual, file_digest(path, "sha1")):  # the second is the ETag of some proxies
+        return None
+    return WrongFileError(file.path, "git SHA-1", actual, file.blob_id)
+
+
+def _blob_of(path: Path) -> Path:
+    """The blob behind a file of a snapshot, named by its sum; the file itself where the cache has no links.
+
+    A blob may itself be a link, to a store that repositories share and that names files by other sums.
+    """
+    while path.is_symlink() and not (_SHA256.fullmatch(path.name) or _SHA1.fullmatch(path.name)):
+        path = path.parent / path.readlink()
+    return path
 
 
 def remove_damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
-    """Check the large files of a snapshot, and take damaged ones out of the cache.
+    """Check the files of a snapshot, and take damaged ones out of the cache.
 
     Args:
         folder: the snapshot.
@@ -101,25 +112,26 @@ def remove_damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
     Returns:
         The paths of what was removed.
     """
-    removed = []
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in needed_files(names):
-        blob = (folder / name).resolve()
-        expected = blob.name if _SHA256.fullmatch(blob.name) else sums.get(name)
-        if expected is None:
-            continue
-        actual = file_digest(blob)
-        if actual != expected:
-            _LOGGER.warning("in the cache, %s; it is removed", WrongFileError(name, "SHA-256", actual, expected))
-            (folder / name).unlink()
-            blob.unlink(missing_ok=True)
-            removed.append(name)
-    return removed
+    return [name for name in needed_files(names) if remove_if_damaged(folder, name, sums.get(name))]
+
+
+def remove_if_damaged(folder: Path, name: str, row_sum: str | None) -> bool:
+    """The same for one file of a snapshot; True if it was removed."""
+    blob = _blob_of(folder / name)
+    by_name = blob.name if _SHA256.fullmatch(blob.name) else None
+    damage = _difference(blob, HubFile(name, None, by_name or row_sum, blob.name))
+    if damage is None:
+        return False
+    _LOGGER.warning("in the cache, %s; it is removed", damage)
+    for path in (folder / name, blob.resolve(), blob):
+        path.unlink(missing_ok=True)
+    return True
 
 
 def known_as_others(folder: Path, sums: Mapping[str, str]) -> list[str]:
     """Paths of files that the cache names by another SHA-256 than the one wanted; reads none of them."""
-    blobs = {name: (folder / name).resolve().name for name in sums if (folder / name).exists()}
+    blobs = {name: _blob_of(folder / name).name for name in sums if (folder / name).exists()}
     return [name for name, blob in blobs.items() if _SHA256.fullmatch(blob) and blob != sums[name]]
 
 
@@ -146,35 +158,73 @@ def fetch_file(repo: str, commit: str, storage: Path, file: HubFile, sha256: str
 
     url = hf_hub_url(repo, file.path, revision=commit, endpoint=endpoint())
     about = get_hf_file_metadata(url, timeout=TIMEOUT_S)
-    if about.etag is None or not re.fullmatch(r"[\w.-]+", about.etag):
+    if about.etag is None or not _ETAG.fullmatch(about.etag):
         raise UnfitError(f"the server gives `{file.path}` no usable ETag")
     blob = storage / "blobs" / about.etag
     lock = storage.parent / ".locks" / storage.name / f"{about.etag}.lock"
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
-        if not blob.exists():
+        known = _with_headers(file, about)
+        if not _is_right_blob(blob, known):
             _load_all(url, about, partial_of(blob), advance)
-            size = about.size if about.size is not None else file.size_bytes
-            _check(partial_of(blob), file, size, sha256 or (about.etag if _SHA256.fullmatch(about.etag) else None))
+            _check(partial_of(blob), known, sha256)
             partial_of(blob).replace(blob)
+        elif sha256 is not None and (other := _difference(blob, known, sha256)):
+            raise other
+    snapshot = storage / "snapshots" / commit / file.path
+    if snapshot.exists() and snapshot.stat().st_size != blob.stat().st_size:
+        snapshot.unlink()
     with quiet_bars():  # links the blob into the snapshot, and asks the server once more for its name
         hf_hub_download(repo, file.path, revision=commit, endpoint=endpoint())
+
+
+def _with_headers(file: HubFile, about: Any) -> HubFile:
+    """What the list says of a file, and what its headers say where the list says nothing; the size is the headers'."""
+    size = about.size if about.size is not None else file.size_bytes
+    by_name = about.etag if _SHA256.fullmatch(about.etag) else None
+    return replace(file, size_bytes=size, sha256=file.sha256 or by_name, blob_id=file.blob_id or about.etag)
+
+
+def _is_right_blob(blob: Path, file: HubFile) -> bool:
+    """Whether a blob that no snapshot has yet is what its name says; what is not is removed."""
+    damage = _difference(blob, file) if blob.exists() else None
+    if damage is not None:
+        _LOGGER.warning("in the cache, %s; it is removed", damage)
+        blob.resolve().unlink()
+    if damage is not None or not blob.exists():
+        blob.unlink(missing_ok=True)  # a link to what is gone
+        return False
+    return True
+
+
+def _check(partial: Path, file: HubFile, row_sum: str | None) -> None:
+    """Remove a download that is not what it should be, and raise `WrongFileError`."""
+    difference = _difference(partial, file, row_sum)
+    if difference is not None:
+        partial.unlink()
+        raise difference
 
 
 def _load_all(url: str, about: Any, partial: Path, advance: Callable[[int], None]) -> None:
     """GET what `partial` lacks of the file, and begin again as long as each attempt brings more."""
     from huggingface_hub import get_hf_file_metadata
 
-    etag = about.etag
+    etag, anew = about.etag, False
     while True:
         had = _size_of(partial)
         try:
             return _load(url, about, partial, advance)
         except Exception as fault:  # of the HTTP client, whichever it is
-            if is_fault_of_disk(fault) or _size_of(partial) <= had:
+            status = getattr(getattr(fault, "response", None), "status_code", None)
+            if had and status == _RANGE_NOT_SATISFIABLE and not anew:  # of a file whose size the server does not tell
+                _LOGGER.warning("the server has nothing behind what has come, beginning anew: %s", first_line(fault))
+                partial.unlink()
+                anew = True
+            elif is_fault_of_disk(fault) or _size_of(partial) <= had:
                 raise
-            _LOGGER.warning("the connection broke, going on: %s", first_line(fault))
+            else:
+                _LOGGER.warning("the connection broke, going on: %s", first_line(fault))
         about = get_hf_file_metadata(url, timeout=TIMEOUT_S)  # the address of a large file holds for a while only
         if about.etag != etag:
             raise UnfitError("the file changed on the server while it was downloaded")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 def parse(file: Path, faults: list[str]) -> dict[str, Any]:
     """The content of a file; empty, with a fault noted, where it cannot be read."""
     try:
-        content: dict[str, Any] = tomllib.loads(file.read_bytes().decode())
+        content: dict[str, Any] = tomllib.loads(read_text(file))
         return content
     except OSError as fault:
         faults.append(f"`{file}`: {fault.strerror or fault}")
@@ -35,6 +35,11 @@ def parse(file: Path, faults: list[str]) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as fault:
         faults.append(f"`{file}`: not valid TOML: {fault}")
     return {}
+
+
+def read_text(file: Path) -> str:
+    """A file's text, UTF-8, without the byte-order mark that some editors of Windows put before it."""
+    return file.read_bytes().decode("utf-8-sig")
 
 
 def parsed_or_none(text: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from srcli.models._hub_file import (
     known_as_others,
     partial_of,
     remove_damaged,
+    remove_if_damaged,
 )
 from srcli.models.layout import INDEX_FILE, lacking_files, lacking_parts, needed_files
 from srcli.models.spec import BaseSource
@@ -107,7 +109,7 @@ def repositories(base: BaseSource) -> tuple[str, ...]:
 def fetch_base(base: BaseSource, label: str, listener: Listener, *, dry_run: bool = False) -> Path | None:
     """Download what is missing of a base from the first repository that has all of it, and check it.
 
-    A complete copy in the cache is used without a look at the network; its large files are checked.
+    A complete copy in the cache is used without a look at the network; its files are checked.
 
     Args:
         base: one with a `repo`.
@@ -150,9 +152,10 @@ def fetch_config(base: BaseSource, path: str, label: str) -> Path:
     Raises:
         ModelError: none has it; each is named with its fault.
     """
+    sums = base.sha256 or {}
     for repo in repositories(base):
         folder = _cached_folder(repo, base.revision, path)
-        if folder is not None:
+        if folder is not None and _is_here(folder, HubFile(path)) and not remove_if_damaged(folder, path, sums.get(path)):
             return folder / path
     faults: list[str] = []
     for repo in repositories(base):
@@ -161,7 +164,7 @@ def fetch_config(base: BaseSource, path: str, label: str) -> Path:
             if path not in listed:
                 raise UnfitError(f"lacks `{path}`")
             storage, commit = _storage(repo), str(info.sha)
-            fetch_file(repo, commit, storage, listed[path], None, lambda _: None)
+            fetch_file(repo, commit, storage, listed[path], sums.get(path), lambda _: None)
             _name_commit(storage, commit, base.revision or "main")
             return storage / "snapshots" / commit / path
         except Exception as fault:  # as in `fetch_base`
@@ -178,6 +181,8 @@ def _listing(repo: str, revision: str | None) -> tuple[dict[str, HubFile], Any]:
     from huggingface_hub import HfApi
 
     info = HfApi(endpoint=endpoint()).model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+    if not re.fullmatch(r"[\w-]+", str(info.sha)):  # it names a folder
+        raise UnfitError("the server tells no usable commit")
     return {each.rfilename: _hub_file(each) for each in info.siblings or ()}, info
 
 
@@ -189,7 +194,7 @@ def _plan(repo: str, base: BaseSource) -> Plan:
     files = tuple(listed[name] for name in needed_files(listed))
     _check_listed_sums(files, base.sha256 or {})
     storage, commit = _storage(repo), str(info.sha)
-    present = frozenset(file.path for file in files if (storage / "snapshots" / commit / file.path).exists())
+    present = frozenset(file.path for file in files if _is_here(storage / "snapshots" / commit, file))
     partial = sum(_partial_bytes(storage, file) for file in files if file.path not in present)
     licence = getattr(info.card_data, "license", None) or ""
     return Plan(repo, commit, licence if isinstance(licence, str) else ", ".join(licence), storage, files, present, partial)
@@ -205,6 +210,15 @@ def _check_listed_sums(files: tuple[HubFile, ...], wanted: Mapping[str, str]) ->
     for file in files:
         if file.sha256 is not None and wanted.get(file.path, file.sha256) != file.sha256:
             raise WrongFileError(file.path, "SHA-256", file.sha256, wanted[file.path])
+
+
+def _is_here(folder: Path, file: HubFile) -> bool:
+    """Whether a snapshot has a file, of the size that the hub tells; what is in it is looked at elsewhere."""
+    path = folder / file.path
+    if not path.exists():
+        return False
+    size = path.stat().st_size
+    return size > 0 if file.size_bytes is None else size == file.size_bytes
 
 
 def _partial_bytes(storage: Path, file: HubFile) -> int:
@@ -237,7 +251,7 @@ def _carry_out(plan: Plan, base: BaseSource, listener: Listener) -> Path:
     if others:
         raise UnfitError(f"{', '.join(f'`{name}`' for name in others)} in the cache is another file than the row's SHA-256 says")
     for file in plan.files:
-        if not (plan.folder / file.path).exists():
+        if not _is_here(plan.folder, file):
             listener.start(file)
             fetch_file(plan.repo, plan.commit, plan.storage, file, sums.get(file.path), listener.advance)
     lacking = lacking_files(plan.folder)

@@ -24,6 +24,8 @@ _FULL_WEIGHTS = re.compile(r"[^.]+\.safetensors")
 _HALF_WEIGHTS = re.compile(rf"[^.]+\.{HALF}(-\d+-of-\d+)?\.safetensors")
 _FULL_INDEX, _HALF_INDEX = ".safetensors.index.json", f".safetensors.index.{HALF}.json"
 _TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
+_SETTINGS = {"scheduler": ("scheduler_config.json",), "tokenizer": ("merges.txt", "vocab.json")}
+"""What a part cannot do without; of a tokenizer, where it is not in one file (`tokenizer.json`, `*.model`)."""
 
 
 def needed_files(names: Iterable[str]) -> list[str]:
@@ -72,7 +74,10 @@ def lacking_parts(names: Iterable[str]) -> list[str]:
 
 
 def lacking_files(folder: Path) -> list[str]:
-    """What a snapshot needs and has not: each part that its index declares, with its weights, of either precision."""
+    """What a snapshot needs and has not: each part that its index declares, with its settings, its vocabulary and its weights.
+
+    Weights may be of either precision. An empty file counts as missing.
+    """
     try:
         declared = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,17 +85,30 @@ def lacking_files(folder: Path) -> list[str]:
     needed = [part for part in PARTS if isinstance(declared, dict) and (declared.get(part) or [None])[0] is not None]
     if "unet" not in needed:
         return ["unet"]
-    lacking = [part for part in needed if not any((folder / part).glob("*.json"))]
-    for part in set(needed).intersection(_WEIGHT_PARTS).difference(lacking):
+    lacking = [f"{part}/{name}" for part in needed for name in _lacking_settings(folder / part)]
+    for part in set(needed).intersection(_WEIGHT_PARTS):
         full = _lacking_weights(folder / part, _FULL_WEIGHTS, _FULL_INDEX)
         if full and _lacking_weights(folder / part, _HALF_WEIGHTS, _HALF_INDEX):
             lacking += [f"{part}/{name}" for name in full]
     return sorted(lacking)
 
 
+def _lacking_settings(part_folder: Path) -> list[str]:
+    """What a part lacks to be set up, weights aside."""
+    names = _SETTINGS.get(part_folder.name, ("config.json",))
+    alone = [part_folder / "tokenizer.json", *part_folder.glob("*.model")] if part_folder.name == "tokenizer" else []
+    if any(map(_is_whole, alone)):
+        return []
+    return [name for name in names if not _is_whole(part_folder / name)]
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
 def _lacking_weights(part_folder: Path, weights: re.Pattern[str], index: str) -> list[str]:
     """What one precision of a part's weights lacks: shards, or all of it."""
-    names = {path.name for path in part_folder.glob("*.safetensors") if weights.fullmatch(path.name) and path.exists()}
+    names = {path.name for path in part_folder.glob("*.safetensors") if weights.fullmatch(path.name) and _is_whole(path)}
     wanted: set[str] = set()
     for file in part_folder.glob(f"*{index}"):
         try:

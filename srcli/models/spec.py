@@ -6,6 +6,7 @@ Nothing here needs torch or a network. The format of a row is told in the header
 from __future__ import annotations
 
 import difflib
+import os
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ BUILTIN = PACKAGE / "builtin"
 COLOR_FIXES = ("adain", "wavelet", "none")
 TILINGS = ("fixed", "even")
 REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_REVISION = re.compile(r"(?!\.)[^\s/\\:\0]+(/(?!\.)[^\s/\\:\0]+)*")  # names a file in the hub's cache
 ROW_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 MOVED_REPOS = {
@@ -156,7 +158,7 @@ def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
     if name in registry:
         return registry[name]
     own = _expanded(name) / "models.toml"
-    if own.is_file():
+    if name and is_folder(own.parent) and own.is_file():
         faults: list[str] = []
         rows = specs_of(parse(own, faults), own, faults)
         raise_faults(faults, f"cannot use `{own}`")
@@ -175,11 +177,11 @@ def base_of(text: str) -> BaseSource:
         UsageError: it is none of these.
     """
     folder = _expanded(text)
-    if folder.is_dir():
+    if text and is_folder(folder):
         return BaseSource(path=folder.resolve())
     if REPO_NAME.fullmatch(text):
         return BaseSource(repo=text, mirrors=MOVED_REPOS.get(text, ()))
-    if ROW_NAME.fullmatch(text) and (BUILTIN / text).is_dir():
+    if ROW_NAME.fullmatch(text) and is_folder(BUILTIN / text):
         return BaseSource(embedded=text)
     raise UsageError(
         f"`{text}` is no base: neither a folder that exists nor a repository as `owner/name`",
@@ -277,11 +279,18 @@ def _read_base(table: Table, folder: Path) -> BaseSource:
     for repo in (*([base.repo] if base.repo is not None else []), *mirrors):
         if not isinstance(repo, str) or not REPO_NAME.fullmatch(repo):
             table.fault(f"`{repo}` must be a repository as `owner/name`")
+    if base.revision is not None and not _REVISION.fullmatch(base.revision):
+        table.fault(f"`revision` must be a branch, a tag or a commit, not `{base.revision}`")
     for key in ("mirrors", "revision", "sha256"):
         if base.repo is None and table.has(key):
             table.fault(f"`{key}` needs a `repo`")
     table.close()
     return base
+
+
+def is_folder(path: Path) -> bool:
+    """As `Path.is_dir`, and False also for what is too long for a path or may not be looked at."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _expanded(path: str) -> Path:

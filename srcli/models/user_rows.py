@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srcli.errors import ModelError
-from srcli.models._toml import parse, parsed_or_none, replace_file, row_as_toml, with_row
+from srcli.models._toml import parse, parsed_or_none, read_text, replace_file, row_as_toml, with_row
 from srcli.models.spec import raise_faults, read_row, specs_of, user_models_file
 
 
@@ -35,7 +35,7 @@ def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) ->
     raise_faults(faults, f"cannot add model `{name}` to `{file}`")
     try:
         new_row = row_as_toml(name, row)
-        new_text = with_row(file.read_bytes().decode() if file.exists() else "", name, new_row)
+        new_text = with_row(read_text(file) if file.exists() else "", name, new_row)
         wanted = {**old.get("models", {}), **(parsed_or_none(new_row) or {})["models"]}
         if parsed_or_none(new_text) != {**old, "models": wanted}:
             raise ModelError(
