@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from types import TracebackType
 from typing import ClassVar
 
@@ -13,7 +14,8 @@ from rich.text import Text
 
 from srcli.errors import SrcliError
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def set_up_logging(*, debug: bool, quiet: bool) -> None:
@@ -26,16 +28,21 @@ def set_up_logging(*, debug: bool, quiet: bool) -> None:
 
 def show_error(error: SrcliError) -> None:
     """Print an error as `error: …`, a blank line, `hint: …`."""
-    console.print(f"[bold red]error[/]: {escape(error.message)}", soft_wrap=True)
+    console.print(f"[bold red]error[/]: {_printable(error.message)}", soft_wrap=True)
     if error.hint:
-        console.print(f"\n[bold cyan]hint[/]: {escape(error.hint)}", soft_wrap=True)
+        console.print(f"\n[bold cyan]hint[/]: {_printable(error.hint)}", soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """As it is, on a terminal: names of files may hold markup, and codes that would clear the screen or worse."""
+    return escape(_CONTROLS.sub("?", text))
 
 
 class _ConsoleHandler(logging.Handler):
     _STYLES: ClassVar = {logging.WARNING: "[bold yellow]warning[/]: ", logging.ERROR: "[bold red]error[/]: "}
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self._STYLES.get(record.levelno, "") + escape(self.format(record)), soft_wrap=True)
+        console.print(self._STYLES.get(record.levelno, "") + _printable(self.format(record)), soft_wrap=True)
 
 
 class _SpeedColumn(ProgressColumn):
@@ -78,7 +85,7 @@ class UpscaleProgress:
 
     def start(self, name: str) -> None:
         """An image is being worked on."""
-        self._progress.update(self._task, file=_shortened(name, 26))
+        self._progress.update(self._task, file=_shortened(_CONTROLS.sub("?", name), 26))
 
     def finish(self, megapixels: float, expected: float) -> None:
         """An image is finished: its output megapixels, and how many of the total it was expected to be."""

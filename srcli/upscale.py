@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from srcli.config import UpscaleConfig
+from srcli.engine.pictures import enlarged_size
 from srcli.engine.restore import Engine, choose_limits
 from srcli.engine.stream import Size, Stream
 from srcli.errors import SrcliError
-from srcli.images.codec import probe
+from srcli.images.codec import check_sides, probe
 from srcli.images.files import Job
+from srcli.images.suffixes import format_of
 from srcli.models.adapters import replace_adapters
 from srcli.models.base import LoadOptions
 from srcli.models.device import choose_device, choose_dtype, prepare
@@ -92,7 +94,9 @@ def planned(config: UpscaleConfig, jobs: Iterable[Job]) -> Iterator[PlannedImage
     for job in jobs:
         try:
             header = probe(job.source)
-            yield PlannedImage(job, (header.width, header.height), size.of(header.width, header.height))
+            result = size.of(header.width, header.height)
+            check_sides(*result, job.target, format_of(job.target))
+            yield PlannedImage(job, (header.width, header.height), result)
         except SrcliError as error:
             yield PlannedImage(job, fault=error.message)
 
@@ -101,7 +105,8 @@ def estimate_seconds(stream: Stream, images: Iterable[PlannedImage]) -> float:
     """How long the model would take over `images`, from one tile timed now; reading and writing go on beside it."""
     engine = stream.engine
     scale = engine.restorer.native_scale
-    canvases = [(image.input_size[1] * scale, image.input_size[0] * scale) for image in images if image.input_size]
+    inputs = [enlarged_size(*image.input_size, engine.restorer.min_side) for image in images if image.input_size]
+    canvases = [(height * scale, width * scale) for width, height in inputs]
     side = min(engine.limits.tile_lat * engine.restorer.factor, max(max(canvas) for canvas in canvases))
     sample = torch.zeros(3, side, side)
     engine.restore([sample])  # the first run pays for set-up

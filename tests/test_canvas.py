@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from srcli.engine.pictures import enlarge_plainly, prepare_canvas
 from srcli.images.canvas import Canvas
+from srcli.images.codec import Picture
 from srcli.images.resize import enlarge_bicubic
 
 
@@ -84,3 +86,46 @@ def test_a_canvas_does_not_hold_the_enlarged_picture_nor_change_with_its_crops()
 def test_crops_begin_inside(crop: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="24 x 20"):
         Canvas(values_of(6, 5), 4).crop(*crop)
+
+
+# ---------------------------------------------------------------- what cannot be seen
+
+
+def disc_of(hidden: tuple[int, int, int], depth: int, colors: int) -> Picture:
+    """White on nothing, with a soft edge; `hidden` is the colour where alpha is 0."""
+    large = Image.new("L", (512, 384))
+    ImageDraw.Draw(large).ellipse((100, 50, 412, 362), fill=255)
+    alpha = np.asarray(large.resize((64, 48), Image.Resampling.BOX))[..., np.newaxis]
+    levels = np.concatenate([np.where(alpha > 0, 255, hidden)[..., :colors], alpha], axis=2)
+    return Picture(levels.astype(np.uint8) if depth == 8 else levels.astype(np.uint16) * np.uint16(257))
+
+
+@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 0, 255)])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("colors", [1, 3])
+@pytest.mark.parametrize("min_side", [1, 100])
+def test_hidden_colours_do_not_run_into_what_is_seen(
+    hidden: tuple[int, int, int], depth: int, colors: int, min_side: int
+) -> None:
+    picture = disc_of(hidden, depth, colors)
+    before = picture.levels.copy()
+    canvas = prepare_canvas(picture, 4, min_side)
+    sr = enlarge_plainly(picture, canvas, (256, 192))
+    white = disc_of((255, 255, 255), depth, colors)
+    wanted = enlarge_plainly(white, prepare_canvas(white, 4, min_side), (256, 192))
+    np.testing.assert_array_equal(sr.levels, wanted.levels)
+    np.testing.assert_array_equal(picture.levels, before)
+
+
+def test_hidden_pixels_take_the_nearest_colour_and_others_stay() -> None:
+    levels = np.zeros((1, 9, 4), np.uint8)
+    levels[0, :, 0] = range(1, 10)
+    levels[0, [2, 7], 3] = 1, 255
+    values = prepare_canvas(Picture(levels), 4, 1).values
+    np.testing.assert_array_equal(values[0, :, 0], [3, 3, 3, 3, 3, 8, 8, 8, 8])
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 255])
+def test_pictures_seen_wholly_or_not_at_all_are_not_copied(alpha: int) -> None:
+    levels = np.concatenate([values_of(6, 5), np.full((6, 5, 1), alpha, np.uint8)], axis=2)
+    assert np.shares_memory(prepare_canvas(Picture(levels), 4, 1).values, levels)

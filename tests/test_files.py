@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from srcli.errors import UsageError
-from srcli.images.files import INPUT_SUFFIXES, OUTPUT_FORMATS, Job, format_of, is_done, plan_jobs
+from srcli.images.files import Job, is_done, plan_jobs
+from srcli.images.suffixes import INPUT_SUFFIXES, OUTPUT_FORMATS, format_of
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_names_of_targets(here: Path, name: str, format: str | None, suffix: str
 @pytest.mark.parametrize("output", ["b.png", "new/folder/b.JPG", "b.tif"])
 def test_one_file_may_go_to_a_file(here: Path, output: str) -> None:
     make("a.png")
-    assert pairs(plan_jobs(["a.png"], Path(output), suffix="_ignored")) == [("a.png", output)]
+    assert pairs(plan_jobs(["a.png"], Path(output))) == [("a.png", output)]
 
 
 def test_a_folder_named_like_an_image_is_a_folder(here: Path) -> None:
@@ -220,6 +221,15 @@ def test_an_original_is_not_overwritten_through_a_link_or_by_another(here: Path)
         (["*.png"], "c.png", {}, "more than one file"),
         (["."], "c.png", {}, "more than one file"),
         (["a.png"], "c.png", {"format": "jpeg"}, "is not a jpeg file"),
+        (["a.png"], "c.png", {"suffix": "_x4"}, "gets no suffix"),
+        (["gone.png"], "c.png", {}, "`gone.png` does not exist"),
+        (["a.png"], "c.gif", {}, "`.gif` is not the suffix"),
+        (["a.png"], "c.HEIC", {}, "`.HEIC` is not the suffix"),
+        ([""], "out", {}, "an input is empty"),
+        (["a.png", ""], "out", {}, "an input is empty"),
+        (["x" * 300], "out", {}, "x` cannot be used: File name too long"),
+        (["a.png"], "x" * 300, {}, "x` cannot be used: File name too long"),
+        (["-"], "out", {}, "`-` is standard input, which cannot be read"),
     ],
 )
 def test_requests_that_make_no_sense(here: Path, inputs: list[str], output: str, options: dict[str, str], reason: str) -> None:

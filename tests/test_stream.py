@@ -100,6 +100,16 @@ def test_a_picture_that_spoils_a_batch_fails_alone(tmp_path: Path) -> None:
     assert outcomes[1].reason == "the white one"
 
 
+@pytest.mark.parametrize(("format", "side"), [("webp", 4096), ("jpg", 16376)])
+def test_a_result_too_large_for_its_format_costs_no_work(tmp_path: Path, format: str, side: int) -> None:
+    Image.new("L", (side, 1)).save(tmp_path / "wide.png")
+    mock = MockRestorer()
+    (outcome,) = make_stream(mock).run([Job(tmp_path / "wide.png", tmp_path / f"out.{format}")])
+    assert outcome.status == "failed"
+    assert f"{side * 4} x 4 px is over" in outcome.reason
+    assert not mock.batches
+
+
 def test_a_bug_in_one_image_is_a_failure_with_its_kind(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +316,7 @@ def test_a_result_in_half_precision_is_finished_too(photo: np.ndarray) -> None:
         assert np.abs(found - wanted).max() <= 1 + 128 * torch.finfo(dtype).eps
 
 
-def test_interruption_keeps_what_was_restored_and_leaves_no_part(tmp_path: Path) -> None:
+def test_interruption_keeps_what_was_restored_and_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = many(tmp_path / "in", 12)
 
     class Interrupting(MockRestorer):
@@ -316,11 +326,16 @@ def test_interruption_keeps_what_was_restored_and_leaves_no_part(tmp_path: Path)
             return super().predict(latent)
 
     outcomes: list[Outcome] = []
+    stream = make_stream(Interrupting(), batch=1)
+    real = stream_module.encode
+    monkeypatch.setattr(stream_module, "encode", lambda *rest: time.sleep(0.1) or real(*rest))
     with pytest.raises(KeyboardInterrupt):
-        outcomes.extend(make_stream(Interrupting(), batch=1).run(jobs))
+        outcomes.extend(stream.run(jobs))
+    assert stream.late
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == [job.target.name for job in jobs[: len(written)]]
     assert len(written) >= 1
+    assert [(each.job.target.name, each.status) for each in [*outcomes, *stream.late]] == [(name, "done") for name in written]
     for path in (tmp_path / "out").iterdir():
         decode(path)
 

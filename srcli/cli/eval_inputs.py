@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from srcli.cli.summary import tell_left_out
 from srcli.config.eval import EvalConfig
 from srcli.config.upscale import UpscaleConfig
 from srcli.console import UpscaleProgress, console
@@ -39,8 +40,9 @@ def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Fai
     if config.lq is None:
         return methods, failures
     names = (*config.model, *config.baseline)
+    left_out: set[Path] = set()
     for name, own in zip(names, _folder_names(names), strict=True):
-        jobs = plan_jobs((str(config.lq),), folder / own, format="png")
+        jobs = plan_jobs((str(config.lq),), folder / own, format="png", left_out=left_out)
         methods[name] = jobs[0].target if config.lq.is_file() else folder / own
         _clear(jobs)
         make = _upscale if name in config.model else _enlarge
@@ -48,6 +50,7 @@ def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Fai
         if len(failed) == len(jobs):
             raise SrcliError(f"`{name}` made no picture: all {len(jobs)} failed, each named above", "mend or replace `--lq`")
         failures += failed
+    tell_left_out(left_out)
     return methods, failures
 
 

@@ -49,7 +49,7 @@ def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
     for spec in specs:
         cells = (spec.name, spec.family, f"{spec.native_scale}", _state_of(spec), spec.description)
         table.add_row(*(Text(cell) for cell in cells))
-    Console(file=sys.stdout, highlight=False).print(table)
+    Console(file=sys.stdout, highlight=False, emoji=False).print(table)
     _LOGGER.info("your own rows: `%s`", user_models_file())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from srcli.console import format_duration
 from srcli.errors import UsageError
 from srcli.images.files import Job
+from srcli.images.suffixes import counts_by_suffix
 
 if TYPE_CHECKING:
     from srcli.engine.stream import Outcome, Stream
@@ -86,8 +89,17 @@ class Summary:
             log.info(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
 
 
+def tell_left_out(files: Collection[Path]) -> None:
+    """Warn of pictures that no folder gives, by kind; nothing is said where there are none."""
+    if files:
+        hint = "\n  hint: convert them to PNG, JPEG or TIFF"
+        log.warning("left out: %s; files of such kinds are not taken from folders%s", counts_by_suffix(files), hint)
+
+
 class Report:
     """The file of `--report`: one JSON line per image, written as soon as it is known. None writes nothing.
+
+    When it can be written no longer (a full disk), that is told once and the pictures go on.
 
     Raises:
         UsageError: on entering, if the file cannot be written.
@@ -109,7 +121,10 @@ class Report:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                self._give_up(error)
 
     def skipped(self, job: Job) -> None:
         """A line for an image that was done before."""
@@ -131,5 +146,16 @@ class Report:
 
     def _line(self, content: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(content) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(content) + "\n")
+                self._file.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what could not be written is tried once more
+                file.close()
+        reason = error.strerror or error
+        log.warning("the report `%s` is incomplete, no more is written: %s", self.path, reason)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
-from srcli.cli.summary import Report, Summary
+from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
+from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
 
 log = logging.getLogger("srcli")
 
@@ -26,8 +30,10 @@ def upscale(
         list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT", show_default=False)
     ],
     output: Annotated[
-        Path,
-        typer.Option("-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False),
+        str,
+        typer.Option(
+            "-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False, metavar="PATH"
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="A name from `srcli models list`, or the output folder of a training run.", rich_help_panel=MODEL)
@@ -126,9 +132,11 @@ def upscale(
 
     Example: srcli upscale ~/photos -o ~/photos-x4
     """
+    if not output:  # Path("") is the current folder
+        raise UsageError("`--output` is empty", "name a folder; `.` is the current one")
     config = UpscaleConfig(
         inputs=tuple(inputs),
-        output=output,
+        output=Path(output),
         model=model,
         models_file=models_file,
         pixel=pixel,
@@ -161,7 +169,7 @@ def upscale(
 def run(config: UpscaleConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
-    jobs = plan_jobs(config.inputs, config.output, recursive=config.recursive, format=config.format, suffix=config.suffix)
+    jobs = _plan(config)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
     already = set(skipped)
     todo = [job for job in jobs if job not in already]
@@ -187,6 +195,34 @@ def run(config: UpscaleConfig) -> int:
     return 1 if summary.failed else 0
 
 
+def _plan(config: UpscaleConfig) -> list[Job]:
+    left_out: set[Path] = set()
+    jobs = plan_jobs(
+        config.inputs,
+        config.output,
+        recursive=config.recursive,
+        format=config.format,
+        suffix=config.suffix,
+        overwrite=config.overwrite,
+        left_out=left_out,
+    )
+    tell_left_out(left_out)
+    if config.report is not None:
+        _check_report(config.report, jobs)
+    return jobs
+
+
+def _check_report(report: Path, jobs: Sequence[Job]) -> None:
+    """Opening the report empties it: not a photo."""
+    place = os.path.realpath(report)
+    for job in jobs:
+        for path, what in ((job.source, "an input"), (job.target, "the output for an input")):
+            if os.path.realpath(path) == place:
+                raise UsageError(f"the report `{report}` is {what}", "give another `--report`")
+    if report.suffix.lower() in INPUT_SUFFIXES | UNREAD_SUFFIXES:
+        raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
+
+
 def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: Report) -> None:
     _make_folder(todo[0].target.parent)
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
@@ -203,6 +239,9 @@ def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: R
                 progress.finish(megapixels(outcome.output_size), expected[outcome.job])
         finally:
             outcomes.close()
+            for outcome in stream.late:
+                summary.add(outcome)
+                report.finished(outcome)
             summary.add_work(stream)
 
 
@@ -214,22 +253,28 @@ def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job]) -> int:
     good = [image for image in images if not image.fault]
     seconds = estimate_seconds(open_stream(config), good) if good else 0.0
     total = sum(megapixels(image.output_size) for image in good)
+    code = 1 if len(good) < len(images) else 0
     if config.json:
         lines = [image.as_dict() for image in images]
         outline = {"planned": lines, "skipped": len(skipped), "megapixels": total, "estimated_seconds": seconds}
         typer.echo(json.dumps(outline))
-        return 0
+        return code
     for image in images:
         log.info(image.line())
-    faulty = f", {len(images) - len(good)} that cannot be read" if len(good) < len(images) else ""
+    faulty = f", {len(images) - len(good)} that would fail" if code else ""
     counts = f"{len(good)} to do ({total:.1f} MP), {len(skipped)} done already{faulty}"
     log.info("%s; about %s here", counts, format_duration(seconds))
-    return 0
+    return code
 
 
 def _make_folder(folder: Path) -> None:
+    """Make it and try whether it can be written to, which would else show after the first picture's work."""
+    task = "make the folder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        task = "write to the folder"
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"cannot make the folder `{folder}`: {reason}", "give another `--output`") from error
+        raise UsageError(f"cannot {task} `{folder}`: {reason}", "give another `--output`") from error

@@ -56,6 +56,8 @@ class UpscaleConfig:
             faults.append(f"`--suffix {self.suffix}` must not hold a path separator")
         if not 1 <= self.quality <= 100:
             faults.append(f"`--quality {self.quality}` is not between 1 and 100")
+        if self.dry_run and self.report is not None:
+            faults.append("`--report` has no effect with `--dry-run`; its plan comes with `--json`")
         raise_faults(faults, "srcli upscale --help")
 
     @property

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import torch
 from PIL import Image
 
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, depth_for, keeps_alpha
 from srcli.images.color import fix_color
-from srcli.images.levels import Array, to_floats
+from srcli.images.levels import Array, Levels, to_floats
 from srcli.images.resize import resample, resample_u8
 from srcli.images.rows import Rows, collect, make_rows, on_white, resized, rows_of
 
@@ -25,16 +27,45 @@ def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> Canvas
     """The input as the model wants it: bicubic at `native_scale`.
 
     Inputs below `min_side` are enlarged to it first, as PiSA-SR does; a very long and narrow one only until its longer side
-    has 1024 pixels.
+    has 1024 pixels. Fully transparent pixels have the colour of the nearest that can be seen.
     """
-    values, width, height = picture.color_levels, picture.width, picture.height
-    factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
-    if factor <= 1:
+    values = visible_colors(picture)
+    width, height = enlarged_size(picture.width, picture.height, min_side)
+    if (width, height) == (picture.width, picture.height):
         return Canvas(values, native_scale)
-    size = (int(factor * height), int(factor * width))
+    size = (height, width)
     if picture.bit_depth == 8:
         return Canvas(resample_u8(values, size), native_scale)
     return Canvas(resample(to_floats(values), size, Image.Resampling.BICUBIC), native_scale)
+
+
+def enlarged_size(width: int, height: int, min_side: int) -> tuple[int, int]:
+    """(width, height) in pixels of an input when it comes to the model; see `prepare_canvas`."""
+    factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
+    return (int(factor * width), int(factor * height)) if factor > 1 else (width, height)
+
+
+def visible_colors(picture: Picture) -> Levels:
+    """The colours to enlarge: what lies where nothing can be seen must not run into what can.
+
+    Returns:
+        (H, W, 1 or 3), uint8 or uint16: where alpha is 0, the colour of the nearest pixel where it is not. A view of the
+        picture's own where nothing or all is fully transparent.
+    """
+    color, alpha = picture.color_levels, picture.alpha_levels
+    if alpha is None:
+        return color
+    hidden = alpha[..., 0] == 0
+    if not hidden.any() or hidden.all():
+        return color
+    mask = hidden.view(np.uint8)
+    nearest = cv2.distanceTransformWithLabels(mask, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)[1]
+    hidden &= nearest > 0  # which it is not where an older OpenCV has lost its way: 8192 px from anything
+    of_label = np.zeros((int(nearest.max()) + 1, color.shape[2]), color.dtype)
+    of_label[nearest[~hidden]] = color[~hidden]
+    filled: Levels = color.copy()
+    filled[hidden] = of_label[nearest[hidden]]
+    return filled
 
 
 def finish(

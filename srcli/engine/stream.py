@@ -21,9 +21,10 @@ from srcli.engine.pictures import finish, picture_bytes, prepare_canvas, result_
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import SrcliError
 from srcli.images.canvas import Canvas
-from srcli.images.codec import Picture, decode, encode, probe
-from srcli.images.files import Job, format_of
+from srcli.images.codec import Picture, check_sides, decode, encode, probe
+from srcli.images.files import Job
 from srcli.images.resize import target_size
+from srcli.images.suffixes import format_of
 
 log = logging.getLogger("srcli")
 
@@ -111,17 +112,20 @@ class Stream:
         self.results = Budget(limit)
         """What results hold, and may."""
         self.clock = Clock()
+        self.late: list[Outcome] = []
+        """After a `run` that was broken off: the outcomes that it did not come to yield, of pictures that were being written."""
 
     def run(self, jobs: Iterable[Job], on_start: Callable[[Job], None] = lambda job: None) -> Generator[Outcome, None, None]:
         """Yield the outcome of each job, in order of completion, which is the order of the jobs.
 
         A fault of one image is its outcome; only interruption and our own bugs outside an image raise. When the caller stops
-        iterating, or raises, pictures already restored are still written.
+        iterating, or raises, pictures already restored are still written, and their outcomes are in `late`.
         """
         readers = ThreadPoolExecutor(READERS, "srcli-read")
         writers = ThreadPoolExecutor(WRITERS, "srcli-write")
         pending: deque[Future[Outcome]] = deque()
         self.results = Budget(self.results.limit)
+        self.late = []
         try:
             for group in self._groups(self._read(readers, jobs)):
                 cost = sum(each.cost for each in group if isinstance(each, _Item))
@@ -134,6 +138,7 @@ class Stream:
         finally:
             readers.shutdown(cancel_futures=True)
             writers.shutdown(wait=True)
+            self.late = [future.result() for future in pending]
 
     # --- reading ---
 
@@ -170,6 +175,7 @@ class Stream:
         try:
             picture = decode(job.source)
             output_size = self.size.of(picture.width, picture.height)
+            check_sides(*output_size, job.target, format_of(job.target))
             canvas = prepare_canvas(picture, self.engine.restorer.native_scale, self.engine.restorer.min_side)
             cost = max(result_bytes(picture, canvas, output_size, format_of(job.target)))
             return _Item(job, picture, canvas, output_size, cost)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from srcli.errors import UsageError, joined_faults
-from srcli.images.files import INPUT_SUFFIXES
+from srcli.images.suffixes import INPUT_SUFFIXES
 
 REFERENCE = "hq"
 """What the folder of references is called beside the names of methods; `INPUT` is that of the inputs."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,17 +18,35 @@ from PIL import Image
 
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
-from srcli.images.files import OUTPUT_FORMATS
 from srcli.images.levels import Array, Levels, to_depth, to_floats
 from srcli.images.metadata import PREFIX, to_stored, to_upright, updated_exif
 from srcli.images.reader import MAX_PIXELS
 from srcli.images.rows import collect, on_white, rows_of
+from srcli.images.suffixes import OUTPUT_FORMATS
 
-__all__ = ["MAX_PIXELS", "OUTPUT_FORMATS", "Header", "Picture", "decode", "depth_for", "encode", "keeps_alpha", "probe"]
+try:
+    import fcntl
+except ImportError:  # there are no such locks on this system
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "MAX_PIXELS",
+    "OUTPUT_FORMATS",
+    "Header",
+    "Picture",
+    "check_sides",
+    "decode",
+    "depth_for",
+    "encode",
+    "keeps_alpha",
+    "probe",
+]
 
 _SIDE_LIMITS = {"jpeg": 65500, "webp": 16383}  # px; JPEG's is libjpeg's own, 35 below that of the format
 _JPEG_EXIF_BYTES = 65533
 _FULL_CHROMA_QUALITY = 90
+_NAME_BYTES = 255  # of one file, on nearly every system
+_SHORT_NAME = 50  # characters, of 4 bytes each at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +171,11 @@ def keeps_alpha(format: str) -> bool:
 def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
     """Write an image, whole or not at all: a temporary file beside `path` takes its place when it is complete.
 
+    Two runs may have the same output folder: while one writes an image, the other cannot.
+
     JPEG, WebP and TIFF are stored in the layout of the source with its orientation tag, PNG upright (many programs ignore
     its tag). JPEG has no alpha, so the picture is laid on white; JPEG and WebP have 8 bits. What TIFF keeps of EXIF is said
-    in `tiff.write`; JPEG keeps only the orientation of a block over 64 kB.
+    in `tiff.write`; JPEG keeps only the orientation of a block over 64 kB. WebP has no gray, so a profile for gray is left out.
 
     PNG of 16 bits and TIFF are written by rows. Pillow's encoders want the whole picture at once, in their own copy of 4
     bytes a pixel (1 where it is gray); what they make goes to the file as it comes, but for WebP. PNG is deflated without a
@@ -166,33 +188,99 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
         quality: 1 to 100 for JPEG (full chroma resolution from 90) and WebP (100: lossless); the others are lossless.
 
     Raises:
-        ImageError: the picture is too large for the format, or the file cannot be written (full disk, no permission).
+        ImageError: the picture is too large for the format, or the file cannot be written (full disk, no permission,
+            another run is writing it).
         UsageError: the format is unknown.
     """
     if format not in OUTPUT_FORMATS:
         raise UsageError(f"`{format}` is not a format that can be written", f"use one of {', '.join(OUTPUT_FORMATS)}")
-    _check_sides(picture, path, format)
-    part = path.with_name(f".{path.name}.part")  # named after the target, so that a rerun clears up after a killed one
+    check_sides(picture.width, picture.height, path, format)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w+b") as file:
+        with _replacing(path) as file:
             _write(picture, file, format, quality)
+    except OSError as fault:
+        raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place at the end; after any fault it is gone again."""
+    part = _part_of(path)
+    with _opened_alone(part, path) as file:
+        try:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as fault:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(fault, OSError):
-            raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
-        raise
+            if os.name != "posix":
+                file.close()  # what is open cannot be moved there
+            part.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
 
 
-def _check_sides(picture: Picture, path: Path, format: str) -> None:
+def _part_of(path: Path) -> Path:
+    """Named after the target, so that a rerun clears up after a killed one."""
+    name = f".{path.name}.part"
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        name = f".{path.name[:_SHORT_NAME]}-{zlib.crc32(os.fsencode(path.name)):08x}.part"
+    return path.with_name(name)
+
+
+def _opened_alone(part: Path, path: Path) -> BinaryIO:
+    """An empty file that nobody else writes for as long as it is open; a stale one is used again.
+
+    Raises:
+        ImageError: somebody else has it open for `path`.
+    """
+    while True:  # the caller closes what is returned
+        file = open(part, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))  # noqa: SIM115
+        try:
+            _lock(file, path)
+            about = os.fstat(file.fileno())
+            with suppress(FileNotFoundError):
+                if os.path.samestat(about, part.stat()):  # else the last owner put it in place or removed it meanwhile
+                    if about.st_size:
+                        file.truncate(0)
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Until the file is closed; without a lock where the system or its file system (some network drives) has none."""
+    if fcntl is None or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as fault:
+        hint = "let that run finish, or give this one an output folder of its own"
+        raise ImageError(f"`{path}` cannot be written: another run is writing it", hint) from fault
+    except OSError as fault:
+        if fault.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def check_sides(width: int, height: int, path: Path, format: str) -> None:
+    """Tell of a picture that is too large for a format, which can be known before any work.
+
+    Args:
+        width: of the picture to write, in pixels.
+        height: of it.
+        path: the file to write, for the message.
+        format: a key of `OUTPUT_FORMATS`.
+
+    Raises:
+        ImageError: a side is over the format's limit.
+    """
     limit = _SIDE_LIMITS.get(format)
-    if limit is not None and max(picture.width, picture.height) > limit:
+    if limit is not None and max(width, height) > limit:
         raise ImageError(
-            f"`{path}` cannot be written: {picture.width} x {picture.height} px is over the {limit} px of {format}",
+            f"`{path}` cannot be written: {width} x {height} px is over the {limit} px of {format}",
             "write PNG or TIFF instead, or ask for a smaller output",
         )
 
@@ -211,7 +299,13 @@ def _write(picture: Picture, file: BinaryIO, format: str, quality: int) -> None:
             exif = updated_exif(None, orientation, width, height)
         image = Image.fromarray(levels if levels.shape[2] > 1 else levels[..., 0])
         del levels  # Pillow has its own copy
-        image.save(cast("BinaryIO", _Output(file)), format, **_options(format, quality, picture.icc_profile, exif))
+        profile = None if format == "webp" and _for_gray(picture.icc_profile) else picture.icc_profile
+        image.save(cast("BinaryIO", _Output(file)), format, **_options(format, quality, profile, exif))
+
+
+def _for_gray(icc_profile: bytes | None) -> bool:
+    """Whether a profile is one of gray pixels (ICC.1, 7.2.6)."""
+    return icc_profile is not None and icc_profile[16:20] == b"GRAY"
 
 
 def _storable(picture: Picture, format: str) -> Levels:

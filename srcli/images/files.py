@@ -6,34 +6,30 @@ Nothing here looks into a file; the standard library is enough, so that the comm
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+import stat
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from srcli.errors import UsageError, joined_faults
+from srcli.images.suffixes import (
+    FORMAT_OF_SUFFIX,
+    INPUT_SUFFIXES,
+    OUTPUT_FORMATS,
+    UNREAD_SUFFIXES,
+    counts_by_suffix,
+    format_of,
+)
 
-OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-"""Name of each format that can be written -> the suffix that a converted file gets."""
+log = logging.getLogger("srcli")
 
-_FORMAT_OF_SUFFIX = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".jpe": "jpeg",
-    ".jfif": "jpeg",
-    ".webp": "webp",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-}
-
-INPUT_SUFFIXES = frozenset(_FORMAT_OF_SUFFIX) | {
-    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpx"),
-    *(".mpo", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
-}
-"""What is taken for an image inside a folder (lower case)."""
-
+_NO_FOLDER_SUFFIXES = INPUT_SUFFIXES | {".heic", ".heif", ".jxl"}
+_STANDARD_INPUT = ("-", "/dev/stdin")
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -51,33 +47,44 @@ class Found:
 
     source: Path
     relative: Path
+    named: bool = False
+    """Whether it is an input by itself, not found in a folder or by a glob."""
 
 
 @dataclass
 class _Search:
-    """What holds for all inputs of one call, and the faults seen so far."""
+    """What holds for all inputs of one call, and the faults and pictures of unknown kinds seen so far."""
 
     output: str
     recursive: bool
+    left_out: set[Path]
     faults: list[str] = field(default_factory=list)
 
     def expand(self, text: str) -> list[Found]:
         """The files that one argument of the command line stands for, in the order of their names."""
         path = Path(text)
-        if path.is_file():
-            return [Found(path, Path(path.name))]
-        if path.is_dir():
-            known = len(self.faults)
-            found = sorted(self._walk(path, path), key=lambda each: each.relative.parts)
-            if not found and len(self.faults) == known:
-                self.faults.append(f"`{text}` is a folder without images")
-            return found
-        if not _MAGIC.search(text):
-            self.faults.append(f"`{text}` does not exist")
+        try:
+            kind = _type_of(path)
+        except OSError as error:
+            self.faults.append(f"`{text}` cannot be used: {error.strerror}")
             return []
-        found = sorted(self._glob(text), key=lambda each: each.relative.parts)
-        if not found:
-            self.faults.append(f"`{text}` matches no images")
+        if kind == stat.S_IFREG:
+            return [Found(path, Path(path.name), named=True)]
+        if kind == stat.S_IFDIR:
+            return self._several(self._walk(path, path), f"`{text}` is a folder without images")
+        if not kind and _MAGIC.search(text):
+            return self._several(self._glob(text), f"`{text}` matches no images")
+        fault = "is neither a file nor a folder" if kind else "does not exist"
+        self.faults.append(f"`{text}` " + ("is standard input, which cannot be read" if text in _STANDARD_INPUT else fault))
+        return []
+
+    def _several(self, files: Iterator[Found], none: str) -> list[Found]:
+        """`files` by name; where there are none, that is a fault."""
+        faults, left_out = len(self.faults), set(self.left_out)
+        found = sorted(files, key=lambda each: each.relative.parts)
+        if not found and len(self.faults) == faults:
+            others = counts_by_suffix(self.left_out - left_out)
+            self.faults.append(none + (f", only {others}" if others else ""))
         return found
 
     def _glob(self, pattern: str) -> Iterator[Found]:
@@ -87,23 +94,30 @@ class _Search:
         asked = Path(pattern).suffix.lower()  # `*.psd` asks for such files, whatever we know of them
         suffixes = INPUT_SUFFIXES | {asked} - {""}
         for match in map(Path, glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            if self._is_in_output(match, base):
+            folder = _leads_to(match, stat.S_IFDIR)
+            if self._is_in_output(match, base) or _crosses_link(match, base, folder):
                 continue
-            if match.is_dir():
-                yield from self._walk(match, base)
-            elif match.suffix.lower() in suffixes:
-                yield Found(match, match.relative_to(base))
+            yield from self._walk(match, base) if folder else self._taken(match, base, suffixes)
 
     def _walk(self, folder: Path, base: Path) -> Iterator[Found]:
         for where, folders, names in os.walk(folder, onerror=self._cannot_list):
             here = Path(where)
             folders[:] = [name for name in folders if self.recursive and self._is_input(here / name, base)]
             for name in names:
-                if not _hidden(name) and Path(name).suffix.lower() in INPUT_SUFFIXES:
-                    yield Found(here / name, (here / name).relative_to(base))
+                if not name.startswith("."):
+                    yield from self._taken(here / name, base, INPUT_SUFFIXES)
+
+    def _taken(self, path: Path, base: Path, suffixes: frozenset[str]) -> Iterator[Found]:
+        """`path` if it is an image. A broken link is, to be named as such; a pipe, which would never end, is none."""
+        kind = path.suffix.lower()
+        if kind in suffixes:
+            if _leads_to(path, stat.S_IFREG, 0):
+                yield Found(path, path.relative_to(base))
+        elif kind in UNREAD_SUFFIXES:
+            self.left_out.add(path)
 
     def _is_input(self, folder: Path, base: Path) -> bool:
-        return not _hidden(folder.name) and not self._is_in_output(folder, base)
+        return not folder.name.startswith(".") and not self._is_in_output(folder, base)
 
     def _is_in_output(self, path: Path, base: Path) -> bool:
         """Whether `path` is a result of ours: only where the output folder lies inside the searched `base`."""
@@ -120,67 +134,64 @@ def plan_jobs(
     recursive: bool = True,
     format: str | None = None,
     suffix: str = "",
+    overwrite: bool = False,
+    left_out: set[Path] | None = None,
 ) -> list[Job]:
     """Find the input files and give each the file that is written for it.
 
     A folder's tree is kept below `output`, a glob's relative to its part without wildcards. Hidden files and folders,
     links to folders, and an `output` inside the input are left out; a file that is named by itself is always taken.
+    With a `suffix`, what has the name of another's result (`a_x4.png` beside `a.png`) is left out too, unless it would be
+    overwritten: it may be a photo that is only called so.
 
     Args:
-        inputs: files, folders and globs (`**` works); a text is taken as a glob only where no such path exists.
+        inputs: files, folders and globs (`**` and `~` work); a text is taken as a glob only where no such path exists.
         output: a folder, or, for exactly one input file, a file name with a suffix that can be written.
         recursive: also take what lies in folders below the given ones.
         format: a key of `OUTPUT_FORMATS`; None keeps PNG, JPEG, WebP and TIFF, and turns others into PNG.
         suffix: put between the stem and the extension, as in `a_x4.png`.
+        overwrite: whether targets that are there will be replaced.
+        left_out: as for `find_files`.
 
     Returns:
         The jobs in the order of `inputs`, by name inside each; no source and no target appears twice.
 
     Raises:
         UsageError: an input is missing or stands for no image, two inputs have one target, or a target is an input.
-            One error names all such faults.
+            One error names all such faults. Or `output` can be neither folder nor file.
     """
-    _check_options(inputs, format, suffix)
-    to_file = _is_target_file(inputs, output, format)
-    found = find_files(inputs, output, recursive=recursive)
-    jobs = [Job(each.source, output if to_file else output / _renamed(each.relative, format, suffix)) for each in found]
-    return _checked(jobs)
+    _check_options(format, suffix)
+    found = find_files(inputs, output, recursive=recursive, left_out=left_out)
+    if _is_target_file(found, output, format, suffix):
+        return _checked([Job(found[0].source, output)])
+    jobs = [Job(each.source, output / _renamed(each.relative, format, suffix)) for each in found]
+    return _checked(_without_results(found, jobs) if suffix and not overwrite else jobs)
 
 
-def find_files(inputs: Sequence[str], output: Path, *, recursive: bool = True) -> list[Found]:
+def find_files(inputs: Sequence[str], output: Path, *, recursive: bool = True, left_out: set[Path] | None = None) -> list[Found]:
     """The input files of `plan_jobs`, for a command that gives its results other names.
 
     Args:
         inputs: files, folders and globs, as there.
         output: a folder; where it lies inside an input, it is left out.
         recursive: also take what lies in folders below the given ones.
+        left_out: gets the files found in folders and by globs that are pictures of `UNREAD_SUFFIXES`.
 
     Raises:
         UsageError: an input is missing or stands for no image; one error names all such faults.
     """
-    search = _Search(_key(output), recursive)
-    found = [each for text in inputs for each in search.expand(text)]
+    if not inputs or not all(inputs):
+        message = "an input is empty" if inputs else "there is no input"
+        raise UsageError(message, "name at least one file, folder or glob; `.` is the current folder")
+    search = _Search(_key(output), recursive, set() if left_out is None else left_out)
+    # not Path's own, which raises where there is no such user: `~copy.png` may be a file
+    found = [each for text in inputs for each in search.expand(os.path.expanduser(text))]  # noqa: PTH111
     if search.faults:
         raise UsageError(
             joined_faults("these inputs cannot be used:", search.faults),
             "check the spelling; relative paths start at the current folder",
         )
     return _without_repeats(found)
-
-
-def format_of(path: Path) -> str:
-    """The name of the output format that the suffix of `path` stands for.
-
-    Raises:
-        UsageError: it is not one that can be written.
-    """
-    try:
-        return _FORMAT_OF_SUFFIX[path.suffix.lower()]
-    except KeyError:
-        raise UsageError(
-            f"`{path.suffix or path.name}` is not the suffix of an image format that can be written",
-            f"use one of {', '.join(sorted(_FORMAT_OF_SUFFIX))}",
-        ) from None
 
 
 def is_done(target: Path) -> bool:
@@ -191,31 +202,37 @@ def is_done(target: Path) -> bool:
         return False
 
 
-def _check_options(inputs: Sequence[str], format: str | None, suffix: str) -> None:
-    if not inputs:
-        raise UsageError("there is no input", "name at least one file, folder or glob")
+def _check_options(format: str | None, suffix: str) -> None:
     if format is not None and format not in OUTPUT_FORMATS:
         raise UsageError(f"`{format}` is not a format that can be written", f"use one of {', '.join(OUTPUT_FORMATS)}")
     if "/" in suffix or os.sep in suffix:
         raise UsageError(f"the suffix `{suffix}` contains a path separator", "name folders with the output instead")
 
 
-def _is_target_file(inputs: Sequence[str], output: Path, format: str | None) -> bool:
+def _is_target_file(found: Sequence[Found], output: Path, format: str | None, suffix: str) -> bool:
     """Whether `output` is the file to write, not a folder. Says so where it can be neither."""
-    if output.is_dir():
+    try:
+        kind = _type_of(output)
+    except OSError as error:
+        raise UsageError(f"the output `{output}` cannot be used: {error.strerror}", "name another folder") from error
+    if kind == stat.S_IFDIR:
         return False
-    named = _FORMAT_OF_SUFFIX.get(output.suffix.lower())
+    named = FORMAT_OF_SUFFIX.get(output.suffix.lower())
     if named is None:
-        if output.exists():
+        if kind:
             raise UsageError(f"the output `{output}` exists and is no folder", "name another folder")
+        if output.suffix.lower() in _NO_FOLDER_SUFFIXES:
+            format_of(output)  # raises
         return False
-    if len(inputs) != 1 or not Path(inputs[0]).is_file():
+    if len(found) != 1 or not found[0].named:
         raise UsageError(
-            f"the output `{output}` is a file name, but the input is more than one file",
+            f"the output `{output}` is a file name, but the input is or may be more than one file",
             "name a folder, or make a folder of that name first",
         )
     if format not in (None, named):
         raise UsageError(f"the output `{output}` is not a {format} file", "change the name or leave out the format")
+    if suffix:
+        raise UsageError(f"the output `{output}` is a file name, which gets no suffix", f"put `{suffix}` into the name")
     return True
 
 
@@ -223,7 +240,7 @@ def _renamed(relative: Path, format: str | None, suffix: str) -> Path:
     if format is not None:
         extension = OUTPUT_FORMATS[format]
     else:
-        extension = relative.suffix if relative.suffix.lower() in _FORMAT_OF_SUFFIX else ".png"
+        extension = relative.suffix if relative.suffix.lower() in FORMAT_OF_SUFFIX else ".png"
     return relative.with_name(f"{relative.stem}{suffix}{extension}")
 
 
@@ -231,8 +248,24 @@ def _without_repeats(found: list[Found]) -> list[Found]:
     """Each file once, at its first place. Links are files of their own: only the path counts."""
     first: dict[str, Found] = {}
     for each in found:
-        first.setdefault(os.path.normcase(os.path.abspath(each.source)), each)  # noqa: PTH100 (Path.resolve follows links)
+        key = os.path.normcase(os.path.abspath(each.source))  # noqa: PTH100 (Path.resolve follows links)
+        known = first.setdefault(key, each)
+        if each.named and not known.named:
+            first[key] = replace(known, named=True)
     return list(first.values())
+
+
+def _without_results(found: list[Found], jobs: list[Job]) -> list[Job]:
+    """Less what was found, not named, and is what another job writes: the work of an earlier run, beside its photos."""
+    writers: dict[str, set[str]] = defaultdict(set)
+    for job in jobs:
+        writers[_key(job.target)].add(_key(job.source))
+    keys = {job: _key(job.source) for job in jobs}
+    results = {job for job, each in zip(jobs, found, strict=True) if not each.named and writers[keys[job]] - {keys[job]}}
+    if results:
+        example = next(job.source for job in jobs if job in results)
+        log.info("%d files are taken for results of this command, `%s` for one", len(results), example)
+    return [job for job in jobs if job not in results]
 
 
 def _checked(jobs: list[Job]) -> list[Job]:
@@ -259,8 +292,28 @@ def _is_below(inner: str, outer: str) -> bool:
     return inner.startswith(outer.rstrip(os.sep) + os.sep) and inner != outer
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
+def _type_of(path: Path) -> int:
+    """What `path` leads to, as `stat.S_IFREG` and the like; 0 if nothing.
+
+    Raises:
+        OSError: the system does not tell: no right to look there, a name that is too long, links in a circle.
+    """
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _leads_to(path: Path, *types: int) -> bool:
+    with suppress(OSError):
+        return _type_of(path) in types
+    return 0 in types  # whoever opens it is told why that fails
+
+
+def _crosses_link(path: Path, base: Path, folder: bool) -> bool:
+    """Whether a folder below `base` on the way to `path`, or `path` where it is one, is a link."""
+    steps = [path, *path.parents] if folder else path.parents
+    return any(step.is_symlink() for step in steps if len(step.parts) > len(base.parts))
 
 
 def _key(path: Path) -> str:

@@ -1,7 +1,8 @@
-"""PNG with 16 bits per channel, which Pillow can neither read nor write in colour."""
+"""PNG with 16 bits per channel, which Pillow can neither read nor write in colour, and any PNG's notes."""
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> IHDR's colour type
 _AVERAGE = 3  # number of the filter
 _BAND_BYTES = 1 << 22
 _NEEDED = (b"IHDR", b"IDAT", b"IEND")
+_NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+_NOTE_BYTES = 1 << 26  # Pillow takes no longer text
 
 Levels = npt.NDArray[np.uint16]
 
@@ -23,6 +26,27 @@ Levels = npt.NDArray[np.uint16]
 def bit_depth(head: bytes) -> int:
     """Bits per channel as said in the first 26 bytes of a PNG."""
     return head[24]
+
+
+def notes(file: BinaryIO) -> bytes:
+    """A PNG of one pixel with the EXIF and text chunks of another.
+
+    They may also come after the pixels, where Pillow finds them only by decoding these; here they are passed over.
+
+    Args:
+        file: a PNG; where it is cut short, what comes before that counts.
+    """
+    kept = [SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))]
+    file.seek(len(SIGNATURE))
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            break
+        if kind in _NOTES and size <= _NOTE_BYTES:
+            kept.append(_chunk(kind, file.read(size)))
+            size = 0
+        file.seek(size + 4, os.SEEK_CUR)  # the checksum too
+    return b"".join([*kept, _chunk(b"IDAT", zlib.compress(b"\0\0")), _chunk(b"IEND", b"")])
 
 
 def read(data: bytes) -> Levels:
@@ -81,7 +105,11 @@ def write(file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_prof
 
 
 def _write_chunk(file: BinaryIO, kind: bytes, body: bytes) -> None:
-    file.write(struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", zlib.crc32(kind + body)))
+    file.write(_chunk(kind, body))
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _bare(data: bytes) -> tuple[bytes, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import threading
@@ -25,6 +26,11 @@ MAX_PIXELS = 1 << 28
 _HEAD_BYTES = 26  # a PNG's bit depth is in its 25th byte
 _OTHER_MODELS = ("CMYK", "LAB", "HSV")
 _ICC_TAG = 34675
+_AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "JPEG2000", *_AVIF, "TGA")
+"""What is read, MPO with JPEG; TGA, which has no mark of its own, comes last."""
+_KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, TGA, PPM"
+_NARROWER = "convert it to 8 or 16 bits per channel first"
 
 # Pillow refuses what is over twice this number; its warning, which would come below that, is filtered in `opened`.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -65,7 +71,9 @@ class Source:
         if self.about.format == "png" and self.about.bit_depth == 16:
             return png16.read(_content(self._file)), self.about
         self._image.load()
-        left = metadata.orientation_of(self._image.getexif())  # Pillow turns some formats by itself while loading
+        left = self.about.orientation
+        if self.about.format != "png":
+            left = metadata.orientation_of(self._image.getexif())  # Pillow turns some formats by itself while loading
         profile = None if self._image.mode in _OTHER_MODELS else self.about.icc_profile
         return _pillow_levels(self._image), replace(self.about, orientation=left, icc_profile=profile)
 
@@ -81,7 +89,8 @@ def _faults_named(path: Path) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
         reason, hint, cause = *_too_large(), fault
     except UnidentifiedImageError as fault:
-        reason, hint, cause = "it is damaged or no known image", "save it as PNG or TIFF with another program", fault
+        reason = f"it is damaged or no known image ({_KNOWN})"
+        hint, cause = "save it as PNG or TIFF with another program", fault
     except MemoryError as fault:
         reason, hint, cause = "there is not enough memory", "close other programs, or split the image", fault
     except Exception as fault:  # decoders raise anything on damaged files: TypeError, SyntaxError, struct.error ...
@@ -112,10 +121,15 @@ def opened(path: Path) -> Iterator[Source]:
         if size is not None:
             yield Source(_checked(_about_tiff(file, size)), file, None)
             return
+        if head.startswith(tiff.MAGICS) and (samples := tiff.wide_samples(file)):
+            raise _UnreadableError(f"its pixels are {samples}", _NARROWER)
+        notes = png16.notes(file) if head.startswith(png16.SIGNATURE) else None
+        file.seek(0)
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(file)
-            about = _about(image, head)
+            image = Image.open(file, formats=_FORMATS)  # what others there are may start programs, as EPS does
+            about = _about(image, head, notes)
+        _widen_transparency(image, head)
         with image:
             yield Source(_checked(about), file, image)
 
@@ -131,11 +145,14 @@ def _content(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def _about(image: Image.Image, head: bytes) -> About:
-    tags = Image.Exif()
+def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
+    """The header of an image that is not decoded; `notes` are those of a PNG."""
+    tags, described = Image.Exif(), image
     with suppress(Exception):  # metadata must not cost the image
-        tags = image.getexif()
-    raw = image.info.get("exif")
+        if notes is not None:
+            described = Image.open(io.BytesIO(notes), formats=("PNG",))
+        tags = Image.Image.getexif(described)  # that of PNG would first decode all pixels
+    raw = described.info.get("exif")
     exif = metadata.checked_exif(raw) if isinstance(raw, bytes) else metadata.exif_from_tags(tags)
     stored = getattr(image, "tag_v2", {})  # of a TIFF, Pillow tells the size after turning
     return About(
@@ -146,6 +163,14 @@ def _about(image: Image.Image, head: bytes) -> About:
         icc_profile=image.info.get("icc_profile") or None,
         exif=exif,
     )
+
+
+def _widen_transparency(image: Image.Image, head: bytes) -> None:
+    """Pillow makes 8 bits of gray PNGs with 2 and 4, but not of the level that stands for transparency."""
+    level = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and isinstance(level, int):
+        top = (1 << png16.bit_depth(head)) - 1
+        image.info["transparency"] = (level & top) * (255 // top)
 
 
 def _about_tiff(file: BinaryIO, size: tuple[int, int]) -> About:
@@ -171,7 +196,7 @@ def _pillow_levels(image: Image.Image) -> Levels:
         scaled: Levels = np.rint(np.asarray(image) * (65535 / ((1 << bits) - 1))).astype(np.uint16)
         return scaled[..., np.newaxis]
     if image.mode in ("I", "F"):
-        raise _UnreadableError("its pixels are 32-bit numbers", "convert it to 8 or 16 bits per channel first")
+        raise _UnreadableError("its pixels are 32-bit numbers", _NARROWER)
     if image.mode in _OTHER_MODELS:
         return np.asarray(_to_srgb(image))
     gray = image.mode in ("1", "L", "LA", "La")

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from srcli.images.codec import Picture, encode
+
 Levels = npt.NDArray[np.uint8]
 
 GAP_PX = 4
@@ -40,11 +42,16 @@ def make_sheet(rows: Sequence[Sequence[Levels]], headings: Sequence[str]) -> Lev
 
 
 def save_sheet(sheet: Levels, path: Path) -> None:
-    """Write a sheet as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    Image.fromarray(sheet).save(part, format="PNG")
-    part.replace(path)
+    """Write a sheet as PNG, whole or not at all.
+
+    Args:
+        sheet: (H, W, 3), uint8, RGB.
+        path: the file to write; missing folders are made.
+
+    Raises:
+        ImageError: it cannot be written (full disk, no permission).
+    """
+    encode(Picture(sheet), path, "png", 100)
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

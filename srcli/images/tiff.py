@@ -45,6 +45,18 @@ def size_16bit(file: BinaryIO) -> tuple[int, int] | None:
         return None
 
 
+def wide_samples(file: BinaryIO) -> str | None:
+    """What the samples of a TIFF are, in words, where they are no integers of up to 16 bits; None for any other file."""
+    try:
+        with tifffile.TiffFile(file) as tif:
+            kind = tif.pages[0].dtype
+    except Exception:  # as above
+        return None
+    if kind is None or (kind.kind not in "fc" and kind.itemsize <= 2):
+        return None
+    return f"{8 * kind.itemsize}-bit {'floating-point ' if kind.kind == 'f' else ''}numbers"
+
+
 def first_directory(file: BinaryIO) -> tuple[bool, str, int]:
     """Whether this is a BigTIFF, its byte order ("<" or ">"), and where its first directory is."""
     head = file.read(16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from srcli.config.sweep import SweepConfig
 from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
 from srcli.evaluation.measure import Failure
 from srcli.images.codec import probe
-from srcli.images.files import INPUT_SUFFIXES, OUTPUT_FORMATS, Found, find_files
+from srcli.images.files import Found, find_files
 from srcli.images.resize import target_size
+from srcli.images.suffixes import INPUT_SUFFIXES, OUTPUT_FORMATS, counts_by_suffix
+
+log = logging.getLogger("srcli")
 
 
 @dataclass(frozen=True)
@@ -104,11 +108,14 @@ def _by_name(inputs: Sequence[str], config: SweepConfig, *, recursive: bool) -> 
     """Name -> file; what the sweep has written itself is none of its photos."""
     named: dict[str, Found] = {}
     faults = []
-    for found in find_files(inputs, config.output, recursive=recursive):
+    left_out: set[Path] = set()
+    for found in find_files(inputs, config.output, recursive=recursive, left_out=left_out):
         name = _normal(found.relative.with_suffix(""))
         first = named.setdefault(name, found)
         if first is not found:
             faults.append(f"`{first.source}` and `{found.source}` are both called `{name}`")
+    if left_out:
+        log.warning("left out: %s; convert them to PNG, JPEG or TIFF", counts_by_suffix(left_out))
     if faults:
         raise UsageError(
             joined_faults("photos need names of their own:", faults), "suffixes do not count; sweep such photos apart"

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from srcli.config.sweep import Crop
 from srcli.evaluation.measure import value_text
 from srcli.evaluation.metrics import METRICS, MetricInfo
+from srcli.images.codec import Picture, encode
 from srcli.images.sheet import save_sheet
 from srcli.sweep.grid import Cell, Grid
 from srcli.sweep.photos import Photo
@@ -24,6 +25,8 @@ Values = Mapping[str, Mapping[str, float]]
 
 MAX_SIDE_PX = 8_000
 """Of a sheet: where a grid is too large for it, its pictures are smaller."""
+_QUALITY = 90
+"""With full chroma."""
 _GAP, _TEXT, _LINE = 5, 13, 18
 _BACKGROUND, _INK, _FAINT, _FRAME = (24, 24, 27), (240, 240, 240), (165, 165, 170), (255, 190, 40)
 
@@ -116,9 +119,7 @@ def caption(values: Mapping[str, float], infos: Sequence[MetricInfo]) -> str:
 
 
 def _save_small(sheet: U8, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    Image.fromarray(sheet).save(part, format="JPEG", quality=85, subsampling=0)
-    part.replace(path)
+    encode(Picture(sheet), path, "jpeg", _QUALITY)
 
 
 class _Drawing:

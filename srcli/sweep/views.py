@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from srcli.config.sweep import Crop
+from srcli.engine.pictures import visible_colors
 from srcli.images.codec import Picture, encode
 from srcli.images.files import is_done
 from srcli.images.levels import to_depth
@@ -61,7 +62,7 @@ class Views:
         factor = min(1.0, VIEW_PX / max(picture.width, picture.height))
         size = (max(1, round(picture.height * factor)), max(1, round(picture.width * factor)))
         alpha = None if picture.alpha_levels is None else resized(rows_of(picture.alpha_levels), size)
-        small = collect(resized(rows_of(picture.color_levels), size), alpha, gray=picture.gray, depth=8)
+        small = collect(resized(rows_of(visible_colors(picture)), size), alpha, gray=picture.gray, depth=8)
         encode(replace(plain, levels=small), self.whole(photo, key), "jpeg", _QUALITY)
         for crop in self.crops:
             part = (slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width))

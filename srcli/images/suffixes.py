@@ -1,0 +1,58 @@
+"""What the end of a file's name says: which formats are written, which are read, and which pictures cannot be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from srcli.errors import UsageError
+
+OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+"""Name of each format that can be written -> the suffix that a converted file gets."""
+
+FORMAT_OF_SUFFIX = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".jpe": "jpeg",
+    ".jfif": "jpeg",
+    ".webp": "webp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
+"""Suffix (lower case) -> name of the format."""
+
+INPUT_SUFFIXES = frozenset(FORMAT_OF_SUFFIX) | {
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpx"),
+    *(".mpo", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
+}
+"""What is taken for an image inside a folder (lower case)."""
+
+UNREAD_SUFFIXES = frozenset({".3fr", ".arw"}) | {
+    *(".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".exr", ".hdr", ".heic", ".heif", ".hif", ".iiq", ".jxl", ".kdc", ".kra"),
+    *(".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".psb", ".psd", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf"),
+    *(".srw", ".x3f", ".xcf"),
+}
+"""Pictures that no folder gives: of most there is no reader here (lower case)."""
+
+
+def counts_by_suffix(files: Iterable[Path]) -> str:
+    """`12 .heic, 3 .dng`: how many there are of each kind, the most first."""
+    counts = Counter(path.suffix.lower() for path in files)
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda each: (-each[1], each[0])))
+
+
+def format_of(path: Path) -> str:
+    """The name of the output format that the suffix of `path` stands for.
+
+    Raises:
+        UsageError: it is not one that can be written.
+    """
+    try:
+        return FORMAT_OF_SUFFIX[path.suffix.lower()]
+    except KeyError:
+        raise UsageError(
+            f"`{path.suffix or path.name}` is not the suffix of an image format that can be written",
+            f"use one of {', '.join(sorted(FORMAT_OF_SUFFIX))}",
+        ) from None
