@@ -48,7 +48,7 @@ def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel
 
 
 def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, 3, H, W) and the index of each one's prompt (N,): half clean, half degraded, a quarter under `null`."""
+    """Pictures (N, 3, H, W) and the index of each one's prompt (N,): six in ten clean, a quarter of all under `null`."""
     clean = torch.rand(len(batch.hq), generator=generator) < 0.6
     unconditional = torch.rand(len(clean), generator=generator) < 0.25
     pictures = torch.where(clean[:, None, None, None], batch.hq, batch.lq)
@@ -77,9 +77,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", type=Path, help="TOML with values of the options above; options given here go above them")
-    recipe = parser.parse_args().recipe
-    if recipe is not None:
-        parser.set_defaults(**tomlkit.parse(recipe.read_text(encoding="utf-8")).unwrap())
+    given = parser.parse_args()
+    if given.recipe is not None:
+        values = tomlkit.parse(given.recipe.read_text(encoding="utf-8")).unwrap()
+        unknown = sorted(values.keys() - (vars(given).keys() - {"photos", "output", "recipe"}))
+        if unknown:
+            parser.error(f"unknown keys in {given.recipe}: {', '.join(unknown)}")
+        parser.set_defaults(**values)
     args = parser.parse_args()
 
     keep_large_blocks()

@@ -21,6 +21,7 @@ from tiny_model import make_base
 from training_case import make_photos
 
 from srcli.models.adapters import load_adapter
+from srcli.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["--batch", "2", "--crop", "32", "--rank", "2", "--alpha", "2", "--workers", "0", "--device", "cpu", "--dtype", "fp32"]
@@ -75,7 +76,7 @@ def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos
     assert "step 4 of 4" in done.stderr
     done = run(
         *("train-semantic", "--data", photos, "--pixel", pixel, "-o", semantic, "--base", base, "--steps", 4, *SHORT),
-        *("--lpips", 0, "--prompt", "positive", "--negative-prompt", "negative"),
+        *("--lpips", 0, "--csd", 1, "--prompt", "positive", "--negative-prompt", "negative"),
     )
     assert done.returncode == 0, done.stderr
     assert f"--model {semantic}" in done.stderr
@@ -154,10 +155,6 @@ def test_two_processes_train_what_one_process_trains(stage: str, base: Path, pho
             0,
             "--gan",
             0.1,
-            "--prompt",
-            "positive",
-            "--negative-prompt",
-            "negative",
         ]
         (tmp_path / "recipe.toml").write_text("[gan]\nfeatures = 4\n")
         words += ["--recipe", tmp_path / "recipe.toml"]
@@ -206,6 +203,9 @@ def test_preview_writes_a_sheet_and_stops(photos: Path, tmp_path: Path) -> None:
         (["train-pixel", "--data", "nowhere", "-o", "y"], "`nowhere` does not exist"),
         (["train-pixel", "--data", "x", "-o", "y", "--rank", "0"], "`rank` = 0"),
         (["train-pixel", "--data", "x", "-o", "y", "--recipe", "none.toml"], "cannot read the recipe"),
+        (["train-pixel", "--data", "x", "-o", "y", "--seed", "-1"], "`--seed -1` is not between 0 and"),
+        (["train-pixel", "--data", "x", "-o", "y", "--preview", "-1"], "`--preview -1` is negative"),
+        (["train-pixel", "--data", "", "-o", "y"], "the source `` names no path"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +216,55 @@ def test_wrong_usage_is_exit_code_2(words: list[str], message: str, tmp_path: Pa
     assert "hint:" in done.stderr
 
 
+def test_options_of_score_distillation_without_it_are_refused(photos: Path, tmp_path: Path) -> None:
+    words = ["train-semantic", "--data", photos, "--pixel", tmp_path, "-o", tmp_path / "s", "--crop", 32]
+    options = ["--captions", "sidecar", "--prompt", "", "--negative-prompt", "x", "--guidance-scale", 3]
+    options += ["--step-range", 0.1, 0.4, "--null-prompt-ratio", 0.1]
+    done = run(*words, *options)
+    assert done.returncode == 2
+    for option in (word for word in options if str(word).startswith("--")):
+        assert f"`{option}`" in " ".join(done.stderr.split()), option
+    done = run(*words, *options, "--csd", 1)
+    assert "no pixel adapter" in done.stderr
+
+
+def test_a_folder_that_is_written_into_takes_no_second_run(base: Path, photos: Path, tmp_path: Path) -> None:
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    words = ["train-pixel", "--data", photos, "-o", tmp_path, "--base", base, "--steps", 1, *SHORT, "--resume"]
+    done = run(*words)
+    assert done.returncode == 2
+    assert "another run writes into" in done.stderr
+    holder.communicate("")
+    assert run(*words).returncode == 0
+
+
+def test_an_output_that_cannot_be_written_into_is_refused_at_once(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for options in ([], ["--preview", 1, "--crop", 32]):
+        for place, words in (("file", "is a file"), ("file/below", "cannot write into")):
+            done = run("train-pixel", "--data", photos, "-o", tmp_path / place, *options)
+            assert done.returncode == 2
+            assert words in done.stderr
+
+
+def test_several_processes_are_resumed_by_their_launcher(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_: loop.Stopped(3, "SIGTERM", processes=2))
+    done = run("train-pixel", "--data", photos, "-o", tmp_path)
+    assert done.returncode == 0
+    assert "stopped at step 3; resume with the same command and `--resume`" in " ".join(done.stderr.split())
+
+
 def test_lpips_without_its_weights_tells_the_ways_out(base: Path, photos: Path, tmp_path: Path) -> None:
     run("train-pixel", "--data", photos, "-o", tmp_path / "pixel", "--base", base, "--steps", 1, *SHORT)
     words = ["train-semantic", "--data", photos, "--pixel", tmp_path / "pixel", "-o", tmp_path / "s", "--base", base, *SHORT]
-    words += ["--lpips", 2, "--prompt", "positive", "--negative-prompt", "negative"]
+    words += ["--lpips", 2]
     done = in_a_process(*words, TORCH_HOME=str(tmp_path))
     assert done.returncode == 2
     assert "srcli models fetch lpips-vgg" in done.stderr

@@ -9,7 +9,8 @@ from PIL import Image
 from training_case import make_photos
 
 from srcli.errors import UsageError
-from srcli.training.sources import Photo, Skipped, Source, find_sources, hold_out, tell_skipped
+from srcli.training.photos import hold_out
+from srcli.training.sources import Photo, Skipped, Source, find_sources, tell_skipped
 
 
 def names(source: Source) -> list[str]:
@@ -76,6 +77,44 @@ def test_a_path_with_a_comma_is_a_path(tmp_path: Path) -> None:
     make_photos(tmp_path / "a,weight=3", 1)
     (source,), _ = find_sources([str(tmp_path / "a,weight=3")], 32, 4)
     assert source.weight == 1
+
+
+def test_a_folder_with_a_comma_has_its_options_at_the_end(tmp_path: Path) -> None:
+    make_photos(tmp_path / "a,b", 1)
+    (source,), _ = find_sources([f"{tmp_path / 'a,b'},weight=2"], 32, 4)
+    assert source.weight == 2
+    assert names(source) == ["0.png"]
+
+
+@pytest.mark.parametrize("text", ["", ",weight=2"])
+def test_a_source_without_a_path_is_not_the_current_folder(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_photos(tmp_path))
+    with pytest.raises(UsageError, match="names no path"):
+        find_sources([text], 32, 4)
+
+
+def test_a_list_that_windows_wrote_keeps_its_first_photo(tmp_path: Path) -> None:
+    make_photos(tmp_path, 2)
+    (tmp_path / "list.txt").write_text("0.png\n1.png\n", encoding="utf-8-sig")
+    (source,), skipped = find_sources([str(tmp_path / "list.txt")], 32, 4)
+    assert names(source) == ["0.png", "1.png"]
+    assert skipped == []
+
+
+def test_a_photo_under_two_names_is_held_out_of_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    twice = [Source(tuple(Photo(folder / f"{i}.png") for i in range(40))) for folder in (tmp_path, Path())]
+    left, held = hold_out(twice, 8, seed=0)
+    assert len(held) == 2
+    assert not {photo.hq.resolve() for photo in held} & {photo.hq.resolve() for source in left for photo in source.photos}
+
+
+def test_no_source_is_held_out_whole() -> None:
+    large, small = Source(tuple(Photo(Path(f"{i}.png")) for i in range(159))), Source((Photo(Path("only.png")),), 5.0)
+    for seed in range(60):
+        left, held = hold_out([large, small], 8, seed)
+        assert len(held) == 8
+        assert left[1] == small
 
 
 def test_validation_takes_a_twentieth_at_most_and_the_same_by_seed() -> None:

@@ -18,8 +18,9 @@ from srcli.errors import ModelError, OutOfMemoryError, TrainingError, UsageError
 from srcli.models.adapters import load_adapter
 from srcli.training import checkpoint, loop
 from srcli.training.checkpoint import checkpoints
-from srcli.training.loop import begin_output, train
+from srcli.training.loop import train
 from srcli.training.objective import Objective
+from srcli.training.output import begin_output
 
 GAN = {"losses": {"gan": 0.1}, "gan": {"features": 4, "r1": 1.0}}
 
@@ -274,7 +275,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_the_last_good_checkpoint(base
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Objective, "picture_losses", broken)
-        with pytest.raises(TrainingError, match=r"not a number at step 5 \(l2\)") as caught:
+        with pytest.raises(TrainingError, match=r"the loss \(l2\) is not a number at step 5") as caught:
             train(make_config("pixel", photos, tmp_path), base)
     assert "step-00000003" in caught.value.hint
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]

@@ -75,6 +75,41 @@ def test_sources_are_drawn_by_their_weights(tmp_path: Path) -> None:
     assert 260 <= drawn.count("heavy") <= 340  # 300 expected, deviation 8.7
 
 
+def test_each_source_goes_round_in_laps_of_its_own(tmp_path: Path) -> None:
+    sources = [Source(tuple(Photo(tmp_path / name / str(i)) for i in range(50)), w) for name, w in (("a", 1.0), ("b", 3.0))]
+    drawn: list[Path] = []
+
+    def read(path: Path) -> np.ndarray:
+        drawn.append(path)
+        return np.zeros((32, 32, 3), np.uint8)
+
+    data = TrainingCrops(sources, CropSettings(32))
+    data._levels = read  # type: ignore[method-assign]
+    for index in range(300):
+        data[index]
+    for source in ("a", "b"):
+        names = [path.name for path in drawn if path.parent.name == source]
+        for lap in range(len(names) // 50):
+            assert len(set(names[lap * 50 : lap * 50 + 50])) == 50
+
+
+def test_a_run_that_begins_late_draws_what_one_that_came_there_draws(tmp_path: Path) -> None:
+    sources = [Source(tuple(Photo(tmp_path / name / str(i)) for i in range(50)), w) for name, w in (("a", 1.0), ("b", 3.0))]
+    drawn: list[tuple[int, Path]] = []
+    for order in (range(4000, 4200), (4199, 4096, 4095, 4001)):
+        data = TrainingCrops(sources, CropSettings(32))
+        for index in order:
+            data._levels = lambda path, i=index: drawn.append((i, path)) or np.zeros((32, 32, 3), np.uint8)  # type: ignore[misc]
+            data[index]
+    assert set(drawn[200:]) < set(drawn[:200])
+
+
+def test_what_one_source_gives_is_what_it_always_gave(photos: Path) -> None:
+    """Recipes that were trained from one folder stay what they are; the sums were taken before sources had laps of their own."""
+    data, sums = crops(photos), [365640, 365496, 215424, 369040]
+    assert [int(data[index].hq.astype(np.int64).sum()) for index in (0, 1, 7, 5000)] == sums
+
+
 @pytest.mark.parametrize("lq_size", [(30, 22), (120, 90)])
 def test_pairs_are_cropped_at_the_same_place(tmp_path: Path, lq_size: tuple[int, int]) -> None:
     y, x = np.mgrid[0:90, 0:120]

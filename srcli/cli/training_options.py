@@ -24,6 +24,8 @@ _RECIPE_KEYS = (
     *("steps", "batch", "accumulate", "crop", "rank", "alpha", "targets", "schedule", "warmup", "clip_norm", "ema"),
     *("learning_rate", "orthogonal"),
 )
+_CSD_KEYS = ("guidance_scale", "step_range", "null_prompt_ratio")
+_CSD_OPTIONS = (*_CSD_KEYS, "prompt", "negative_prompt")
 _LOSS_KEYS = ("l2", "l1", "psnr", "ssim", "lpips", "csd", "gan", "frequency", "grid")
 
 
@@ -162,6 +164,7 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
         return
     if given["output"] is None:
         raise UsageError("no `--output` given", f"see `srcli train-{stage} --help`")
+    _refuse_without_effect(stage, given, recipe)
     prompts = Prompts(
         spec.prompt,
         _or(given.get("prompt"), spec.prompts.positive),
@@ -181,6 +184,8 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
         timestep=spec.timestep,
         **{name: given[name] for name in (*kept, *more)},
     )
+    if given["preview"] < 0:
+        raise UsageError(f"`--preview {given['preview']}` is negative", f"see `srcli train-{stage} --help`")
     if given["preview"]:
         from srcli.training.preview import write_preview
 
@@ -189,9 +194,21 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
     _train(config, spec)
 
 
+def _refuse_without_effect(stage: str, given: Mapping[str, Any], recipe: Any) -> None:
+    """Raises: UsageError: options of score distillation are given where its weight is 0."""
+    if stage != "semantic" or recipe.losses.csd:
+        return
+    idle = [f"`--{name.replace('_', '-')}`" for name in _CSD_OPTIONS if given[name] is not None]
+    idle += ["`--captions`"] if given["captions"] else []
+    if idle:
+        message = f"without score distillation there is no use for {', '.join(idle)}"
+        raise UsageError(message, "its weight is 0 in the recipe: give one, as `--csd 1`, or leave these options out")
+
+
 def _train(config: Any, spec: Any) -> None:
     from srcli.models.weights import base_folder
-    from srcli.training.loop import STOPPED_BY_USER, begin_output, train
+    from srcli.training.loop import STOPPED_BY_USER, train
+    from srcli.training.output import begin_output
 
     begin_output(config)
     outcome = train(config, base_folder(spec))
@@ -201,7 +218,8 @@ def _train(config: Any, spec: Any) -> None:
         _tell_result(config, spec, outcome)
         return
     words = [word for word in sys.argv[1:] if word != "--resume"]
-    log.info("stopped at step %d; resume with `srcli %s --resume`", outcome.step, shlex.join(words))
+    again = "the same command and `--resume`" if outcome.processes > 1 else f"`srcli {shlex.join(words)} --resume`"
+    log.info("stopped at step %d; resume with %s", outcome.step, again)
     if outcome.reason == STOPPED_BY_USER:
         raise typer.Exit(130)
 
@@ -227,7 +245,7 @@ def _recipe_layer(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the options say of the recipe."""
     layer: dict[str, Any] = {key: given[key] for key in _RECIPE_KEYS if given.get(key) is not None}
     losses = {key: given[key] for key in _LOSS_KEYS if given.get(key) is not None}
-    csd = {key: given[key] for key in ("guidance_scale", "step_range", "null_prompt_ratio") if given.get(key) is not None}
+    csd = {key: given[key] for key in _CSD_KEYS if given.get(key) is not None}
     return layer | ({"losses": losses} if losses else {}) | ({"csd": csd} if csd else {})
 
 

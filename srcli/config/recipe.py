@@ -79,8 +79,15 @@ class Frequency:
     mode: Annotated[
         Literal["complex", "amplitude"], Field(description="complex: with phase; amplitude: energy alone, for texture")
     ] = "complex"
-    patch: Annotated[int, Field(ge=0, description="side of windowed patches in pixels, 0 = the whole crop")] = 0
+    patch: Annotated[int, Field(ge=0, description="side of windowed patches in pixels, even, 0 = the whole crop")] = 0
     excess: Annotated[Positive, Field(description="amplitude: how much worse too strong is than too weak")] = 1.0
+
+    @field_validator("patch")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("patches overlap by half: give an even number")
+        return value
 
     @model_validator(mode="after")
     def _excess_has_its_mode(self) -> Frequency:
@@ -129,8 +136,16 @@ class Recipe:
     def _something_to_learn(self) -> Recipe:
         if not any(asdict(self.losses).values()):
             raise ValueError("`losses` are all 0: there is nothing to learn")
+        if not any(weight for name, weight in asdict(self.losses).items() if name != "gan") and self.gan.start >= self.steps:
+            raise ValueError(f"`losses.gan` alone, from step {self.gan.start} of {self.steps} on: there is nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_fit_the_crop(self) -> Recipe:
         if self.frequency.patch > self.crop:
             raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")
+        if self.losses.gan and self.crop % 8:
+            raise ValueError(f"`crop` {self.crop} is no multiple of 8, which the discriminator of `losses.gan` needs")
         return self
 
 

@@ -75,6 +75,8 @@ class TrainConfig:
         for name in ("workers", "decode_chunk"):
             if getattr(self, name) < 0:
                 faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is negative")
+        if not 0 <= self.seed < 1 << 32:
+            faults.append(f"`--seed {self.seed}` is not between 0 and {(1 << 32) - 1}")
         if self.recipe.crop % self.scale:
             faults.append(f"`--crop {self.recipe.crop}` is not a multiple of the scale {self.scale}")
         faults += device_faults(self.device, self.dtype)

@@ -65,7 +65,7 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, adapter: Adapter, keep
         part.replace(folder)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        raise TrainingError(f"cannot write the checkpoint `{folder}`: {_reason(error)}", _room_hint(error)) from error
+        raise TrainingError(f"cannot write the checkpoint `{folder}`: {_reason(error)}", room_hint(error)) from error
     for old in checkpoints(output)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -107,7 +107,8 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _room_hint(error: Exception) -> str:
+def room_hint(error: Exception) -> str:
+    """What to do about a file that could not be written."""
     full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     room = "make room on the disk, then " if full else ""
-    return f"{room}repeat the command with `--resume`: it goes on from the checkpoint before"
+    return f"{room}repeat the command with `--resume`: it goes on from the last checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,7 +47,10 @@ class Critic:
         return generator_loss(fake, real, self.settings.kind)
 
     def learn(self, sr: Tensor, hq: Tensor) -> dict[str, Tensor]:
-        """Learn from restored and real pictures, both without a graph; steps when the adapter does. Returns its losses."""
+        """Learn from restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.
+
+        Where the gradient is no number, the loss that is returned is none either.
+        """
         count = len(sr)
         with self._autocast(sr):
             logits = self._trained(torch.cat([hq, sr])).float()
@@ -58,6 +62,8 @@ class Critic:
             loss = loss + self.settings.r1 * penalty
         (loss / self.accelerator.gradient_accumulation_steps).backward()
         if self.accelerator.sync_gradients:
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), math.inf)
+            values["discriminator"] = torch.where(norm.isfinite(), values["discriminator"], norm)  # the loop ends the run by it
             self.optimiser.step()
             self.optimiser.zero_grad()
         return values

@@ -27,6 +27,8 @@ from srcli.training.sources import Photo, Skipped, Source, unreadable
 
 CACHE_BYTES = 1 << 30
 _TRIES = 20
+_BLOCK = 4096
+"""Samples whose sources are drawn at once."""
 Levels = npt.NDArray[np.uint8]
 
 
@@ -90,15 +92,15 @@ class TrainingCrops(Dataset[Sample]):
         self.sources = list(sources)
         self.settings = settings
         weights = np.array([source.weight for source in sources], dtype=np.float64)
-        self._shares = weights / weights.sum()
+        self._turns = _Turns(weights / weights.sum(), settings.seed)
         self._cache: OrderedDict[Path, Levels] = OrderedDict()
         self._cached_bytes = 0
 
     def __getitem__(self, index: int) -> Sample:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, 1, index])
-        source = self.sources[int(rng.choice(len(self.sources), p=self._shares))] if len(self.sources) > 1 else self.sources[0]
-        photo, hq, lq, skipped = self._readable(source, index)
+        source, turn = self._turns.of(index)
+        photo, hq, lq, skipped = self._readable(self.sources[source], turn)
         if not hq.size:
             return Sample(index, hq, None, None, "", skipped)
         hq, lq = random_crop(hq, lq, settings.crop, settings.scale, rng)
@@ -111,9 +113,9 @@ class TrainingCrops(Dataset[Sample]):
             lq = degraded(hq, draw_for(settings, rng))
         return Sample(index, hq, lq, draws, settings.prompts.get(photo.hq, ""), skipped)
 
-    def _readable(self, source: Source, index: int) -> tuple[Photo, Levels, Levels | None, list[Skipped]]:
-        """The photo of sample `index`, or the next one of its lap that can be read."""
-        lap, place = divmod(index, len(source.photos))
+    def _readable(self, source: Source, turn: int) -> tuple[Photo, Levels, Levels | None, list[Skipped]]:
+        """The photo of a source at its `turn`, counted from 0, or the next one of its lap that can be read."""
+        lap, place = divmod(turn, len(source.photos))
         order = np.random.default_rng([self.settings.seed, 0, lap]).permutation(len(source.photos))
         skipped: list[Skipped] = []
         for attempt in range(min(_TRIES, len(order))):
@@ -134,6 +136,39 @@ class TrainingCrops(Dataset[Sample]):
         while self._cached_bytes > self.settings.cache_bytes and len(self._cache) > 1:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return levels
+
+
+class _Turns:
+    """Which source each sample comes from, and how many samples before it came from there.
+
+    Args:
+        shares: the sources' probabilities.
+        seed: of the draws, which are made block by block: a run that goes on late need not repeat all of them one by one.
+    """
+
+    def __init__(self, shares: npt.NDArray[np.float64], seed: int) -> None:
+        self._shares, self._seed = shares, seed
+        self._before = [np.zeros(len(shares), np.int64)]
+        """How often each source was drawn before each block."""
+        self._last: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def of(self, index: int) -> tuple[int, int]:
+        """The source of sample `index`, and its turn, counted from 0."""
+        if len(self._shares) == 1:
+            return 0, index
+        block, place = divmod(index, _BLOCK)
+        while len(self._before) <= block:
+            counts = np.bincount(self._drawn(len(self._before) - 1), minlength=len(self._shares))
+            self._before.append(self._before[-1] + counts)
+        drawn = self._drawn(block)
+        source = int(drawn[place])
+        return source, int(self._before[block][source]) + int(np.count_nonzero(drawn[:place] == source))
+
+    def _drawn(self, block: int) -> npt.NDArray[np.int64]:
+        if self._last is None or self._last[0] != block:
+            rng = np.random.default_rng([self._seed, 5, block])
+            self._last = block, rng.choice(len(self._shares), _BLOCK, p=self._shares)
+        return self._last[1]
 
 
 class StepOrder(Sampler[list[int]]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +17,12 @@ from srcli.config.training import TrainConfig
 from srcli.errors import TrainingError, UsageError
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
-from srcli.models.adapters import ADAPTER_FILE, save_adapter
+from srcli.models.adapters import save_adapter
 from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from srcli.training.data import Batch, Sample, StepOrder, finish, make_loader
-from srcli.training.memory import out_of_memory
-from srcli.training.setup import Setup, shared_state
+from srcli.training.memory import decode_chunk, out_of_memory
+from srcli.training.output import cannot_go_on, held
+from srcli.training.setup import Setup, make_accelerator, shared_state
 from srcli.training.signals import StopSignals
 from srcli.training.sources import Skipped, tell_skipped
 from srcli.training.tracking import Means, Progress, Tracker
@@ -39,6 +42,8 @@ class Stopped:
     step: int
     reason: str
     """`SIGINT` or `SIGTERM`."""
+    processes: int = 1
+    """Of the run."""
 
 
 class Run:
@@ -70,27 +75,29 @@ class Run:
             the adapter's folder, or where the run was stopped.
 
         Raises:
-            TrainingError: the loss is no number, or a checkpoint cannot be written.
+            TrainingError: a loss or gradient is no number, or a file cannot be written; checkpoints stay as they are.
             OutOfMemoryError: memory ran out.
         """
-        config = self.config
+        config, processes = self.config, self.accelerator.num_processes
         if self._main:
-            processes = self.accelerator.num_processes
             each = config.recipe.batch * config.recipe.accumulate * processes
             log.info("%d process%s on `%s` in %s: %d samples a step", processes, "es" * (processes > 1), *self._where(), each)
-        tracker = Tracker(config.output, self.step, enabled=self._main)
         try:
-            with Progress(config.recipe.steps, self.step, config.log_every, shown=self._main) as progress:
+            with (
+                contextlib.closing(Tracker(config.output, self.step, enabled=self._main)) as tracker,
+                Progress(config.recipe.steps, self.step, config.log_every, shown=self._main) as progress,
+            ):
                 finished = self._steps(stop, tracker, progress)
+            if finished:
+                return self._finish()
+        except OSError as error:
+            raise cannot_go_on(self.step, error) from error
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise out_of_memory(self.networks, self.step) from error
+                chunk = decode_chunk(self.networks)
+                raise out_of_memory(config, self.accelerator, f"at step {self.step + 1}", chunk) from error
             raise
-        finally:
-            tracker.close()
-        if finished:
-            return self._finish()
-        return Stopped(self.step, STOPPED_BY_USER if stop.interrupted else STOPPED_BY_SYSTEM)
+        return Stopped(self.step, STOPPED_BY_USER if stop.interrupted else STOPPED_BY_SYSTEM, processes)
 
     def _steps(self, stop: StopSignals, tracker: Tracker, progress: Progress) -> bool:
         """Whether the last step was reached."""
@@ -137,11 +144,14 @@ class Run:
         means, stopped = self._agreed(sums, stop.asked)
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
-            raise self._not_a_number(broken)
+            raise self._not_a_number(f"the loss ({', '.join(broken)})")
         if setup.projector is not None:
             setup.projector.project_gradients()
-        if recipe.clip_norm:
-            means["gradient"] = float(self.accelerator.clip_grad_norm_(self.networks.parameters, recipe.clip_norm))
+        means["gradient"] = float(self.accelerator.clip_grad_norm_(self.networks.parameters, recipe.clip_norm or math.inf))
+        if not math.isfinite(means["gradient"]):
+            if self.accelerator.scaler is None:
+                raise self._not_a_number("the gradient")
+            del means["gradient"]  # a scale that is too high: the scaler leaves this step out and lowers it
         setup.optimiser.step()
         setup.optimiser.zero_grad()
         setup.schedule.step()
@@ -171,11 +181,15 @@ class Run:
         stopped, *values = flags.tolist()
         return dict(zip(names, values, strict=True)), stopped > 0
 
-    def _not_a_number(self, broken: list[str]) -> TrainingError:
+    def _not_a_number(self, what: str) -> TrainingError:
         saved = checkpoints(self.config.output)
-        kept = f"the last good checkpoint is `{saved[-1]}`" if saved else "there is no checkpoint yet"
-        hint = f"{kept}; go on with `--resume` and a lower `--lr`, or `--dtype fp32`"
-        return TrainingError(f"the loss is not a number at step {self.step + 1} ({', '.join(broken)})", hint)
+        if saved:
+            kept = f"the last good checkpoint is `{saved[-1]}`; "
+            lower = f"give another `--output`, `--start-from {saved[-1]}` and a lower `--lr`"
+        else:
+            kept, lower = "there is no checkpoint yet; ", "begin anew with a lower `--lr`"
+        other = "" if self.accelerator.mixed_precision == "no" else ", or go on with `--resume --dtype fp32`"
+        return TrainingError(f"{what} is not a number at step {self.step + 1}", f"{kept}{lower}{other}")
 
     def _where(self) -> tuple[str, str]:
         return self.accelerator.device.type, {"no": "fp32"}.get(
@@ -200,8 +214,9 @@ class Run:
         if setup.fixed and self._main:
             with setup.averaged():
                 verdict = validate(setup.fixed, self.networks, setup.objective)
-                if self.step and verdict.values["loss"] < self.best:
-                    self.best = verdict.values["loss"]
+                loss = verdict.values.get("loss", math.inf)
+                if self.step and loss < self.best:
+                    self.best = loss
                     save_adapter(self.networks.adapter(self.step), self.config.output / BEST)
             tracker.write(self.step, "val", verdict.values)
             save_sheet(verdict.sheet, self.config.output / SAMPLES / f"step-{self.step:08d}.png")
@@ -234,6 +249,9 @@ class Run:
         if not (self.config.resume and saved):
             return
         found = load_checkpoint(saved[-1], self.setup.settings())
+        if found.step > self.config.recipe.steps:
+            message = f"`{saved[-1]}` is past `--steps {self.config.recipe.steps}`"
+            raise UsageError(message, f"it is an adapter as it is; to train on, give more steps than {found.step}")
         self.setup.load_state(found.state)
         self.step, self.best = found.step, float(found.state["best"])
         if self._main:
@@ -248,18 +266,6 @@ class Run:
         return folder
 
 
-def begin_output(config: TrainConfig) -> None:
-    """Make sure that `config.output` holds no other run's work.
-
-    Raises:
-        UsageError: it does, and `config.resume` is not set.
-    """
-    done = (config.output / config.stage / ADAPTER_FILE).is_file()
-    if not config.resume and (done or checkpoints(config.output)):
-        what = "a finished adapter" if done else "the checkpoints of a run"
-        raise UsageError(f"`{config.output}` holds {what}", "go on with `--resume`, or give another `--output`")
-
-
 def train(config: TrainConfig, base: Path) -> Path | Stopped | None:
     """Train an adapter: `config.output` gets `<stage>/`, `checkpoints/`, `best/`, `samples/`, `metrics.jsonl`, `tensorboard/`.
 
@@ -271,12 +277,23 @@ def train(config: TrainConfig, base: Path) -> Path | Stopped | None:
         the adapter's folder; where a signal stopped the run, if one did; None in all processes but the first.
 
     Raises:
-        UsageError: data or options that cannot be.
+        UsageError: data or options that cannot be, or an output that another run writes into.
         ModelError: a base, adapter or checkpoint that cannot be used.
-        TrainingError: a loss that is no number, a checkpoint that cannot be written.
+        TrainingError: a loss or gradient that is no number, a file that cannot be written.
         OutOfMemoryError: with the options that help.
     """
     with StopSignals() as stop, shared_state():
-        setup = Setup(config, base)
-        outcome = Run(setup).run(stop)
-        return outcome if setup.accelerator.is_main_process else None
+        accelerator = make_accelerator(config)
+        with held(config.output) if accelerator.is_main_process else contextlib.nullcontext():
+            outcome = _ready(config, base, accelerator).run(stop)
+        return outcome if accelerator.is_main_process else None
+
+
+def _ready(config: TrainConfig, base: Path, accelerator: Any) -> Run:
+    """The run before its first step."""
+    try:
+        return Run(Setup(config, base, accelerator))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(config, accelerator, "while the run is set up", config.decode_chunk) from error
+        raise

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from srcli.config.training import TrainConfig
 from srcli.errors import OutOfMemoryError
+from srcli.training.checkpoint import checkpoints
 from srcli.training.networks import StageNetworks
 
 _PROBE_CELLS = 16
-"""Side of the latent that is measured; everything saved grows with the area (attention is computed without its matrix)."""
+"""Side of the latent that is measured, at least; most of what is saved grows with the area (attention keeps no matrix)."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,25 @@ class MemoryNeed:
 def memory_need(
     networks: StageNetworks, others: Sequence[nn.Module], picture_loss: Callable[[Tensor, Tensor], Tensor]
 ) -> MemoryNeed:
-    """Measure one small crop's activations and scale them to the run's crop and batch.
+    """Measure the activations of small crops and scale them to the run's crop and batch.
 
     Args:
         networks: on their device, as they will be trained.
         others: further networks on the device: discriminator, LPIPS.
         picture_loss: (1, 3, H, W) pictures and their references to a scalar.
     """
-    config = networks.config
+    config, recipe = networks.config, networks.config.recipe
     autoencoder = networks.autoencoder
-    side = _PROBE_CELLS * autoencoder.factor
-    growth = (config.recipe.crop / side) ** 2
-    z_lq = torch.zeros(1, autoencoder.channels, _PROBE_CELLS, _PROBE_CELLS, device=networks.device)
+    cells = _probe_cells(recipe.frequency.patch if recipe.losses.frequency else 0, autoencoder.factor)
+    growth = (recipe.crop / (cells * autoencoder.factor)) ** 2
     embedding = networks.embed([config.prompts.inference])
-    z_sr, unet = _saved_bytes(lambda: networks.restore(z_lq, embedding))
+
+    def restore(count: int) -> Tensor:
+        z_lq = torch.zeros(count, autoencoder.channels, cells, cells, device=networks.device)
+        return networks.restore(z_lq, embedding.expand(count, -1, -1))
+
+    z_sr, one = _saved_bytes(lambda: restore(1))
+    _, two = _saved_bytes(lambda: restore(2))
     leaf = z_sr.detach().requires_grad_()
 
     def decode() -> Tensor:
@@ -65,13 +74,18 @@ def memory_need(
     _, decoder = _saved_bytes(decode)
     trained = sum(parameter.numel() for parameter in networks.parameters)
     weights = sum(_bytes_of(module) for module in (networks.unet, autoencoder.network, *others))
-    copies = 4 if config.recipe.ema else 3  # gradient, two moments, average
+    copies = 4 if recipe.ema else 3  # gradient, two moments, average
     return MemoryNeed(
         weights,
         trained * 4 * copies,
-        round(unet * growth * config.recipe.batch),
+        round(2 * one - two + (two - one) * growth * recipe.batch),  # merged layers keep their weights, whatever the batch
         round(decoder * growth * decode_chunk(networks)),
     )
+
+
+def _probe_cells(patch: int, factor: int) -> int:
+    """Side of the latent to measure, even: a discriminator wants its pictures so. It holds one frequency patch, in pixels."""
+    return max(_PROBE_CELLS, 2 * math.ceil(patch / (2 * factor)))
 
 
 def decode_chunk(networks: StageNetworks) -> int:
@@ -81,23 +95,40 @@ def decode_chunk(networks: StageNetworks) -> int:
     return min(config.decode_chunk or automatic, config.recipe.batch)
 
 
-def out_of_memory(networks: StageNetworks, step: int) -> OutOfMemoryError:
-    """The error of a run that memory cut short, with the options that help, those that cost nothing first."""
-    config = networks.config
+def out_of_memory(config: TrainConfig, accelerator: Any, when: str, chunk: int) -> OutOfMemoryError:
+    """The error of a run that memory cut short, with the options that help, those that cost nothing first.
+
+    Args:
+        config: of the run.
+        accelerator: its device and precision.
+        when: ends "out of memory on `cuda` ".
+        chunk: pictures that it decodes at once; 0 where that is not known yet.
+    """
+    ways = _ways_to_save(config, accelerator, chunk)
+    smaller = f"a smaller `--crop` than {config.recipe.crop}"
+    saved = checkpoints(config.output)
+    if not saved:
+        hint = f"repeat the command with {', or '.join([*ways, smaller])}"
+    else:  # another crop is another run
+        anew = f"another `--output`, `--start-from {saved[-1]}` and {smaller}"
+        hint = f"go on with `--resume` and {', or '.join(ways)}; or give {anew}" if ways else f"give {anew}"
+    return OutOfMemoryError(f"out of memory on `{accelerator.device}` {when}", hint)
+
+
+def _ways_to_save(config: TrainConfig, accelerator: Any, chunk: int) -> list[str]:
+    """What a run that goes on may change."""
     recipe = config.recipe
     ways = []
-    if decode_chunk(networks) > 1:
+    if chunk > 1:
         ways.append("`--decode-chunk 1` (the same result)")
     if recipe.batch > 1:
-        half = recipe.batch // 2
-        ways.append(f"`--batch {half} --accumulate {recipe.accumulate * recipe.batch // half}` (the same result)")
+        part = max(divisor for divisor in range(1, recipe.batch) if recipe.batch % divisor == 0)
+        ways.append(f"`--batch {part} --accumulate {recipe.accumulate * recipe.batch // part}` (the same result)")
     if not config.gradient_checkpointing:
         ways.append("`--gradient-checkpointing` (the same result, a third slower)")
-    if networks.dtype == torch.float32 and networks.device.type != "cpu":
+    if accelerator.mixed_precision == "no" and accelerator.device.type != "cpu":
         ways.append("`--dtype bf16`")
-    ways.append(f"a smaller `--crop` than {recipe.crop}")
-    message = f"out of memory on `{networks.device}` at step {step + 1}"
-    return OutOfMemoryError(message, "with `--resume`, " + ", or ".join(ways))
+    return ways
 
 
 def _saved_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:

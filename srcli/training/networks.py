@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srcli.config.training import TrainConfig
+from srcli.errors import UsageError
 from srcli.models.adapters import (
     Adapter,
     AdapterInfo,
@@ -47,12 +48,19 @@ class StageNetworks:
         pixel: the frozen pixel adapter of the semantic stage, else None.
         steps_before: what the adapter that the run starts from had been trained.
         alphas: cumulative products of the noise schedule, (1000,), float32.
+
+    Raises:
+        UsageError: a crop that does not consist of whole latent cells.
+        ModelError: a base or adapter that cannot be used.
     """
 
     def __init__(self, config: TrainConfig, base: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.config = config
         self.device, self.dtype = device, dtype
         self.autoencoder: Autoencoder = load_autoencoder(base, dtype)
+        if config.recipe.crop % self.autoencoder.factor:
+            message = f"the crop `{config.recipe.crop}` is no multiple of {self.autoencoder.factor}, the pixels of a latent cell"
+            raise UsageError(message, f"give a multiple of both that and the scale {config.scale} as `--crop`")
         self.autoencoder.network.to(device)
         self.unet: Any = load_unet(base, dtype).to(device, memory_format=torch.channels_last)
         self.pixel = load_adapter(find_adapter(config.pixel, PIXEL), PIXEL) if config.pixel and config.stage == SEMANTIC else None

@@ -79,18 +79,21 @@ class Objective:
             loss = self.distillation(leaf, batch)
             _add(values, {"csd": loss}, 1.0)
             (loss * (self.recipe.losses.csd * scale)).backward()  # type: ignore[no-untyped-call]
-        assert leaf.grad is not None
-        return leaf.grad / scale, values, torch.cat(pictures)
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale  # none before `gan.start`
+        return gradient, values, torch.cat(pictures)
 
     @torch.no_grad()
-    def value(self, z_sr: Tensor, batch: Batch) -> float:
-        """The weighted sum without the adversarial loss, for comparing checkpoints; the same batch draws the same noise."""
+    def value(self, z_sr: Tensor, batch: Batch) -> float | None:
+        """The weighted sum without the adversarial loss, for comparing checkpoints; the same batch draws the same noise.
+
+        None where the adversarial loss is the only one: what a discriminator thinks at different times cannot be compared.
+        """
         with self.networks.autocast():
             sr = self.networks.autoencoder.decode(z_sr).float()
         losses = self.picture_losses(sr, batch.hq, step=-1)
         if self.recipe.losses.csd:
             losses["csd"] = self.distillation(z_sr, batch)
-        return float(self._weighted(losses))
+        return float(self._weighted(losses)) if losses else None
 
     def picture_losses(self, sr: Tensor, hq: Tensor, step: int) -> dict[str, Tensor]:
         """The losses that compare pictures, (N, 3, H, W), RGB, about [-1, 1]; a negative step leaves the adversarial one out."""

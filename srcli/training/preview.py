@@ -9,7 +9,8 @@ import torch
 from srcli.config.training import TrainConfig
 from srcli.images.sheet import make_sheet, save_sheet
 from srcli.training.data import CropSettings, TrainingCrops, finish, to_levels
-from srcli.training.setup import find_photos
+from srcli.training.output import make_output
+from srcli.training.photos import find_photos
 
 
 def write_preview(config: TrainConfig, count: int) -> Path:
@@ -19,8 +20,9 @@ def write_preview(config: TrainConfig, count: int) -> Path:
         the file.
 
     Raises:
-        UsageError: data that cannot be used.
+        UsageError: data that cannot be used, or a folder that cannot be written into.
     """
+    make_output(config.output)
     sources, _ = find_photos(config)
     crops = TrainingCrops(sources, CropSettings(config.recipe.crop, config.scale, config.seed, config.recipe.degradation))
     batch = finish([crops[index] for index in range(count)], torch.device("cpu"))

@@ -28,8 +28,9 @@ from srcli.training.memory import decode_chunk, memory_need
 from srcli.training.networks import PIXEL, StageNetworks
 from srcli.training.objective import Objective
 from srcli.training.orthogonal import Projector, fidelity_subspaces
+from srcli.training.photos import find_photos
 from srcli.training.prompts import full_prompt, read_captions
-from srcli.training.sources import Photo, Source, find_sources, hold_out, tell_skipped
+from srcli.training.sources import Source
 from srcli.training.validation import fixed_samples
 
 log = logging.getLogger("srcli")
@@ -45,6 +46,7 @@ class Setup:
     Args:
         config: of the run.
         base: the base's folder.
+        accelerator: of `make_accelerator`; made here if not given.
 
     Attributes:
         networks, crops, objective, critic, optimiser, schedule: see their classes.
@@ -54,21 +56,22 @@ class Setup:
         accumulated: what gradients are accumulated for.
     """
 
-    def __init__(self, config: TrainConfig, base: Path) -> None:
+    def __init__(self, config: TrainConfig, base: Path, accelerator: Any = None) -> None:
         self.config = config
         recipe = config.recipe
-        self.accelerator = make_accelerator(config)
+        self.accelerator = accelerator or make_accelerator(config)
         torch.manual_seed(config.seed)  # of the adapter's first weights, the same in all processes
         sources, held_out = find_photos(config, shown=self._main)
         if self.accelerator.device.type == "cpu":
             keep_large_blocks()
         self.networks = StageNetworks(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
-        prompts = self._prompts(sources)
+        trained_on = [photo.hq for source in sources for photo in source.photos]
+        prompts = self._prompts([*trained_on, *(photo.hq for photo in held_out)])
         settings = CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, prompts=prompts)
         self.fixed: list[Sample] = fixed_samples(held_out, settings) if self._main else []
         on_device = self.accelerator.device.type == "cuda"
         self.crops = TrainingCrops(sources, replace(settings, degrade_later=on_device))
-        self._photos = hashlib.sha256("\n".join(str(p.hq) for s in sources for p in s.photos).encode()).hexdigest()
+        self._drawn_from = _digest(sources)
         self.lpips = lpips_network(self.accelerator.device) if recipe.losses.lpips else None
         self.critic = Critic(recipe.gan, config.seed, self.accelerator) if recipe.losses.gan else None
         chunk = decode_chunk(self.networks)
@@ -104,10 +107,9 @@ class Setup:
 
     # Prompts ---------------------------------------------------------------------------------------------------------
 
-    def _prompts(self, sources: list[Source]) -> dict[Path, str]:
-        """The positive prompt of every photo; embedded now where they are few."""
+    def _prompts(self, photos: list[Path]) -> dict[Path, str]:
+        """The positive prompt of every photo, of those for validation too; embedded now where they are few."""
         told = self.config.prompts
-        photos = [photo.hq for source in sources for photo in source.photos]
         if not self.config.recipe.losses.csd:
             return {}
         if told.captions and self.networks.prompts.named:
@@ -191,7 +193,7 @@ class Setup:
             "weights": [parameter.detach().cpu() for parameter in self.networks.parameters],
             "optimiser": self.optimiser.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "photos": self._photos,
+            "drawn from": self._drawn_from,
             "rng": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
@@ -205,8 +207,9 @@ class Setup:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if state["photos"] != self._photos and self._main:
-            log.warning("the photos are not those that the run began with: it goes on, but not as it would have")
+        if state.get("drawn from", self._drawn_from) != self._drawn_from and self._main:  # older ones have none
+            what = "photos, their LQ partners, their sources or their weights"
+            log.warning("%s are not those that the run began with: it goes on, but not as it would have", what)
         with torch.no_grad():
             for parameter, value in zip(self.networks.parameters, state["weights"], strict=True):
                 parameter.copy_(value)
@@ -222,6 +225,12 @@ class Setup:
             self.critic.load(state["critic"])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _digest(sources: list[Source]) -> str:
+    """All of the sources that decides what a sample is."""
+    words = [f"{source.weight!r}\n" + "".join(f"{p.hq}\t{p.lq}\n" for p in source.photos) for source in sources]
+    return hashlib.sha256("\n".join(words).encode(errors="surrogateescape")).hexdigest()
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -255,31 +264,6 @@ def shared_state() -> Iterator[None]:
             PartialState().destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-
-
-def find_photos(config: TrainConfig, *, shown: bool = True) -> tuple[list[Source], list[Photo]]:
-    """The photos to train on and those to validate on; what is skipped is named.
-
-    Raises:
-        UsageError: a source that cannot be used.
-    """
-    crop, scale = config.recipe.crop, config.scale
-    sources, skipped = find_sources(config.data, crop, scale)
-    held_out: list[Photo] = []
-    if config.val == "":
-        sources, held_out = hold_out(sources, config.val_images, config.seed)
-    elif config.val != "none":
-        found, more = find_sources([config.val], crop, scale)
-        skipped += more
-        held_out = [photo for source in found for photo in source.photos][: config.val_images]
-    if shown:
-        tell_skipped(skipped)
-        count = sum(len(source.photos) for source in sources)
-        where = "held out of them" if config.val == "" else "apart"
-        log.info("%d photos to train on, %d for validation %s", count, len(held_out), where)
-        if config.val == "" and not held_out:
-            log.info("so few photos leave none for validation: give some with `--val`")
-    return sources, held_out
 
 
 def _precision(config: TrainConfig) -> str:

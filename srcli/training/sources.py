@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import probe
-from srcli.images.files import INPUT_SUFFIXES
+from srcli.images.suffixes import INPUT_SUFFIXES
 
 log = logging.getLogger("srcli")
 
@@ -94,15 +92,6 @@ def unreadable(path: Path, error: ImageError) -> Skipped:
     return Skipped(path, error.message.removeprefix(f"`{path}` "))
 
 
-def hold_out(sources: Sequence[Source], count: int, seed: int) -> tuple[list[Source], list[Photo]]:
-    """Take photos out of the sources for validation: at most `count`, and at most a twentieth of all; the seed decides which."""
-    every = [photo for source in sources for photo in source.photos]
-    number = min(count, len(every) // 20)
-    chosen = {every[index] for index in np.random.default_rng([seed, 7]).permutation(len(every))[:number]}
-    left = [replace(source, photos=tuple(p for p in source.photos if p not in chosen)) for source in sources]
-    return [source for source in left if source.photos], sorted(chosen, key=lambda photo: str(photo.hq))
-
-
 def tell_skipped(skipped: Sequence[Skipped]) -> None:
     """Name what was skipped, in the log."""
     for each in skipped[:NAMED]:
@@ -114,10 +103,17 @@ def tell_skipped(skipped: Sequence[Skipped]) -> None:
 
 
 def _parse(text: str) -> _Asked:
-    """Raises: UsageError: an unknown or faulty option behind a comma."""
-    if Path(text).expanduser().exists():
-        return _Asked(Path(text).expanduser())
-    path, *options = text.split(",")
+    """Options are what follows the longest path that exists: it may hold commas itself.
+
+    Raises:
+        UsageError: no path, or an unknown or faulty option behind a comma.
+    """
+    path, options = text, list[str]()
+    while "," in path and not Path(path).expanduser().exists():
+        path, _, option = path.rpartition(",")
+        options.insert(0, option)
+    if not path:
+        raise UsageError(f"the source `{text}` names no path", SOURCE_HINT)
     asked = _Asked(Path(path).expanduser())
     for option in options:
         key, _, value = option.partition("=")
@@ -180,7 +176,7 @@ def _paired(photos: Sequence[Path], folder: Path, lq_folder: Path) -> list[Photo
 def _listed(file: Path) -> Iterator[Photo | Skipped]:
     """The lines of a list file; relative paths start from its folder."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read `{file}` as a list of photos: {error}", SOURCE_HINT) from error
     for line in lines:

@@ -34,7 +34,9 @@ class Tracker:
         output.mkdir(parents=True, exist_ok=True)
         path = output / METRICS_FILE
         kept = _records_until(path, step) if step else []
-        path.write_text("".join(kept), encoding="utf-8")
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(path)
         self._file = path.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 

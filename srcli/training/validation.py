@@ -36,8 +36,8 @@ class Verdict:
     """What one validation found.
 
     Attributes:
-        values: means over the pictures: `loss` (the training objective without its adversarial part), and PSNR (dB) and SSIM on
-            Y of the enlarged input (`psnr_lq`), of the pixel adapter alone and of both.
+        values: means over the pictures: `loss` (the training objective without its adversarial part; not there where that is all
+            of it), and PSNR (dB) and SSIM on Y of the enlarged input (`psnr_lq`), of the pixel adapter alone and of both.
         sheet: the pictures side by side, (H, W, 3), uint8, RGB.
     """
 
@@ -91,7 +91,8 @@ def validate(samples: Sequence[Sample], networks: StageNetworks, objective: Obje
             z_sr = networks.restore_with(names, z_lq, embedding)
             with torch.no_grad(), networks.autocast():
                 pictures[label] = to_levels(networks.autoencoder.decode(z_sr)[0])
-        record = {"loss": objective.value(z_sr, batch)}
+        loss = objective.value(z_sr, batch)
+        record = {} if loss is None else {"loss": loss}
         for label, picture in pictures.items():
             record[f"psnr_{label}"] = psnr_y(picture, sample.hq)
             record[f"ssim_{label}"] = ssim_y(picture, sample.hq)

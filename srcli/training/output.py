@@ -1,0 +1,83 @@
+"""The folder that a run writes into: whether it may, and what is said when it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from srcli.config.training import TrainConfig
+from srcli.errors import TrainingError, UsageError
+from srcli.models.adapters import ADAPTER_FILE
+from srcli.training.checkpoint import checkpoints, room_hint
+
+log = logging.getLogger("srcli")
+
+LOCK_FILE = ".lock"
+
+
+def begin_output(config: TrainConfig) -> None:
+    """Make sure that `config.output` can be written into, holds no other run's work, and something to go on from if asked to.
+
+    Raises:
+        UsageError: it is no folder, or read-only; it holds a run and `config.resume` is not set; or that run is finished and its
+            checkpoints are gone.
+    """
+    done = (config.output / config.stage / ADAPTER_FILE).is_file()
+    saved = checkpoints(config.output)
+    if not config.resume and (done or saved):
+        what = "a finished adapter" if done else "the checkpoints of a run"
+        raise UsageError(f"`{config.output}` holds {what}", "go on with `--resume`, or give another `--output`")
+    if done and not saved:
+        message = f"`{config.output}` holds a finished adapter and no checkpoint to go on from"
+        raise UsageError(message, f"to train it further, give another `--output` and `--start-from {config.output}`")
+    make_output(config.output)
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder, and try to write into it.
+
+    Raises:
+        UsageError: it cannot be made or written into.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"`{folder}` is a file", "give a folder as `--output`")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write into `{folder}`: {error.strerror or error}", "give another `--output`") from error
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of an output folder; the lock ends with the process, however that ends.
+
+    Raises:
+        UsageError: another process writes into it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    make_output(folder)
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `flock`, which processes that load data would inherit
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                hint = "wait for it or end it (one process may outlive its launcher), or give another `--output`"
+                raise UsageError(f"another run writes into `{folder}`", hint) from error
+            log.warning("`%s` cannot be locked (%s): have no second run write into it", folder, error.strerror)
+        yield
+
+
+def cannot_go_on(step: int, error: OSError) -> TrainingError:
+    """The error of a run whose files failed it, after `step` steps; what it had saved is as it was."""
+    where = f" (`{error.filename}`)" if error.filename else ""
+    return TrainingError(f"cannot go on after step {step}: {error.strerror or error}{where}", room_hint(error))
