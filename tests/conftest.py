@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["COLUMNS"] = "80"
 os.environ["NO_COLOR"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: threads that wait for each other's cores cost ten times what they gain
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
