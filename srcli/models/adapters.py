@@ -8,6 +8,7 @@ loader; all that srcli needs is in the file's header.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.models.spec import AdapterFile, ModelSpec
 from srcli.models.weights import load_tensors, sha256_of
 
+_LOGGER = logging.getLogger("srcli")
 ADAPTER_FILE = "adapter_model.safetensors"
 TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
 """The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
@@ -185,6 +187,21 @@ def merge(unet: Any, adapters: Sequence[Adapter]) -> None:
         unet.fuse_lora(adapter_names=[adapter.name])
         unet.unload_lora()
     unet.requires_grad_(False)
+
+
+def warn_of_strange_base(adapter: Adapter, bases: Sequence[str]) -> None:
+    """Warn where an adapter says that it was trained on another base than these names of one: layers may fit by chance.
+
+    Only the last parts of names are compared, since mirrors and copies in folders are usually called alike.
+    """
+    own, known = _last(adapter.info.base), {_last(name) for name in bases if name}
+    if own and known and own not in known:
+        told = "the %s adapter was trained on `%s` and is used on `%s`: where these are not the same, pictures are spoilt"
+        _LOGGER.warning(told, adapter.name, adapter.info.base, bases[0])
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def check_fit(unet: Any, adapter: Adapter) -> None:

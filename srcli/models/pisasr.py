@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srcli.memory import free_bytes
-from srcli.models.adapters import load_adapter, merge
+from srcli.models.adapters import load_adapter, merge, warn_of_strange_base
 from srcli.models.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
 from srcli.models.base import Dial, LoadOptions, Mixture, Part, Settings
 from srcli.models.device import cast, in_float32, layout_for
@@ -140,6 +140,8 @@ def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
     """
     base = base_folder(spec)
     adapters = {name: load_adapter(adapter_path(spec, name), name) for name in spec.adapters}
+    for adapter in adapters.values():
+        warn_of_strange_base(adapter, spec.base.names)
     notes = []
     if SEMANTIC not in adapters:
         notes.append(f"the model `{spec.name}` has no semantic adapter: `--lambda-semantic` has no effect")

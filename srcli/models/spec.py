@@ -56,6 +56,11 @@ class BaseSource:
     sha256: Mapping[str, str] | None = None
     """Of files of the repository, by their path in it: 64 lower-case hexadecimal digits."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called: the built-in model, the folder, or the repository and its mirrors."""
+        return tuple(str(name) for name in (self.embedded, self.path, self.repo, *self.mirrors) if name)
+
 
 @dataclass(frozen=True)
 class AdapterFile:

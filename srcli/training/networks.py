@@ -22,6 +22,7 @@ from srcli.models.adapters import (
     find_adapter,
     load_adapter,
     use_adapters,
+    warn_of_strange_base,
 )
 from srcli.models.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
 from srcli.training.merged import merge_where_it_pays
@@ -65,12 +66,14 @@ class StageNetworks:
         self.unet: Any = load_unet(base, dtype).to(device, memory_format=torch.channels_last)
         self.pixel = load_adapter(find_adapter(config.pixel, PIXEL), PIXEL) if config.pixel and config.stage == SEMANTIC else None
         if self.pixel is not None:
+            warn_of_strange_base(self.pixel, (config.base_name,))
             attach_frozen(self.unet, self.pixel)
         recipe = config.recipe
         self.parameters = attach(self.unet, config.stage, recipe.rank, recipe.alpha, recipe.targets)
         self.steps_before = 0
         if config.start_from is not None:
             start = load_adapter(find_adapter(config.start_from, config.stage), config.stage)
+            warn_of_strange_base(start, (config.base_name,))
             fill(self.unet, start, AdapterInfo(recipe.rank, recipe.alpha))
             self.steps_before = start.info.steps
         self.names = [PIXEL, SEMANTIC] if self.pixel is not None else [config.stage]

@@ -1,0 +1,44 @@
+"""An adapter on a base that it was not trained on is told: its layers may fit by chance."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import make_model
+
+from srcli.models.adapters import Adapter, AdapterInfo, warn_of_strange_base
+from srcli.models.base import LoadOptions
+from srcli.models.registry import load_restorer
+from srcli.models.spec import find_model
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "bases", "told"),
+    [
+        ("tiny", ("tiny",), False),
+        ("tiny", ("someone/large", "other/large"), True),
+        ("gone/sd-2-1", ("mirror/large", "mirror/sd-2-1"), False),
+        ("gone/sd-2-1", ("/models/sd-2-1/",), False),
+        ("", ("tiny",), False),
+        ("tiny", ("",), False),
+    ],
+)
+def test_bases_are_told_apart_by_the_last_part_of_their_names(
+    trained_on: str, bases: tuple[str, ...], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_strange_base(Adapter("pixel", {}, AdapterInfo(4, 4.0, trained_on)), bases)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * told
+
+
+def test_loading_a_model_tells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = make_model(tmp_path)
+    options = LoadOptions(torch.device("cpu"), torch.float32)
+    load_restorer(find_model("small", file), options)
+    assert "srcli" not in {record.name for record in caplog.records}
+    (tmp_path / "base").rename(tmp_path / "other")
+    file.write_text(file.read_text().replace('{ path = "base" }', '{ path = "other" }'))
+    load_restorer(find_model("small", file), options)
+    assert "pixel adapter was trained on `base` and is used on" in caplog.text
