@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -32,7 +34,49 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    return free_host_bytes()
+
+
+def free_host_bytes(root: Path = Path("/")) -> int:
+    """Memory that could be had beside the CPU now: what the machine has, or what the container or batch job may still take.
+
+    A process that takes more than its control group's share is killed, however much the machine has.
+
+    Args:
+        root: what `proc` and `sys` are below.
+    """
+    shares = [share for folder in _control_groups(root) if (share := _free_of_group(folder)) is not None]
+    return min([int(psutil.virtual_memory().available), *shares])
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folders of the memory control groups around this process, of Linux' first or second version."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        _, kinds, path = [*line.split(":", 2), "", ""][:3]
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+        own = mount / path.strip("/")  # seen from outside a container, it may not be there; the container's own is the mount
+        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(mount) and folder.is_dir())
+
+
+def _free_of_group(folder: Path) -> int | None:
+    """What a group may still take: caches of files that are not in use count as free. None where it has no limit."""
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, taken = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            return max(0, most - taken + int(stat.get(cache, 0)))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

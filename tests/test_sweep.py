@@ -354,6 +354,19 @@ def test_a_new_metric_a_new_crop_and_saved_images_are_made_up_for(
     assert [done.skipped for done in open_sweep(settings).run()] == [True] * 4
 
 
+def test_references_that_come_later_are_no_change_of_the_photos(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(models_file, photo_folder / "b.jpg", tmp_path / "out", lambda_pixel="1", lambda_semantic="1")
+    run_all(settings)
+    with caplog.at_level("INFO", "srcli"):
+        run_all(replace(settings, hq=hq_folder / "b.png"))
+        assert "changed since" not in caplog.text
+        Image.new("RGB", (200, 124), "red").save(hq_folder / "b.png")
+        run_all(replace(settings, hq=hq_folder / "b.png"))
+        assert "changed since" in caplog.text
+
+
 def test_a_changed_input_is_done_again(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
     settings = config(models_file, photo_folder, tmp_path / "out", lambda_pixel="1")
     run_all(settings)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 
 from srcli.engine.budget import Budget
@@ -25,6 +24,7 @@ from srcli.images.codec import Picture, check_sides, decode, encode, probe
 from srcli.images.files import Job
 from srcli.images.resize import target_size
 from srcli.images.suffixes import format_of
+from srcli.memory import free_host_bytes
 
 log = logging.getLogger("srcli")
 
@@ -107,7 +107,7 @@ class Stream:
         self.size = size
         self.color_fix = color_fix
         self.quality = quality
-        limit = queue_bytes or min(MOST_QUEUE_BYTES, max(LEAST_QUEUE_BYTES, psutil.virtual_memory().available // 4))
+        limit = queue_bytes or min(MOST_QUEUE_BYTES, max(LEAST_QUEUE_BYTES, free_host_bytes() // 4))
         self._ahead_bytes = limit // 4
         self.results = Budget(limit)
         """What results hold, and may."""

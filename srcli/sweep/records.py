@@ -51,6 +51,10 @@ class Record:
         """Whether both are made of the same files with the same settings."""
         return (self.made_with, self.input, self.hq) == (other.made_with, other.input, other.hq)
 
+    def other_files(self, input: str, hq: str) -> bool:
+        """Whether the input or a reference that it had is another now; one that comes or goes is no change of these."""
+        return self.input != input or bool(self.hq and hq and self.hq != hq)
+
     def as_line(self) -> str:
         """JSON; infinity (PSNR of equal pictures) is null."""
         content = {**self.__dict__, "metrics": {name: _finite(value) for name, value in self.metrics.items()}}

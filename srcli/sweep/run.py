@@ -141,7 +141,7 @@ class Sweep:
                 yield Done(photo, cell, record, skipped=True)
             else:
                 todo.append(cell)
-                changed = changed or (record is not None and not fresh)
+                changed = changed or (record is not None and record.other_files(*digests))
         if changed:
             log.info("`%s` or its reference has changed since: its cells are made again", photo.source)
         if todo:
