@@ -199,6 +199,19 @@ def test_a_small_memory_budget_reads_one_picture_at_a_time(tmp_path: Path, monke
     assert [outcome.status for outcome in stream.run(jobs)] == ["done"] * 10
 
 
+def test_a_picture_that_the_machine_cannot_hold_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = many(tmp_path / "in", 3)
+    Image.new("RGB", (400, 300)).save(tmp_path / "in" / "001.png")
+    monkeypatch.setattr(stream_module, "free_host_bytes", lambda: 20 << 20)
+    monkeypatch.setattr(stream_module.psutil, "swap_memory", lambda: type("Swap", (), {"free": 0}))
+    outcomes = list(make_stream(MockRestorer(), batch=1, queue_bytes=1 << 20).run(jobs))
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "done"]
+    assert "needs 0.0 GB of memory" in outcomes[1].reason
+    assert "--scale" in outcomes[1].hint
+
+
 def test_a_small_memory_budget_restores_nothing_while_a_result_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writing = []
 

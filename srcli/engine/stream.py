@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 
 from srcli.engine.budget import Budget
 from srcli.engine.pictures import finish, picture_bytes, prepare_canvas, result_bytes
 from srcli.engine.restore import Engine, is_out_of_memory
-from srcli.errors import SrcliError
+from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, check_sides, decode, encode, probe
 from srcli.images.files import Job
@@ -208,12 +209,26 @@ class Stream:
         for item in group:
             if isinstance(item, _Item) and item.sr is None:
                 try:
+                    self._check_room(item)
                     self._restore([item], on_start)
                 except Exception as error:
                     self.results.give(item.cost)
                     yield failure(item.job, error)
                     continue
             yield item
+
+    def _check_room(self, item: _Item) -> None:
+        """A picture that is let in alone may be over what there is: systems kill a process for that, and each rerun again.
+
+        Raises:
+            OutOfMemoryError: its result alone would not fit.
+        """
+        if item.cost <= self.results.limit:
+            return
+        free = free_host_bytes() + psutil.swap_memory().free
+        if item.cost > free:
+            message = f"its result needs {item.cost / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+            raise OutOfMemoryError(message, "use a smaller `--scale`, or split the picture")
 
     def _restore(self, items: list[_Item], on_start: Callable[[Job], None]) -> None:
         on_start(items[0].job)
