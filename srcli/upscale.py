@@ -40,7 +40,7 @@ class PlannedImage:
     def line(self) -> str:
         """For people."""
         if self.fault or self.input_size is None or self.output_size is None:
-            return f"{self.job.source}: {self.fault}"
+            return self.fault if f"`{self.job.source}`" in self.fault else f"{self.job.source}: {self.fault}"
         (w, h), (ow, oh) = self.input_size, self.output_size
         return f"{self.job.source} {w}x{h} -> {self.job.target} {ow}x{oh}"
 

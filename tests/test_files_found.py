@@ -36,7 +36,7 @@ def test_results_beside_their_photos_are_no_photos(here: Path, text: str, caplog
     make("in/a_x4.png", "in/b_x4_x4.png")
     with caplog.at_level(logging.INFO):
         assert plan_jobs([text], Path("in"), suffix="_x4") == jobs
-    assert "2 files are taken for results of this command, `in/a_x4.png` for one" in caplog.text
+    assert "files taken for results of this command: 2, `in/a_x4.png` for one" in caplog.text
     with pytest.raises(UsageError, match="would overwrite the input"):
         plan_jobs([text, "in/a_x4.png"], Path("in"), suffix="_x4")
     with pytest.raises(UsageError, match="would overwrite the input"):

@@ -264,7 +264,7 @@ def _without_results(found: list[Found], jobs: list[Job]) -> list[Job]:
     results = {job for job, each in zip(jobs, found, strict=True) if not each.named and writers[keys[job]] - {keys[job]}}
     if results:
         example = next(job.source for job in jobs if job in results)
-        log.info("%d files are taken for results of this command, `%s` for one", len(results), example)
+        log.info("files taken for results of this command: %d, `%s` for one", len(results), example)
     return [job for job in jobs if job not in results]
 
 
