@@ -100,6 +100,9 @@ def test_pictures_of_other_kinds_are_told_once(models_file: Path, photo_folder: 
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("left out: 2 .heic, 1 .dng;") == 1
     assert "hint: convert them" in done.stderr
+    for options in (["--json"], ["--json", "--dry-run"]):
+        told = json.loads(upscale(models_file, photo_folder, "-o", tmp_path / "out", *options).stdout)
+        assert told["left_out"] == {".heic": 2, ".dng": 1}
 
 
 def test_a_report_of_a_dry_run_is_refused(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

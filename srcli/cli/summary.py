@@ -30,6 +30,8 @@ class Summary:
     skipped: int = 0
     done: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Suffix -> pictures of folders that were not taken, since none of that kind is read."""
     megapixels: float = 0.0
     """Of output."""
     seconds: float = 0.0
@@ -60,11 +62,12 @@ class Summary:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: `done` and `skipped` are counts, `failed` is a list."""
+        """For `--json`: `done` and `skipped` are counts, `failed` is a list, `left_out` counts by suffix."""
         return {
             "done": self.done,
             "skipped": self.skipped,
             "failed": self.failed,
+            "left_out": self.left_out,
             "seconds": round(self.seconds, 3),
             "megapixels": round(self.megapixels, 6),
             "exact_tiles": self.exact_tiles,

@@ -20,7 +20,7 @@ from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
-from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
+from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, suffix_counts
 
 log = logging.getLogger("srcli")
 
@@ -169,13 +169,13 @@ def upscale(
 def run(config: UpscaleConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
-    jobs = _plan(config)
+    jobs, left_out = _plan(config)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
     already = set(skipped)
     todo = [job for job in jobs if job not in already]
     if config.dry_run:
-        return _dry_run(config, todo, skipped)
-    summary = Summary(skipped=len(skipped))
+        return _dry_run(config, todo, skipped, left_out)
+    summary = Summary(skipped=len(skipped), left_out=left_out)
     interrupted = False
     with Report(config.report) as report:
         for job in skipped:
@@ -195,7 +195,8 @@ def run(config: UpscaleConfig) -> int:
     return 1 if summary.failed else 0
 
 
-def _plan(config: UpscaleConfig) -> list[Job]:
+def _plan(config: UpscaleConfig) -> tuple[list[Job], dict[str, int]]:
+    """What to do, and how many pictures of which kinds are left out."""
     left_out: set[Path] = set()
     jobs = plan_jobs(
         config.inputs,
@@ -209,7 +210,7 @@ def _plan(config: UpscaleConfig) -> list[Job]:
     tell_left_out(left_out)
     if config.report is not None:
         _check_report(config.report, jobs)
-    return jobs
+    return jobs, suffix_counts(left_out)
 
 
 def _check_report(report: Path, jobs: Sequence[Job]) -> None:
@@ -245,7 +246,7 @@ def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: R
             summary.add_work(stream)
 
 
-def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job]) -> int:
+def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job], left_out: dict[str, int]) -> int:
     """Tell what would be done; the estimate comes from one tile, timed on this machine now."""
     from srcli.upscale import estimate_seconds, megapixels, open_stream, planned
 
@@ -256,8 +257,8 @@ def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job]) -> int:
     code = 1 if len(good) < len(images) else 0
     if config.json:
         lines = [image.as_dict() for image in images]
-        outline = {"planned": lines, "skipped": len(skipped), "megapixels": total, "estimated_seconds": seconds}
-        typer.echo(json.dumps(outline))
+        outline = {"planned": lines, "skipped": len(skipped), "left_out": left_out, "megapixels": total}
+        typer.echo(json.dumps({**outline, "estimated_seconds": seconds}))
         return code
     for image in images:
         log.info(image.line())

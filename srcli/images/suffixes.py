@@ -39,8 +39,13 @@ UNREAD_SUFFIXES = frozenset({".3fr", ".arw"}) | {
 
 def counts_by_suffix(files: Iterable[Path]) -> str:
     """`12 .heic, 3 .dng`: how many there are of each kind, the most first."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in suffix_counts(files).items())
+
+
+def suffix_counts(files: Iterable[Path]) -> dict[str, int]:
+    """Suffix (lower case) -> how many files have it, the most first."""
     counts = Counter(path.suffix.lower() for path in files)
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda each: (-each[1], each[0])))
+    return dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
 
 
 def format_of(path: Path) -> str:
