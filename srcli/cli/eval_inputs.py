@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -56,15 +55,9 @@ def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Fai
 
 def _folder_names(names: Sequence[str]) -> list[str]:
     """A name of one part for each: a model may be called by a path, and nothing is written there."""
-    found: list[str] = []
-    for name in names:
-        plain = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "model"
-        number = itertools.count(2)
-        own = plain
-        while own in found:
-            own = f"{plain}-{next(number)}"
-        found.append(own)
-    return found
+    from srcli.evaluation.files import distinct
+
+    return distinct(re.sub(r"[^\w.+-]+", "_", name).strip("._") or "model" for name in names)
 
 
 def _clear(jobs: Sequence[Job]) -> None:

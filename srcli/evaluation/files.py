@@ -1,7 +1,9 @@
-"""Text files of results: whole or not at all, and for names that are no UTF-8, too."""
+"""Files of results: texts whole or not at all, for names that are no UTF-8 too, and names that differ."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 from srcli.errors import SrcliError
@@ -29,3 +31,16 @@ def cannot_write(path: Path, fault: OSError) -> SrcliError:
     return SrcliError(
         f"`{path}` cannot be written: {fault.strerror or fault}", "make room or give another `--output`, then repeat"
     )
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The same names, with a number on those that an earlier one has already.
+
+    >>> distinct(["a", "b", "a"])
+    ['a', 'b', 'a-2']
+    """
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        found.append(next(each for each in itertools.chain([name], numbered) if each not in found))
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from srcli.errors import UsageError, joined_faults
+from srcli.evaluation.files import distinct
 from srcli.models.base import Dial, Settings
 
 
@@ -149,25 +150,13 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         parts = [each[1:] for each in parts]
     while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [each[:-1] for each in parts]
-    return _distinct(["-".join(part.replace(",", "_").replace("=", "_") for part in each) for each in parts])
+    return distinct(["-".join(part.replace(",", "_").replace("=", "_") for part in each) for each in parts])
 
 
 def value_name(value: float) -> str:
     """A dial's value as it is shown: `0.5`, `1`; no two values look alike."""
     short = f"{value:.10g}"
     return short if float(short) == value else repr(value)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The same names, with a number on those that an earlier one has already."""
-    found: list[str] = []
-    for name in names:
-        number = itertools.count(2)
-        distinct = name
-        while distinct in found:
-            distinct = f"{name}-{next(number)}"
-        found.append(distinct)
-    return found
 
 
 def _value_faults(dial: Dial, values: Sequence[float]) -> list[str]:
