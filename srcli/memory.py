@@ -65,15 +65,16 @@ def _control_groups(root: Path) -> Iterator[Path]:
 
 
 def _free_of_group(folder: Path) -> int | None:
-    """What a group may still take: caches of files that are not in use count as free. None where it has no limit."""
-    for limit, used, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    """What a group may still take, caches of files included, which give way. None where it has no limit."""
+    for limit, used, total in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         try:
             most, taken = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
             stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-            return max(0, most - taken + int(stat.get(cache, 0)))
+            caches = sum(int(stat.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
+            return max(0, most - taken + caches)
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return None

@@ -76,6 +76,13 @@ def test_globs_follow_no_links_to_folders(here: Path) -> None:
         assert sources(plan_jobs([text], Path("out"))) == ["in/a.jpg", "in/sub/b.jpg"]
 
 
+def test_a_glob_that_names_each_level_goes_through_links(here: Path) -> None:
+    make("in/one/a.jpg", "elsewhere/a.jpg")
+    Path("in/two").symlink_to(here / "elsewhere")
+    assert sources(plan_jobs(["in/*/a.jpg"], Path("out"))) == ["in/one/a.jpg", "in/two/a.jpg"]
+    assert sources(plan_jobs(["in/*"], Path("out"))) == ["in/one/a.jpg"]
+
+
 def test_what_is_named_may_be_a_link_to_a_folder(here: Path) -> None:
     make("elsewhere/sub/c.jpg")
     Path("link").symlink_to("elsewhere")

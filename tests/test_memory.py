@@ -17,7 +17,8 @@ def group(folder: Path, limit: str, used: int, cache: int, *, version: int) -> N
     names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{'total_' if version == 1 else ''}inactive_file {cache}\n")
+    total = "total_" if version == 1 else ""
+    (folder / "memory.stat").write_text(f"anon 5\n{total}inactive_file {cache - 1}\n{total}active_file 1\n")
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def root(tmp_path: Path) -> Path:
 def test_the_tightest_of_nested_groups_counts(root: Path) -> None:
     (root / "proc/self/cgroup").write_text("0::/job/step\n")
     mount = root / "sys/fs/cgroup"
-    group(mount / "job/step", "max", 5 * MIB, 0, version=2)
+    group(mount / "job/step", "max", 5 * MIB, 1, version=2)
     group(mount / "job", str(100 * MIB), 60 * MIB, 10 * MIB, version=2)
     assert free_host_bytes(root) == 50 * MIB
-    group(mount / "job/step", str(20 * MIB), 5 * MIB, 0, version=2)
-    assert free_host_bytes(root) == 15 * MIB
+    group(mount / "job/step", str(20 * MIB), 5 * MIB, 1, version=2)
+    assert free_host_bytes(root) == 15 * MIB + 1
 
 
 def test_a_container_sees_its_own_group_as_the_mount(root: Path) -> None:
@@ -44,7 +45,7 @@ def test_a_container_sees_its_own_group_as_the_mount(root: Path) -> None:
 
 def test_a_group_that_is_over_its_limit_has_nothing_left(root: Path) -> None:
     (root / "proc/self/cgroup").write_text("0::/\n")
-    group(root / "sys/fs/cgroup", str(10 * MIB), 12 * MIB, 0, version=2)
+    group(root / "sys/fs/cgroup", str(10 * MIB), 12 * MIB, 1, version=2)
     assert free_host_bytes(root) == 0
 
 
@@ -52,8 +53,8 @@ def test_a_group_that_is_over_its_limit_has_nothing_left(root: Path) -> None:
 def test_without_a_limit_it_is_the_machine_s(root: Path, lines: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if lines is not None:
         (root / "proc/self/cgroup").write_text(lines)
-    group(root / "sys/fs/cgroup", "max", 1, 0, version=2)
-    group(root / "sys/fs/cgroup/memory", str((1 << 63) - 4096), 1, 0, version=1)
+    group(root / "sys/fs/cgroup", "max", 1, 1, version=2)
+    group(root / "sys/fs/cgroup/memory", str((1 << 63) - 4096), 1, 1, version=1)
     memory = type("Memory", (), {"available": 123 * MIB})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert free_host_bytes(root) == 123 * MIB

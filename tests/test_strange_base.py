@@ -22,6 +22,7 @@ from srcli.models.spec import find_model
         ("tiny", ("someone/large", "other/large"), True),
         ("gone/sd-2-1", ("mirror/large", "mirror/sd-2-1"), False),
         ("gone/sd-2-1", ("/models/sd-2-1/",), False),
+        ("gone/sd-2-1", ("/cache/models--mirror--sd-2-1/snapshots/0123abc",), False),
         ("", ("tiny",), False),
         ("tiny", ("",), False),
     ],

@@ -358,13 +358,16 @@ def test_references_that_come_later_are_no_change_of_the_photos(
     models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(models_file, photo_folder / "b.jpg", tmp_path / "out", lambda_pixel="1", lambda_semantic="1")
-    run_all(settings)
+    images = list(shown(run_all(replace(settings, save_images=True))))
+    assert len(images) == 1
     with caplog.at_level("INFO", "srcli"):
         run_all(replace(settings, hq=hq_folder / "b.png"))
         assert "changed since" not in caplog.text
+        assert list(shown(open_sweep(settings))) == images, "no reference decides a pixel"
         Image.new("RGB", (200, 124), "red").save(hq_folder / "b.png")
         run_all(replace(settings, hq=hq_folder / "b.png"))
         assert "changed since" in caplog.text
+    assert list(shown(run_all(settings))) == images
 
 
 def test_a_changed_input_is_done_again(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
@@ -443,6 +446,15 @@ def test_a_sweep_may_lie_beside_its_photos(
     assert [done.skipped for done in open_sweep(settings).run()] == [True] * 3
     one = config(models_file, Path("photos/a.png"), Path("photos"), lambda_pixel="1", lambda_semantic="1")
     assert len(run_all(one).photos) == 1
+
+
+@pytest.mark.parametrize("read", ["photos", "hq"])
+def test_what_is_read_cannot_be_the_output(
+    models_file: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path, read: str
+) -> None:
+    with pytest.raises(UsageError, match="cannot be the output too"):
+        open_sweep(config(models_file, photo_folder, tmp_path / read, hq=hq_folder))
+    assert len(list((tmp_path / read).rglob("*"))) == 4
 
 
 def test_photos_of_one_name_are_refused(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

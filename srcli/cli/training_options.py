@@ -177,7 +177,7 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
         stage=stage,
         data=tuple(given["data"] or ()),
         recipe=recipe,
-        base_name=given["base"] or spec.base.embedded or spec.base.repo or str(spec.base.path),
+        base_name=spec.base.names[0],
         pixel=given.get("pixel"),
         prompts=prompts,
         scale=spec.native_scale,

@@ -201,7 +201,7 @@ class Stream:
 
     def _restore_group(self, group: list[_Item | Outcome], on_start: Callable[[Job], None]) -> Iterator[_Item | Outcome]:
         items = [item for item in group if isinstance(item, _Item)]
-        if len(items) > 1:
+        if len(items) > 1 and max(item.cost for item in items) <= self.results.limit:
             try:
                 self._restore(items, on_start)
             except Exception as error:  # one of them is at fault: find out which

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,8 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors=NAMES, newline="")
         part.replace(path)
     except OSError as fault:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise cannot_write(path, fault) from fault
 
 

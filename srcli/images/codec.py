@@ -45,6 +45,7 @@ __all__ = [
 _SIDE_LIMITS = {"jpeg": 65500, "webp": 16383}  # px; JPEG's is libjpeg's own, 35 below that of the format
 _JPEG_EXIF_BYTES = 65533
 _FULL_CHROMA_QUALITY = 90
+_TRIES = 100
 _NAME_BYTES = 255  # of one file, on nearly every system
 _SHORT_NAME = 50  # characters, of 4 bytes each at most
 
@@ -235,7 +236,7 @@ def _opened_alone(part: Path, path: Path) -> BinaryIO:
     Raises:
         ImageError: somebody else has it open for `path`.
     """
-    while True:  # the caller closes what is returned
+    for _ in range(_TRIES):  # the caller closes what is returned
         file = open(part, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))  # noqa: SIM115
         try:
             _lock(file, path)
@@ -249,6 +250,7 @@ def _opened_alone(part: Path, path: Path) -> BinaryIO:
             file.close()
             raise
         file.close()
+    raise OSError(errno.EAGAIN, "its temporary file changes all the time")
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

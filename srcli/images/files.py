@@ -5,6 +5,7 @@ Nothing here looks into a file; the standard library is enough, so that the comm
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
 import os
@@ -80,22 +81,25 @@ class _Search:
 
     def _several(self, files: Iterator[Found], none: str) -> list[Found]:
         """`files` by name; where there are none, that is a fault."""
-        faults, left_out = len(self.faults), set(self.left_out)
+        faults, left_out = len(self.faults), self.left_out
+        self.left_out = set()
         found = sorted(files, key=lambda each: each.relative.parts)
         if not found and len(self.faults) == faults:
-            others = counts_by_suffix(self.left_out - left_out)
+            others = counts_by_suffix(self.left_out)
             self.faults.append(none + (f", only {others}" if others else ""))
+        left_out |= self.left_out
+        self.left_out = left_out
         return found
 
     def _glob(self, pattern: str) -> Iterator[Found]:
         parts = Path(pattern).parts
         fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
         base = Path(*parts[:fixed])
-        asked = Path(pattern).suffix.lower()  # `*.psd` asks for such files, whatever we know of them
+        asked = Path(pattern).suffix.lower()  # `*.dat` asks for such files, and is told of each what it is
         suffixes = INPUT_SUFFIXES | {asked} - {""}
         for match in map(Path, glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
             folder = _leads_to(match, stat.S_IFDIR)
-            if self._is_in_output(match, base) or _crosses_link(match, base, folder):
+            if self._is_in_output(match, base) or _crosses_link(match, base if "**" in parts else match.parent, folder):
                 continue
             yield from self._walk(match, base) if folder else self._taken(match, base, suffixes)
 
@@ -283,7 +287,8 @@ def _checked(jobs: list[Job]) -> list[Job]:
     if faults:
         raise UsageError(
             joined_faults("the outputs do not fit beside each other:", faults),
-            "choose another output folder or a `--suffix`, keep formats apart, or process such inputs one by one",
+            "choose another output folder or a `--suffix`, delete earlier results that lie among the inputs, keep formats apart, "
+            "or process such inputs one by one",
         )
     return list(by_target.values())
 
@@ -300,8 +305,10 @@ def _type_of(path: Path) -> int:
     """
     try:
         return stat.S_IFMT(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):  # the last on Windows, for what can be no name there
+            return 0
+        raise
 
 
 def _leads_to(path: Path, *types: int) -> bool:

@@ -34,7 +34,7 @@ UNREAD_SUFFIXES = frozenset({".3fr", ".arw"}) | {
     *(".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".psb", ".psd", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf"),
     *(".srw", ".x3f", ".xcf"),
 }
-"""Pictures that no folder gives: of most there is no reader here (lower case)."""
+"""Pictures of kinds that are not read, to be told of (lower case)."""
 
 
 def counts_by_suffix(files: Iterable[Path]) -> str:

@@ -201,7 +201,9 @@ def warn_of_strange_base(adapter: Adapter, bases: Sequence[str]) -> None:
 
 
 def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
+    """In the hub's cache, `…/models--OWNER--NAME/snapshots/COMMIT`, a folder's name is its commit."""
+    parts = name.rstrip("/").split("/")
+    return parts[-3].rpartition("--")[2] if len(parts) > 2 and parts[-2] == "snapshots" else parts[-1]
 
 
 def check_fit(unet: Any, adapter: Adapter) -> None:

@@ -33,8 +33,8 @@ def write_outputs(sweep: Sweep) -> Outputs:
     photos = {photo.name: {cell.key: sweep.record(photo, cell).metrics for cell in sweep.grid.cells} for photo in sweep.complete}
     table = Table(sweep.grid, sweep.opened.infos, photos, sweep.config.pick)
     folder = sweep.config.output
-    told = write_tables(table, folder)
     try:
+        told = write_tables(table, folder)
         plots = write_plots(table, folder / "plots") if sweep.opened.infos and missing_library() is None else []
         page = Page(f"Sweep of {sweep.config.model}", table, sweep.complete, sweep.views, plots).write()
     except OSError as fault:

@@ -44,6 +44,10 @@ def find_photos(config: SweepConfig) -> tuple[list[Photo], list[Failure]]:
     """
     if config.output.suffix.lower() in INPUT_SUFFIXES and not config.output.is_dir():
         raise UsageError(f"the output `{config.output}` is a file name", "give a folder: a sweep writes many files")
+    for folder in (*config.inputs, *([str(config.hq)] if config.hq is not None else [])):
+        if Path(folder).is_dir() and Path(folder).resolve() == config.output.resolve():
+            message = f"`{folder}` is read, and cannot be the output too: the next run would take the sweep's files for photos"
+            raise UsageError(message, f"give a folder in it or beside it, as `{Path(folder) / 'sweep'}`")
     sources = _by_name(config.inputs, config, recursive=config.recursive)
     references = _references(config, len(sources))
     photos, failures = [], []

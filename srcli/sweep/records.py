@@ -49,7 +49,11 @@ class Record:
 
     def of_same(self, other: Record) -> bool:
         """Whether both are made of the same files with the same settings."""
-        return (self.made_with, self.input, self.hq) == (other.made_with, other.input, other.hq)
+        return self.of_same_picture(other) and self.hq == other.hq
+
+    def of_same_picture(self, other: Record) -> bool:
+        """The same without the reference, which decides no pixel."""
+        return (self.made_with, self.input) == (other.made_with, other.input)
 
     def other_files(self, input: str, hq: str) -> bool:
         """Whether the input or a reference that it had is another now; one that comes or goes is no change of these."""

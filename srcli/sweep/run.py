@@ -218,13 +218,13 @@ class Sweep:
         return self._note(record)
 
     def _note(self, record: Record) -> Record:
-        """Add a record; what an earlier one of the same result has kept still counts, and any other full image goes."""
+        """Add a record; what an earlier one of the same picture has kept still counts, and any other full image goes."""
         before = self.records.get(record.photo, record.cell)
         if before is not None and before.of_same(record):
             crops = tuple(dict.fromkeys((*before.crops, *record.crops)))
             record = replace(record, crops=crops, metrics={**before.metrics, **record.metrics})
-            if not record.image:
-                record = replace(record, image=before.image, quality=before.quality)
+        if before is not None and before.of_same_picture(record) and not record.image:
+            record = replace(record, image=before.image, quality=before.quality)
         if before is not None and before.image != record.image:
             self.records.delete_image(before)
         self.records.add(record)

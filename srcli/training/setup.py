@@ -207,8 +207,9 @@ class Setup:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if state.get("drawn from", self._drawn_from) != self._drawn_from and self._main:  # older ones have none
-            what = "photos, their LQ partners, their sources or their weights"
+        of_old = self._drawn_from if len(self.crops.sources) == 1 else None  # older checkpoints drew from several otherwise
+        if state.get("drawn from", of_old) != self._drawn_from and self._main:
+            what = "photos, their LQ partners, their sources or their weights, or how they take turns,"
             log.warning("%s are not those that the run began with: it goes on, but not as it would have", what)
         with torch.no_grad():
             for parameter, value in zip(self.networks.parameters, state["weights"], strict=True):
