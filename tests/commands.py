@@ -37,6 +37,11 @@ def srcli(*arguments: object) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+def upscale(models_file: Path, *arguments: object) -> Done:
+    """`srcli upscale` with the model `small` of that file, on the CPU."""
+    return srcli("upscale", *arguments, "--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32")
+
+
 def start(*arguments: object) -> subprocess.Popen[str]:
     """The command in a process of its own, warnings being errors."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}

@@ -40,6 +40,13 @@ def own_logger() -> Iterator[None]:
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def photo() -> np.ndarray:
     """A picture with edges, gradients and texture: (60, 84, 3), uint8."""
     rng = np.random.default_rng(7)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Done, in_process_of_its_own, srcli, start
+from commands import in_process_of_its_own, srcli, start, upscale
 from PIL import Image
 from tiny_model import make_model
 
@@ -18,10 +18,6 @@ from srcli.images.codec import Picture, decode, encode
 @pytest.fixture(scope="module")
 def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"))
-
-
-def upscale(models_file: Path, *arguments: object) -> Done:
-    return srcli("upscale", *arguments, "--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32")
 
 
 def test_a_folder_is_upscaled_and_told_as_json(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Done, srcli
+from commands import upscale
 from PIL import Image
 from tiny_model import make_model
 
@@ -21,10 +21,6 @@ from srcli.engine.restore import Engine
 @pytest.fixture(scope="module")
 def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"))
-
-
-def upscale(models_file: Path, *arguments: object) -> Done:
-    return srcli("upscale", *arguments, "--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32")
 
 
 def test_a_report_never_takes_the_place_of_a_picture(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
@@ -84,7 +80,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_work(
     monkeypatch.setattr(os, "open", locked)  # the tests may run as root, whom no mode keeps out
     done = upscale(models_file, photo_folder, "-o", tmp_path / "out")
     assert done.returncode == 2
-    assert f"cannot write to the folder `{tmp_path / 'out'}`: Read-only file system" in done.stderr
+    assert f"cannot write into `{tmp_path / 'out'}`: Read-only file system" in done.stderr
 
 
 def test_an_output_of_no_letters_is_refused(models_file: Path, photo_folder: Path) -> None:

@@ -8,23 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from files_case import make
 
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
 from srcli.images.suffixes import INPUT_SUFFIXES, OUTPUT_FORMATS, format_of
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make(*names: str) -> None:
-    for name in names:
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
 
 
 def pairs(jobs: list[Job]) -> list[tuple[str, str]]:

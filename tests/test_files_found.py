@@ -7,22 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from files_case import make
 
 from srcli.errors import UsageError
 from srcli.images.files import Job, find_files, plan_jobs
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make(*names: str) -> None:
-    for name in names:
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
 
 
 def sources(jobs: list[Job]) -> list[str]:

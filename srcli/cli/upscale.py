@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
 from srcli.errors import UsageError
-from srcli.images.files import Job, is_done, plan_jobs
+from srcli.images.files import Job, is_done, make_output_folder, plan_jobs
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, suffix_counts
 
 log = logging.getLogger("srcli")
@@ -225,7 +224,7 @@ def _check_report(report: Path, jobs: Sequence[Job]) -> None:
 
 
 def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: Report) -> None:
-    _make_folder(todo[0].target.parent)
+    make_output_folder(todo[0].target.parent)
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
         from srcli.upscale import megapixels, open_stream, planned
 
@@ -266,16 +265,3 @@ def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job], left_ou
     counts = f"{len(good)} to do ({total:.1f} MP), {len(skipped)} done already{faulty}"
     log.info("%s; about %s here", counts, format_duration(seconds))
     return code
-
-
-def _make_folder(folder: Path) -> None:
-    """Make it and try whether it can be written to, which would else show after the first picture's work."""
-    task = "make the folder"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        task = "write to the folder"
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"cannot {task} `{folder}`: {reason}", "give another `--output`") from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from srcli.config.training import TrainConfig
 from srcli.errors import TrainingError, UsageError
+from srcli.images.files import make_output_folder
 from srcli.models.adapters import ADAPTER_FILE
 from srcli.training.checkpoint import checkpoints, room_hint
 
@@ -34,23 +34,7 @@ def begin_output(config: TrainConfig) -> None:
     if done and not saved:
         message = f"`{config.output}` holds a finished adapter and no checkpoint to go on from"
         raise UsageError(message, f"to train it further, give another `--output` and `--start-from {config.output}`")
-    make_output(config.output)
-
-
-def make_output(folder: Path) -> None:
-    """Make the folder, and try to write into it.
-
-    Raises:
-        UsageError: it cannot be made or written into.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"`{folder}` is a file", "give a folder as `--output`")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot write into `{folder}`: {error.strerror or error}", "give another `--output`") from error
+    make_output_folder(config.output)
 
 
 @contextlib.contextmanager
@@ -65,7 +49,7 @@ def held(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    make_output(folder)
+    make_output_folder(folder)
     with (folder / LOCK_FILE).open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `flock`, which processes that load data would inherit

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from srcli.config.training import TrainConfig
+from srcli.images.files import make_output_folder
 from srcli.images.sheet import make_sheet, save_sheet
 from srcli.training.data import CropSettings, TrainingCrops, finish, to_levels
-from srcli.training.output import make_output
 from srcli.training.photos import find_photos
 
 
@@ -22,7 +22,7 @@ def write_preview(config: TrainConfig, count: int) -> Path:
     Raises:
         UsageError: data that cannot be used, or a folder that cannot be written into.
     """
-    make_output(config.output)
+    make_output_folder(config.output)
     sources, _ = find_photos(config)
     crops = TrainingCrops(sources, CropSettings(config.recipe.crop, config.scale, config.seed, config.recipe.degradation))
     batch = finish([crops[index] for index in range(count)], torch.device("cpu"))
