@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,3 +54,17 @@ def in_process_of_its_own(*arguments: object) -> Done:
     process = start(*arguments)
     stdout, stderr = process.communicate(timeout=120)
     return Done(process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def another_run_in(folder: Path) -> Iterator[None]:
+    """A process of its own holds the folder as a training run or a sweep does."""
+    program = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, folder / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        yield
+        holder.communicate("")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Done, srcli, start
+from commands import Done, another_run_in, srcli, start
 from PIL import Image
 from tiny_model import make_model
 
@@ -255,3 +255,15 @@ def test_the_help_documents_at_80_columns() -> None:
     assert max(map(len, stdout.splitlines())) <= 80
     for words in ("Example:", "--lambda-pixel", "--timestep", "--crop"):
         assert words in stdout
+
+
+def test_a_folder_that_is_written_into_takes_no_second_sweep(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    words = [photo_folder, "-o", output, "--lambda-pixel", "1", *small(models_file)]
+    with another_run_in(output):
+        done = srcli_sweep(*words, "--overwrite")
+    assert done.returncode == 2
+    assert "another run writes into" in done.stderr
+    assert [path.name for path in output.iterdir()] == [".lock"]
+    assert srcli_sweep(*words).returncode == 0

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import another_run_in
 from commands import srcli as run
 from PIL import Image
 from tiny_model import make_base
@@ -229,19 +230,11 @@ def test_options_of_score_distillation_without_it_are_refused(photos: Path, tmp_
 
 
 def test_a_folder_that_is_written_into_takes_no_second_run(base: Path, photos: Path, tmp_path: Path) -> None:
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", hold, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    holder.stdout.readline()
     words = ["train-pixel", "--data", photos, "-o", tmp_path, "--base", base, "--steps", 1, *SHORT, "--resume"]
-    done = run(*words)
+    with another_run_in(tmp_path):
+        done = run(*words)
     assert done.returncode == 2
     assert "another run writes into" in done.stderr
-    holder.communicate("")
     assert run(*words).returncode == 0
 
 

@@ -70,6 +70,8 @@ def test_all_faults_are_named_at_once() -> None:
         ({"frequency": {"patch": 31}}, "`frequency.patch` = 31: patches overlap by half: give an even number"),
         ({"crop": 36, "losses": {"gan": 0.1}}, "no multiple of 8"),
         ({"steps": 5, "losses": {"l2": 0, "gan": 1}, "gan": {"start": 5}}, "from step 5 of 5 on: there is nothing to learn"),
+        ({"steps": 5, "losses": {"l2": 0, "gan": 1, "matching": 1}, "gan": {"start": 5}}, "there is nothing to learn"),
+        ({"losses": {"matching": 0.1}}, "`losses.matching` is about what the discriminator of `losses.gan` sees"),
         ({"learning_rate": float("nan")}, "`learning_rate`"),
         ({"frequency": {"excess": 2}}, "`excess` is for the mode `amplitude`"),
         ({"degradation": {"mild_sharpening": 1}}, "`mild_probability`, which is 0"),

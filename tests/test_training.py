@@ -97,7 +97,7 @@ def test_decibels_structure_and_amplitudes_can_be_trained_by(base: Path, photos:
 RECIPES = {
     "pixel": ("pixel", {}),
     "pixel with average and cosine": ("pixel", {"ema": 0.9, "schedule": "cosine", "warmup": 3}),
-    "pixel with discriminator": ("pixel", GAN),
+    "pixel with discriminator": ("pixel", {**GAN, "losses": {"gan": 0.1, "matching": 0.1}}),
     "semantic": ("semantic", {"ema": 0.5, **GAN, "frequency": {"mode": "amplitude", "patch": 16}}),
     "semantic, accumulated and orthogonal": ("semantic", {"batch": 1, "accumulate": 2, "orthogonal": True}),
 }

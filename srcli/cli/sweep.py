@@ -20,6 +20,7 @@ from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES
 from srcli.config.sweep import SweepConfig
 from srcli.console import console, format_duration
 from srcli.errors import SrcliError
+from srcli.images.folders import held
 
 if TYPE_CHECKING:
     from srcli.evaluation.measure import Failure
@@ -169,7 +170,7 @@ def sweep(
 def run(config: SweepConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
-    with contextlib.redirect_stdout(sys.stderr):  # other packages' chatter must not end up in the data
+    with contextlib.redirect_stdout(sys.stderr), held(config.output):  # other packages' chatter must not end up in the data
         with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
             from srcli.sweep.run import open_sweep
 

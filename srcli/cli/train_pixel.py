@@ -34,6 +34,7 @@ def train_pixel(
     ssim: o.SsimWeight = None,
     lpips: o.Lpips = None,
     gan: o.GanWeight = None,
+    matching: o.MatchingWeight = None,
     frequency: o.FrequencyWeight = None,
     grid: o.GridWeight = None,
     device: Device = "auto",

@@ -51,6 +51,7 @@ def train_semantic(
     lpips: o.Lpips = None,
     csd: o.CsdWeight = None,
     gan: o.GanWeight = None,
+    matching: o.MatchingWeight = None,
     frequency: o.FrequencyWeight = None,
     grid: o.GridWeight = None,
     guidance_scale: o.GuidanceScale = None,

@@ -26,7 +26,7 @@ _RECIPE_KEYS = (
 )
 _CSD_KEYS = ("guidance_scale", "step_range", "null_prompt_ratio")
 _CSD_OPTIONS = (*_CSD_KEYS, "prompt", "negative_prompt")
-_LOSS_KEYS = ("l2", "l1", "psnr", "ssim", "lpips", "csd", "gan", "frequency", "grid")
+_LOSS_KEYS = ("l2", "l1", "psnr", "ssim", "lpips", "csd", "gan", "matching", "frequency", "grid")
 
 
 def _training(help: str, *names: str, panel: str = TRAINING, **more: Any) -> Any:
@@ -83,6 +83,9 @@ SsimWeight = Annotated[float | None, _training("Weight of 1 - SSIM of luma.", "-
 Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli models fetch lpips-vgg`.", panel=LOSSES)]
 CsdWeight = Annotated[float | None, _training("Weight of score distillation.", "--csd", panel=LOSSES)]
 GanWeight = Annotated[float | None, _training("Weight of the adversarial loss.", "--gan", panel=LOSSES)]
+MatchingWeight = Annotated[
+    float | None, _training("Weight of the distance of what the discriminator sees.", "--matching", panel=LOSSES)
+]
 FrequencyWeight = Annotated[float | None, _training("Weight of the frequency-domain loss.", "--frequency", panel=LOSSES)]
 GridWeight = Annotated[float | None, _training("Weight of the loss against a grid of the latent cells.", "--grid", panel=LOSSES)]
 GuidanceScale = Annotated[float | None, _training("Guidance of the teacher in score distillation.", panel=LOSSES)]

@@ -37,6 +37,7 @@ class Losses:
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
     csd: Annotated[Weight, Field(description="classifier score distillation by the frozen base")] = 0.0
     gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
+    matching: Annotated[Weight, Field(description="distance of what the discriminator's layers see")] = 0.0
     frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
     grid: Annotated[Weight, Field(description="steps that are uneven over the latent cells' grid, beyond the reference's")] = 0.0
 
@@ -136,8 +137,15 @@ class Recipe:
     def _something_to_learn(self) -> Recipe:
         if not any(asdict(self.losses).values()):
             raise ValueError("`losses` are all 0: there is nothing to learn")
-        if not any(weight for name, weight in asdict(self.losses).items() if name != "gan") and self.gan.start >= self.steps:
+        late = ("gan", "matching")
+        if not any(weight for name, weight in asdict(self.losses).items() if name not in late) and self.gan.start >= self.steps:
             raise ValueError(f"`losses.gan` alone, from step {self.gan.start} of {self.steps} on: there is nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _matching_has_its_discriminator(self) -> Recipe:
+        if self.losses.matching and not self.losses.gan:
+            raise ValueError("`losses.matching` is about what the discriminator of `losses.gan` sees, and that weight is 0")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -197,22 +196,6 @@ def find_files(inputs: Sequence[str], output: Path, *, recursive: bool = True, l
             "check the spelling; relative paths start at the current folder",
         )
     return _without_repeats(found)
-
-
-def make_output_folder(folder: Path) -> None:
-    """Make a folder and try whether it can be written to, which would else show after the first work is done.
-
-    Raises:
-        UsageError: it is a file, or cannot be made or written to.
-    """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"`{folder}` is a file", "give a folder as `--output`")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot write into `{folder}`: {error.strerror or error}", "give another `--output`") from error
 
 
 def is_done(target: Path) -> bool:

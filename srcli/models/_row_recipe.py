@@ -8,7 +8,7 @@ from typing import Any
 
 from srcli.models._toml import Table
 
-LOSSES = ("l2", "l1", "psnr", "ssim", "lpips", "csd", "gan", "frequency", "grid")
+LOSSES = ("l2", "l1", "psnr", "ssim", "lpips", "csd", "gan", "matching", "frequency", "grid")
 
 
 @dataclass(frozen=True)

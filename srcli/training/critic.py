@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from srcli.config.recipe import Gan
-from srcli.training.adversarial import UNetDiscriminator, discriminator_loss, generator_loss, gradient_penalty
+from srcli.training.adversarial import UNetDiscriminator, discriminator_loss, generator_loss, gradient_penalty, matching_loss
 
 BETAS = (0.9, 0.99)
 
@@ -29,22 +29,30 @@ class Critic:
             network = UNetDiscriminator(settings.features)
         self.settings = settings
         self.accelerator = accelerator
-        self.network = network.to(accelerator.device)
+        self.network = network.to(accelerator.device).to(memory_format=torch.channels_last)
         self._trained: nn.Module = self.network
         if accelerator.num_processes > 1:
             self._trained = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=BETAS)
 
-    def generator_loss(self, sr: Tensor, hq: Tensor) -> Tensor:
-        """What the adapter is to lower: (N, 3, H, W) each, RGB, about [-1, 1]; gradients reach `sr` only."""
+    def judge(self, sr: Tensor, hq: Tensor, *, matching: bool) -> dict[str, Tensor]:
+        """What the adapter is to lower: (N, 3, H, W) each, RGB, about [-1, 1]; gradients reach `sr` only.
+
+        Returns:
+            `gan`, and `matching` where that is asked for.
+        """
+        needs_real = matching or self.settings.kind == "relativistic"
         self.network.requires_grad_(False)
         try:
             with self._autocast(sr):
-                fake = self.network(sr).float()
-                real = self.network(hq).float() if self.settings.kind == "relativistic" else torch.zeros_like(fake)
+                *seen, fake = self.network.seen(sr)
+                *seen_real, real = self.network.seen(hq) if needs_real else [fake]
         finally:
             self.network.requires_grad_(True)
-        return generator_loss(fake, real, self.settings.kind)
+        losses = {"gan": generator_loss(fake, real if needs_real else None, self.settings.kind)}
+        if matching:
+            losses["matching"] = matching_loss(seen, seen_real)
+        return losses
 
     def learn(self, sr: Tensor, hq: Tensor) -> dict[str, Tensor]:
         """Learn from restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from srcli.config.training import TrainConfig
 from srcli.errors import TrainingError, UsageError
+from srcli.images.folders import held
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
 from srcli.models.adapters import save_adapter
 from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from srcli.training.data import Batch, Sample, StepOrder, finish, make_loader
 from srcli.training.memory import decode_chunk, out_of_memory
-from srcli.training.output import cannot_go_on, held
+from srcli.training.output import cannot_go_on
 from srcli.training.setup import Setup, make_accelerator, shared_state
 from srcli.training.signals import StopSignals
 from srcli.training.sources import Skipped, tell_skipped

@@ -114,7 +114,7 @@ class Objective:
         if self.lpips is not None:
             losses["lpips"] = self.lpips(sr, hq).mean()
         if self.critic is not None and step >= recipe.gan.start:
-            losses["gan"] = self.critic.generator_loss(sr, hq)
+            losses |= self.critic.judge(sr, hq, matching=weights.matching > 0)
         return losses
 
     def distillation(self, z_sr: Tensor, batch: Batch) -> Tensor:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import logging
-from collections.abc import Iterator
-from pathlib import Path
-
 from srcli.config.training import TrainConfig
 from srcli.errors import TrainingError, UsageError
-from srcli.images.files import make_output_folder
+from srcli.images.folders import make_output_folder
 from srcli.models.adapters import ADAPTER_FILE
 from srcli.training.checkpoint import checkpoints, room_hint
-
-log = logging.getLogger("srcli")
-
-LOCK_FILE = ".lock"
 
 
 def begin_output(config: TrainConfig) -> None:
@@ -35,30 +25,6 @@ def begin_output(config: TrainConfig) -> None:
         message = f"`{config.output}` holds a finished adapter and no checkpoint to go on from"
         raise UsageError(message, f"to train it further, give another `--output` and `--start-from {config.output}`")
     make_output_folder(config.output)
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other runs out of an output folder; the lock ends with the process, however that ends.
-
-    Raises:
-        UsageError: another process writes into it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    make_output_folder(folder)
-    with (folder / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `flock`, which processes that load data would inherit
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                hint = "wait for it or end it (one process may outlive its launcher), or give another `--output`"
-                raise UsageError(f"another run writes into `{folder}`", hint) from error
-            log.warning("`%s` cannot be locked (%s): have no second run write into it", folder, error.strerror)
-        yield
 
 
 def cannot_go_on(step: int, error: OSError) -> TrainingError:
