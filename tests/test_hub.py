@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -349,6 +350,28 @@ def test_damage_in_the_cache_is_repaired(hub: Hub, caplog: pytest.LogCaptureFixt
         assert fetched("a/b") == WANTED
     assert "it is removed" in caplog.text
     assert {get.path.split(f"{COMMIT}/")[-1] for get in hub.requests if "/resolve/" in get.path} == {UNET}
+
+
+@pytest.mark.parametrize("closed", ["unlink", "open"])
+def test_a_cache_that_is_closed_to_repairs_is_told(hub: Hub, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["a/b"] = WANTED
+    folder, _ = fetch("a/b")
+    assert folder is not None
+    blob = (folder / UNET).resolve()
+    blob.write_bytes(b"damaged")
+    real = getattr(Path, closed)
+
+    def refuse(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.resolve() == blob:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:  # the tests may run as root, whom no mode keeps out
+        patch.setattr(Path, closed, refuse)
+        error = failure("a/b")
+    assert "cannot be checked and removed where damaged: Read-only file system" in error.message
+    assert "`HF_HOME`" in error.hint
+    assert fetched("a/b") == WANTED
 
 
 @pytest.mark.parametrize("name", ["tokenizer/merges.txt", "scheduler/scheduler_config.json", "text_encoder/config.json"])

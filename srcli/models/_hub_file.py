@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
+from srcli.errors import ModelError
 from srcli.models.layout import needed_files
 
 _LOGGER = logging.getLogger("srcli")
@@ -117,15 +118,23 @@ def remove_damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
 
 
 def remove_if_damaged(folder: Path, name: str, row_sum: str | None) -> bool:
-    """The same for one file of a snapshot; True if it was removed."""
+    """The same for one file of a snapshot; True if it was removed.
+
+    Raises:
+        ModelError: it cannot be read or removed.
+    """
     blob = _blob_of(folder / name)
     by_name = blob.name if _SHA256.fullmatch(blob.name) else None
-    damage = _difference(blob, HubFile(name, None, by_name or row_sum, blob.name))
-    if damage is None:
-        return False
-    _LOGGER.warning("in the cache, %s; it is removed", damage)
-    for path in (folder / name, blob.resolve(), blob):
-        path.unlink(missing_ok=True)
+    try:
+        damage = _difference(blob, HubFile(name, None, by_name or row_sum, blob.name))
+        if damage is None:
+            return False
+        _LOGGER.warning("in the cache, %s; it is removed", damage)
+        for path in (folder / name, blob.resolve(), blob):
+            path.unlink(missing_ok=True)
+    except OSError as fault:
+        message = f"`{fault.filename or blob}` in the cache cannot be checked and removed where damaged: {fault.strerror}"
+        raise ModelError(message, "check the rights of that folder, or set `HF_HOME` to another one") from fault
     return True
 
 
