@@ -94,11 +94,28 @@ def test_decibels_structure_and_amplitudes_can_be_trained_by(base: Path, photos:
     assert gained["ssim"] > 0.01, gained
 
 
+def test_losses_compare_with_sharpened_references_and_validation_with_the_photos(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    told: list[dict[str, list[dict[str, Any]]]] = []
+    for name, recipe in (("plain", {}), ("sharp", {"references": {"sharpening": 1}})):
+        output = tmp_path / name
+        train(make_config("pixel", photos, output, {"steps": 1, **recipe}, val=str(photos), val_images=1, log_every=1), base)
+        told.append({kind: records(output, kind) for kind in ("train", "val")})
+    plain, sharp = told
+    assert sharp["train"][0]["l2"] > 1.05 * plain["train"][0]["l2"]
+    assert sharp["val"][0]["loss"] > 1.05 * plain["val"][0]["loss"]
+    assert sharp["val"][0]["psnr_pixel"] == plain["val"][0]["psnr_pixel"]
+
+
 RECIPES = {
     "pixel": ("pixel", {}),
     "pixel with average and cosine": ("pixel", {"ema": 0.9, "schedule": "cosine", "warmup": 3}),
     "pixel with discriminator": ("pixel", {**GAN, "losses": {"gan": 0.1, "matching": 0.1}}),
-    "semantic": ("semantic", {"ema": 0.5, **GAN, "frequency": {"mode": "amplitude", "patch": 16}}),
+    "semantic": (
+        "semantic",
+        {"ema": 0.5, **GAN, "references": {"sharpening": 1}, "frequency": {"mode": "amplitude", "patch": 16}},
+    ),
     "semantic, accumulated and orthogonal": ("semantic", {"batch": 1, "accumulate": 2, "orthogonal": True}),
 }
 

@@ -98,6 +98,14 @@ class Frequency:
 
 
 @dataclass(frozen=True, config=STRICT)
+class References:
+    """What losses compare with; validation measures against the photos as they are."""
+
+    sharpening: Annotated[Weight, Field(description="amount of an unsharp mask on them, flat areas excepted; 0 = none")] = 0.0
+    sigma_px: Annotated[float, Field(gt=0, le=5, description="width of that mask in pixels")] = 1.2
+
+
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
     """What is trained, by what, on what kind of damage."""
 
@@ -122,6 +130,7 @@ class Recipe:
     csd: Csd = Field(default_factory=Csd)
     gan: Gan = Field(default_factory=Gan)
     frequency: Frequency = Field(default_factory=Frequency)
+    references: References = Field(default_factory=References)
     degradation: Degradation = Field(default_factory=Degradation)
 
     @field_validator("targets")

@@ -34,6 +34,8 @@ class TrainingRecipe:
     """Settings of the discriminator, as in a recipe's table of that name; training checks them."""
     frequency: Mapping[str, Any] | None = None
     """The same for the frequency loss."""
+    references: Mapping[str, Any] | None = None
+    """The same for what losses compare with."""
     degradation: Mapping[str, Any] | None = None
     """The same for the damage done to photos."""
     semantic: TrainingRecipe | None = None
@@ -63,6 +65,7 @@ def read_training(table: Table) -> TrainingRecipe:
         losses=_read_losses(table.table("losses")) if table.has("losses") else None,
         gan=table.find("gan", dict),
         frequency=table.find("frequency", dict),
+        references=table.find("references", dict),
         degradation=table.find("degradation", dict),
         semantic=read_training(table.table("semantic")) if table.has("semantic") else None,
     )

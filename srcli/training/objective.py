@@ -19,6 +19,7 @@ from srcli.training.csd import csd, draw_timesteps_and_noise
 from srcli.training.data import Batch
 from srcli.training.losses import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
 from srcli.training.networks import StageNetworks
+from srcli.training.references import sharpened
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
@@ -64,13 +65,14 @@ class Objective:
             (N, 3, H, W), float32, about [-1, 1], detached.
         """
         leaf = z_sr.detach().requires_grad_()
+        hq = self.references(batch.hq)
         values: dict[str, Tensor] = {}
         pictures = []
         for part in _chunks(len(leaf), self.chunk):
             with self.networks.autocast():
                 sr = self.networks.autoencoder.decode(leaf[part]).float()
             share = sr.shape[0] / len(leaf)
-            losses = self.picture_losses(sr, batch.hq[part], step)
+            losses = self.picture_losses(sr, hq[part], step)
             _add(values, losses, share)
             if losses:
                 (self._weighted(losses) * (share * scale)).backward()  # type: ignore[no-untyped-call]
@@ -90,10 +92,14 @@ class Objective:
         """
         with self.networks.autocast():
             sr = self.networks.autoencoder.decode(z_sr).float()
-        losses = self.picture_losses(sr, batch.hq, step=-1)
+        losses = self.picture_losses(sr, self.references(batch.hq), step=-1)
         if self.recipe.losses.csd:
             losses["csd"] = self.distillation(z_sr, batch)
         return float(self._weighted(losses)) if losses else None
+
+    def references(self, hq: Tensor) -> Tensor:
+        """What the results are to look like, as the recipe has it: (N, 3, H, W), RGB, float32 in [-1, 1]."""
+        return sharpened(hq, self.recipe.references.sharpening, self.recipe.references.sigma_px)
 
     def picture_losses(self, sr: Tensor, hq: Tensor, step: int) -> dict[str, Tensor]:
         """The losses that compare pictures, (N, 3, H, W), RGB, about [-1, 1]; a negative step leaves the adversarial one out."""
