@@ -57,12 +57,12 @@ def in_process_of_its_own(*arguments: object) -> Done:
 
 
 @contextlib.contextmanager
-def another_run_in(folder: Path) -> Iterator[None]:
-    """A process of its own holds the folder as a training run or a sweep does."""
-    program = (
-        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, folder / ".lock"]
+def another_run_in(folder: Path, lock: str) -> Iterator[None]:
+    """A process of its own holds the folder: a training run by `lockf` of a file in it, a sweep by `flock` of itself."""
+    take = f"fcntl.{lock}(file, fcntl.LOCK_EX)"
+    program = f"import fcntl, os, sys; file = os.open(sys.argv[1], int(sys.argv[2])); {take}; print(flush=True); sys.stdin.read()"
+    what = (folder / ".lock", os.O_CREAT | os.O_WRONLY) if lock == "lockf" else (folder, os.O_RDONLY)
+    command = [sys.executable, "-c", program, *map(str, what)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()

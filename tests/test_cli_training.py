@@ -231,7 +231,7 @@ def test_options_of_score_distillation_without_it_are_refused(photos: Path, tmp_
 
 def test_a_folder_that_is_written_into_takes_no_second_run(base: Path, photos: Path, tmp_path: Path) -> None:
     words = ["train-pixel", "--data", photos, "-o", tmp_path, "--base", base, "--steps", 1, *SHORT, "--resume"]
-    with another_run_in(tmp_path):
+    with another_run_in(tmp_path, "lockf"):
         done = run(*words)
     assert done.returncode == 2
     assert "another run writes into" in done.stderr

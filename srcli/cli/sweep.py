@@ -20,7 +20,7 @@ from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES
 from srcli.config.sweep import SweepConfig
 from srcli.console import console, format_duration
 from srcli.errors import SrcliError
-from srcli.images.folders import held
+from srcli.images.folders import held_as_it_is
 
 if TYPE_CHECKING:
     from srcli.evaluation.measure import Failure
@@ -170,11 +170,19 @@ def sweep(
 def run(config: SweepConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
-    with contextlib.redirect_stdout(sys.stderr), held(config.output):  # other packages' chatter must not end up in the data
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        contextlib.ExitStack() as alone,
+    ):  # other packages' chatter must not end up in the data
         with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
             from srcli.sweep.run import open_sweep
 
+            known = config.output.is_dir()
+            if known:
+                alone.enter_context(held_as_it_is(config.output))
             sweep = open_sweep(config)
+            if not known:
+                alone.enter_context(held_as_it_is(config.output))
         _tell_plan(sweep)
         missing = _tell_missing(sweep)
         counts = _Counts()
