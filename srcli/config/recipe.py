@@ -22,6 +22,9 @@ DEFAULT_TARGETS = (
 )
 """PiSA-SR's: all convolutions and all attention and MLP projections of the UNet, not the time embedding."""
 
+SIGMA_PX = 1.2
+"""Of `References`."""
+
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -102,7 +105,13 @@ class References:
     """What losses compare with; validation measures against the photos as they are."""
 
     sharpening: Annotated[Weight, Field(description="amount of an unsharp mask on them, flat areas excepted; 0 = none")] = 0.0
-    sigma_px: Annotated[float, Field(gt=0, le=5, description="width of that mask in pixels")] = 1.2
+    sigma_px: Annotated[float, Field(gt=0, le=5, description="width of that mask in pixels")] = SIGMA_PX
+
+    @model_validator(mode="after")
+    def _width_has_its_mask(self) -> References:
+        if self.sigma_px != SIGMA_PX and not self.sharpening:
+            raise ValueError("`sigma_px` is of the mask of `sharpening`, which is 0")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
