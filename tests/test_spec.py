@@ -205,6 +205,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="a/b",revision="/x"}\n', "`revision` must be a branch"),
         ("[models.a]\nfamily='pisasr'\nnative_scale=4\nbase={repo='a/b',revision='..\\x'}\n", "`revision` must be a branch"),
         ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={repo="a/b",revision=""}\n', "`revision` must be a branch"),
+        ('[models.a]\nfamily="pisasr"\nnative_scale=4\nbase={path=" "}\n', "`path` must name a folder"),
         ('[models.a]\nfamily="base"\nnative_scale=4\nbase={repo="a/b"}\n', "unknown `family` `base`"),
     ],
 )

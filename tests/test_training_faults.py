@@ -9,12 +9,14 @@ import re
 import runpy
 import shutil
 import sys
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from tiny_model import make_base
 from training_case import make_config, make_photos
 
@@ -47,13 +49,14 @@ def pixel(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return output
 
 
-def spoil_gradient(step: int, patch: pytest.MonkeyPatch) -> None:
-    """A finite loss whose gradient is not, in the step after `step` steps."""
+def spoil_gradient(step: int | Container[int], patch: pytest.MonkeyPatch) -> None:
+    """A finite loss whose gradient is not, in the step after `step` steps, or after each of several numbers of them."""
+    steps = [step] if isinstance(step, int) else step
     real = Objective.gradient
 
     def gradient(self: Objective, z_sr: Any, batch: Any, now: int, scale: float = 1.0) -> Any:
         found, values, pictures = real(self, z_sr, batch, now, scale)
-        return found * (float("nan") if now == step else 1), values, pictures
+        return found * (float("nan") if now in steps else 1), values, pictures
 
     patch.setattr(Objective, "gradient", gradient)
 
@@ -86,6 +89,41 @@ def test_the_advice_after_a_gradient_that_is_no_number_can_be_followed(base: Pat
     assert all(tensor.isfinite().all() for tensor in adapter.tensors.values())
     assert "`--resume --dtype fp32`" in caught.value.hint
     train(make_config("pixel", photos, tmp_path / "a", dtype="fp32", resume=True), base)
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is scaled as in float16, which this machine may lack: steps whose gradient overflows are left out."""
+    make_optimiser = Setup._make_optimiser
+
+    def with_scaler(self: Setup) -> None:
+        make_optimiser(self)
+        self.accelerator.scaler = torch.amp.GradScaler("cpu")
+        self.accelerator.native_amp = True
+        self.accelerator.state._mixed_precision = "fp16"
+        self.optimiser = AcceleratedOptimizer(self.optimiser.optimizer, scaler=self.accelerator.scaler)
+        self.accelerator._optimizers = [self.optimiser]
+
+    monkeypatch.setattr(Setup, "_make_optimiser", with_scaler)
+
+
+@pytest.mark.usefixtures("scaled")
+def test_a_gradient_that_stays_no_number_ends_a_run_in_float16(base: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_gradient(range(5, 100), patch)
+        with pytest.raises(TrainingError, match=f"the gradient is not a number at step {6 + loop.LEFT_OUT_MAX}") as caught:
+            train(make_config("pixel", photos, tmp_path, {"steps": 60}), base)
+    assert "`--resume --dtype fp32`" in caught.value.hint
+    last = load_adapter(checkpoints(tmp_path)[-1] / "adapter_model.safetensors", "pixel")
+    assert all(tensor.isfinite().all() for tensor in last.tensors.values())
+
+
+@pytest.mark.usefixtures("scaled")
+def test_float16_leaves_out_what_overflows_now_and_then(base: Path, photos: Path, tmp_path: Path) -> None:
+    often = [step for step in range(80) if step % 20]  # twice as many as may follow each other
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_gradient(often, patch)
+        assert train(make_config("pixel", photos, tmp_path, {"steps": 80}, save_every=80), base) == tmp_path / "pixel"
 
 
 def test_a_discriminator_whose_gradient_is_no_number_is_never_saved(base: Path, photos: Path, tmp_path: Path) -> None:

@@ -279,6 +279,8 @@ def _read_base(table: Table, folder: Path) -> BaseSource:
     given = sum(value is not None for value in (base.embedded, base.path, base.repo))
     if given != 1 and table.sound:
         table.fault(f"needs exactly one of `embedded`, `path` and `repo`, and has {given or 'none'}")
+    if path is not None and not path.strip():
+        table.fault("`path` must name a folder; the row's own is `.`")
     if base.embedded is not None and not ROW_NAME.fullmatch(base.embedded):
         table.fault(f"`embedded` must be the name of a model that ships with srcli, not `{base.embedded}`")
     for repo in (*([base.repo] if base.repo is not None else []), *mirrors):

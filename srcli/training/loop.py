@@ -34,6 +34,11 @@ log = logging.getLogger("srcli")
 SAMPLES = "samples"
 BEST = "best"
 STOPPED_BY_USER, STOPPED_BY_SYSTEM = "SIGINT", "SIGTERM"
+LEFT_OUT_MAX = 32
+"""Steps in a row that float16 may leave out because gradients overflow.
+
+Each halves the scale of the loss, which has come down from 65536 to 2e-5 by then: a gradient that is still no number stays none.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Run:
         self.accelerator = setup.accelerator
         self.step = 0
         self.best = math.inf
+        self._left_out = 0
+        """Steps in a row whose gradient overflowed."""
         self._means = Means()
         self._named: set[Path] = set()
         self._resume()
@@ -150,9 +157,12 @@ class Run:
             setup.projector.project_gradients()
         means["gradient"] = float(self.accelerator.clip_grad_norm_(self.networks.parameters, recipe.clip_norm or math.inf))
         if not math.isfinite(means["gradient"]):
-            if self.accelerator.scaler is None:
+            self._left_out += 1
+            if self.accelerator.scaler is None or self._left_out > LEFT_OUT_MAX:
                 raise self._not_a_number("the gradient")
             del means["gradient"]  # a scale that is too high: the scaler leaves this step out and lowers it
+        else:
+            self._left_out = 0
         setup.optimiser.step()
         setup.optimiser.zero_grad()
         setup.schedule.step()
