@@ -1,16 +1,16 @@
 #!/bin/sh
-# Make all weights of the built-in model `tiny` again: base, pixel adapter in four parts, semantic adapter in two.
+# Make all weights of the built-in model `tiny` again: base, pixel adapter in six parts, semantic adapter in two.
 #
 #     scripts/make_builtin.sh PHOTOS OUT
 #
 # PHOTOS  a folder of sharp photos: `../shared/photos/train`. Never share-alike photos, never those that figures are measured on.
-# OUT     gets base/, pixel/, structure/, semantic/, cameras/, fidelity/ and crisp/. Steps that are done are not done again; an
-#         adapter that was interrupted goes on.
+# OUT     gets base/, pixel/, structure/, semantic/, cameras/, fidelity/, wider/, finish/ and crisp/. Steps that are done are not
+#         done again; an adapter that was interrupted goes on.
 #
 # Cost as measured in 2026-11: base 27 min and first part of the pixel adapter 65 min on two cores (AMD EPYC with avx512_bf16); its
 # second part 80 min and the semantic adapter 15 min on one core (AMD EPYC with AVX2 alone, float32), its third part 72 min on two of
-# those, its fourth 64 min and the second part of the semantic adapter 4 min on two cores of an Intel Xeon with AMX. At most 3 GB
-# of memory.
+# those; on two cores of an Intel Xeon with AMX its fourth part 64 min, its fifth 57, its sixth 42, and the second part of the
+# semantic adapter 4 min. At most 3 GB of memory.
 #
 # Each result replaces its predecessor in srcli/builtin/tiny of this checkout (the adapters are trained for `--model tiny`, and say
 # so in their metadata). Commit it only after `scripts/measure_tiny.py`, `scripts/measure_grid.py` and a look at pictures; the sums
@@ -56,6 +56,8 @@ adapter structure pixel --start-from "$out/pixel"
 adapter semantic semantic --pixel "$out/structure" # not anew on what follows: docs/tiny.md tells how that went
 adapter cameras pixel --start-from "$out/structure"
 adapter fidelity pixel --start-from "$out/cameras"
-adapter crisp semantic --pixel "$out/fidelity" --start-from "$out/semantic"
+adapter wider pixel --start-from "$out/fidelity"
+adapter finish pixel --start-from "$out/wider"
+adapter crisp semantic --pixel "$out/finish" --start-from "$out/semantic"
 chmod -R u=rwX,go=rX "$tiny"
 sha256sum "$tiny"/*/adapter_model.safetensors
