@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from srcli.memory import keep_large_blocks
 from srcli.models.backbone import PatchAutoencoder
 from srcli.models.device import bf16_pays
+from srcli.models.tail import PixelTail
 from srcli.training.data import Batch, CropSettings, StepOrder, TrainingCrops, finish, make_loader
 from srcli.training.sources import find_sources
 
@@ -47,6 +48,12 @@ def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel
     )
 
 
+def make_tail(vae: PatchAutoencoder, seed: int) -> PixelTail:
+    """A tail that does nothing; what its first layers see is left to chance and to the adapters."""
+    torch.manual_seed(seed)
+    return PixelTail(vae.factor, vae.scaling_factor)
+
+
 def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, 3, H, W) and the index of each one's prompt (N,): six in ten clean, a quarter of all under `null`."""
     clean = torch.rand(len(batch.hq), generator=generator) < 0.6
@@ -56,13 +63,16 @@ def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, 
     return pictures, prompts
 
 
-def save(folder: Path, unet: UNet2DConditionModel, prompts: torch.Tensor, vae: PatchAutoencoder, steps: int) -> None:
+def save(
+    folder: Path, unet: UNet2DConditionModel, tail: PixelTail, prompts: torch.Tensor, vae: PatchAutoencoder, steps: int
+) -> None:
     unet.to(torch.float16).save_pretrained(folder / "unet")
+    tail.to(torch.float16).save_pretrained(folder / "tail")
     vae.save_config(folder / "vae")
     DDPMScheduler(**BETAS).save_pretrained(folder / "scheduler")
     tensors = {name: prompts[i].half().contiguous() for i, name in enumerate(PROMPTS)}
     save_file(tensors, folder / "prompt_embeddings.safetensors", {"pretraining_steps": str(steps)})
-    index = {"_class_name": "SrcliPatchDiffusion", "unet": ["diffusers", "UNet2DConditionModel"]}
+    index = {"_class_name": "SrcliPatchDiffusion", "unet": ["diffusers", "UNet2DConditionModel"], "tail": ["srcli", "PixelTail"]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -134,7 +144,7 @@ def main() -> None:
     with torch.no_grad():
         for weight, kept in zip(weights, average, strict=True):
             weight.copy_(kept)
-    save(args.output, unet, prompts.detach(), vae, done)
+    save(args.output, unet, make_tail(vae, args.seed), prompts.detach(), vae, done)
     print(f"saved `{args.output}` after {done} steps, {(time.monotonic() - start) / 60:.0f} min")
 
 

@@ -246,7 +246,7 @@ def test_an_adapter_of_another_shape_is_no_start(base: Path, photos: Path, pixel
     with pytest.raises(ModelError, match="rank 2 and alpha 2") as caught:
         train(make_config("pixel", photos, tmp_path / "a", {"rank": 4}, start_from=pixel), base)
     assert "--rank 2 --alpha 2" in (caught.value.hint or "")
-    with pytest.raises(ModelError, match="other layers"):
+    with pytest.raises(ModelError, match="`targets` leave out"):
         train(make_config("pixel", photos, tmp_path / "b", {"targets": "conv_in"}, start_from=pixel), base)
     with pytest.raises(ModelError, match="no pixel adapter"):
         train(make_config("pixel", photos, tmp_path / "c", start_from=tmp_path), base)

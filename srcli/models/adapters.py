@@ -108,20 +108,25 @@ def attach(unet: Any, name: str, rank: int, alpha: float, targets: str = TARGETS
 def fill(unet: Any, adapter: Adapter, fresh: AdapterInfo) -> None:
     """Give the attached adapter `adapter.name`, described by `fresh`, the weights of a trained one.
 
+    Layers that the trained one leaves alone stay as they were attached, and change nothing yet.
+
     Raises:
-        ModelError: it was trained with another rank, alpha or set of layers, or does not fit at all.
+        ModelError: another rank or alpha, layers that the attached one does not adapt, or others than the UNet's.
     """
     if (adapter.info.rank, adapter.info.alpha) != (fresh.rank, fresh.alpha):
         found = f"rank {adapter.info.rank} and alpha {adapter.info.alpha:g}"
         hint = f"give it those: `--rank {adapter.info.rank} --alpha {adapter.info.alpha:g}`"
         raise ModelError(f"the adapter to start from has {found}, the recipe {fresh.rank} and {fresh.alpha:g}", hint)
     check_fit(unet, adapter)
-    if set(extract(unet, adapter.name, fresh).tensors) != set(adapter.tensors):
+    attached = extract(unet, adapter.name, fresh)
+    if more := sorted(set(adapter.modules) - set(attached.modules)):
         raise ModelError(
-            "the adapter to start from adapts other layers than the recipe's `targets`",
-            "give the `--targets` it was trained with",
+            f"the adapter to start from adapts layers that the recipe's `targets` leave out: `{more[0]}`, {len(more)} in all",
+            "give the `--targets` it was trained with, or more",
         )
-    restore_state(unet, adapter)
+    if new := sorted(set(attached.modules) - set(adapter.modules)):
+        _LOGGER.warning("%d layers that the adapter to start from leaves alone start from nothing: %s", len(new), _listed(new))
+    restore_state(unet, replace(adapter, tensors=attached.tensors | adapter.tensors))
 
 
 def attach_frozen(unet: Any, adapter: Adapter) -> None:
@@ -162,6 +167,10 @@ def extract(unet: Any, name: str, info: AdapterInfo) -> Adapter:
 
     state = get_peft_model_state_dict(unet, adapter_name=name)
     return Adapter(name, {key: value.detach().float().cpu().clone() for key, value in state.items()}, info)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + " …" * (len(names) > 4)
 
 
 def restore_state(unet: Any, adapter: Adapter) -> None:

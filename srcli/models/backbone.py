@@ -1,7 +1,8 @@
 """The frozen part of a restorer: autoencoder, UNet, prompt embeddings and the latent maths that goes with them.
 
 A base is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and either `text_encoder/` with `tokenizer/` or, for
-models without text, `prompt_embeddings.safetensors` with an embedding for each known prompt.
+models without text, `prompt_embeddings.safetensors` with an embedding for each known prompt. A UNet that works on patches of
+pixels may have a `tail/` (see `srcli.models.tail`).
 """
 
 from __future__ import annotations
@@ -121,15 +122,22 @@ class KLAutoencoder:
 
 
 def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The base's `UNet2DConditionModel`, in `dtype`, on the CPU, frozen.
+    """The base's `UNet2DConditionModel`, with its tail if it has one, in `dtype`, on the CPU, frozen.
 
     Raises:
-        ModelError: the folder holds no usable UNet.
+        ModelError: the folder holds no usable UNet, or a tail that does not suit its autoencoder.
     """
     _quiet_libraries()
     from diffusers import UNet2DConditionModel
 
-    return _load_part(UNet2DConditionModel, base, "unet", dtype)
+    unet = _load_part(UNet2DConditionModel, base, "unet", dtype)
+    if (base / "tail").is_dir():
+        from srcli.models.tail import PixelTail, attach_tail
+
+        tail = _load_part(PixelTail, base, "tail", dtype)
+        _check_tail(tail, base)
+        attach_tail(unet, tail)
+    return unet
 
 
 def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
@@ -306,6 +314,15 @@ def _load_part(kind: Any, base: Path, part: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"`{base}` has no usable `{part}`: {_first_line(error)}", _BASE_HINT) from error
     return network.eval().requires_grad_(False)
+
+
+def _check_tail(tail: Any, base: Path) -> None:
+    """Raises: ModelError: the base's latents are not the patches that the tail takes them for."""
+    vae = _read_json(base / "vae" / "config.json")
+    patch, scale = tail.config.patch_size, tail.config.scaling_factor
+    if vae != vae | {"_class_name": PatchAutoencoder.__name__, "patch_size": patch, "scaling_factor": scale}:
+        message = f"the `tail` of `{base}` is for patches of {patch} px, scaled by {scale:g}"
+        raise ModelError(message, "the base's `vae` has to be a `PatchAutoencoder` of those")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from pathlib import Path
 INDEX_FILE = "model_index.json"
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 """What models without a text encoder have in its place."""
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = ("unet", "tail", "vae", "text_encoder", "tokenizer", "scheduler")
 """The folders of a diffusers model that a restorer or its training may need."""
 HALF = "fp16"
 """The variant of half precision, as diffusers and transformers call it."""
-_WEIGHT_PARTS = ("unet", "vae", "text_encoder")
+_WEIGHT_PARTS = ("unet", "tail", "vae", "text_encoder")
 _FULL_WEIGHTS = re.compile(r"[^.]+\.safetensors")
 _HALF_WEIGHTS = re.compile(rf"[^.]+\.{HALF}(-\d+-of-\d+)?\.safetensors")
 _FULL_INDEX, _HALF_INDEX = ".safetensors.index.json", f".safetensors.index.{HALF}.json"

@@ -71,7 +71,8 @@ class FixedPromptUNet(nn.Module):
         if unet.conv_norm_out is not None:
             x = unet.conv_act(unet.conv_norm_out(x))
         answer: Tensor = unet.conv_out(x)
-        return answer
+        tail = getattr(unet, "tail", None)
+        return answer if tail is None else cast(Tensor, tail(latent, answer))
 
     def _tell_time(self, timestep: int) -> None:
         if timestep == self._timestep:

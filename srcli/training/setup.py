@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from srcli.config.training import TrainConfig
-from srcli.errors import UsageError
+from srcli.errors import ModelError, UsageError
 from srcli.memory import free_bytes, keep_large_blocks
 from srcli.models.adapters import find_adapter
 from srcli.models.device import bf16_pays, choose_device
@@ -207,6 +207,14 @@ class Setup:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            ModelError: the base has other layers than it had then.
+        """
+        if [value.shape for value in state["weights"]] != [parameter.shape for parameter in self.networks.parameters]:
+            message = "the checkpoint to go on from is of an adapter of other layers: the base is not what it was"
+            raise ModelError(message, "give another `--output`, and the old one as `--start-from`")
         of_old = self._drawn_from if len(self.crops.sources) == 1 else None  # older checkpoints drew from several otherwise
         if state.get("drawn from", of_old) != self._drawn_from and self._main:
             what = "photos, their LQ partners, their sources or their weights, or how they take turns,"

@@ -1,0 +1,133 @@
+"""A few convolutions at full resolution, after a UNet whose latents are patches of pixels.
+
+Such a UNet makes the pixels of a patch in one place and those of its neighbour in another; what is to hold across their border
+it can only agree on roughly. A tail sees pixels as pixels, so whatever it does it does alike at all places of a patch: it can
+sharpen an edge without the patches showing in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional
+
+from srcli.images.fidelity import Y_OF_RGB
+
+UNIT = 1 / 16
+"""What the tail's layers take for 1: 8 of 255 levels, on the scale of [-1, 1]."""
+SIGMA_PX = 2.0
+"""Of the Gaussian that separates detail from what the tail does not see."""
+_RADIUS = 6
+
+
+class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Changes a UNet's answer, so that pixels of the result depend on their neighbours whatever patch these are of.
+
+    With Y the luma of a picture, G a Gaussian, z the latent and ε the UNet's answer, the tail adds to each of R, G, B
+
+        r = f(y - G * y, y - y_lq) - f(0, 0),    y = Y(decode(z - ε)),  y_lq = Y(decode(z))
+
+    f: convolutions with SiLU between them. The tail sees no brightness and adds no colour, and adds nothing to what is flat and
+    was flat. The last convolution is 0 until an adapter changes it: the tail of a base does nothing.
+
+    Args:
+        patch_size: pixels of a patch's side, as the `PatchAutoencoder` has it.
+        scaling_factor: the same.
+        width: channels between the convolutions.
+        kernels: sides of the convolutions `conv1`, `conv2` and so on, odd, in pixels; two at least.
+
+    Raises:
+        ValueError: other kernels.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self, patch_size: int = 4, scaling_factor: float = 2.0, width: int = 24, kernels: Sequence[int] = (5, 3, 3, 5)
+    ) -> None:
+        super().__init__()
+        if len(kernels) < 2 or not all(kernel % 2 for kernel in kernels):
+            raise ValueError(f"`kernels` must be two or more odd sides, not {tuple(kernels)}")
+        channels = (2, *(width,) * (len(kernels) - 1), 1)
+        for number, (inner, outer, kernel) in enumerate(zip(channels[:-1], channels[1:], kernels, strict=True), 1):
+            self.add_module(f"conv{number}", nn.Conv2d(inner, outer, kernel, bias=number < len(kernels)))
+        nn.init.zeros_(self._last.weight)
+        self._reach = sum(kernel // 2 for kernel in kernels)
+
+    def forward(self, latent: Tensor, answer: Tensor) -> Tensor:
+        """The UNet's answer as the tail would have it.
+
+        Args:
+            latent: z, (N, 3 · patch_size², h, w), of any dtype.
+            answer: ε, the same shape.
+
+        Returns:
+            the same shape, in the dtype of `answer`.
+        """
+        patch, scale = self.config.patch_size, self.config.scaling_factor
+        before, removed = (_luma(x, patch, 1 / (scale * UNIT)) for x in (latent, answer))
+        after = before - removed
+        detail = torch.cat((after - _blurred(after), -removed), 1)
+        nothing = detail.new_zeros(1, 2, *(2 * self._reach + 1,) * 2)
+        added = self._convolved(functional.pad(detail, (self._reach,) * 4, mode="replicate"))
+        change = functional.pixel_unshuffle((added - self._convolved(nothing)) * (UNIT * scale), patch)
+        colours = _colours(answer, patch).float() - change[:, None]
+        return colours.reshape(answer.shape).to(answer.dtype)
+
+    @property
+    def _last(self) -> Any:
+        return self.get_submodule(f"conv{len(self.config.kernels)}")
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """(N, 2, H, W) -> (N, 1, smaller by the reach at each border), float32."""
+        last = self._last
+        x = x.to(last.weight.dtype, memory_format=torch.channels_last)
+        for number in range(1, len(self.config.kernels)):
+            x = functional.silu(self.get_submodule(f"conv{number}")(x), inplace=not torch.is_grad_enabled())
+        return cast(Tensor, last(x)).float()
+
+
+def attach_tail(unet: Any, tail: PixelTail) -> None:
+    """Make the tail a part of a `UNet2DConditionModel`: as `unet.tail`, and in what a call of `unet` answers."""
+    unet.tail = tail
+    unet.register_forward_hook(_tailed, with_kwargs=True)
+
+
+def _tailed(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    latent = args[0] if args else kwargs["sample"]
+    if isinstance(output, tuple):
+        return (unet.tail(latent, output[0]), *output[1:])
+    output.sample = unet.tail(latent, output.sample)
+    return output
+
+
+def _colours(latent: Tensor, patch: int) -> Tensor:
+    """(N, 3 · patch², h, w) -> (N, 3, patch², h, w)."""
+    return latent.reshape(len(latent), 3, patch**2, *latent.shape[2:])
+
+
+def _luma(latent: Tensor, patch: int, scale: float) -> Tensor:
+    """Of the pixels of patches, times `scale`: (N, 3 · patch², h, w) -> (N, 1, h · patch, w · patch), float32.
+
+    The weights are BT.601's, and their sum is 1.
+    """
+    red, green, blue = _colours(latent, patch).unbind(1)
+    weights = (Y_OF_RGB / Y_OF_RGB.sum() * scale).tolist()
+    luma = red.float() * weights[0]
+    luma = luma.add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
+    return functional.pixel_shuffle(luma, patch)
+
+
+def _blurred(plane: Tensor) -> Tensor:
+    """(N, 1, H, W), float32; the border's pixels are repeated beyond it."""
+    steps = torch.arange(-_RADIUS, _RADIUS + 1, device=plane.device)
+    weights = torch.exp(-0.5 * (steps / SIGMA_PX) ** 2)
+    weights = (weights / weights.sum())[None, None, None]
+    with torch.autocast(plane.device.type, enabled=False):
+        rows = functional.conv2d(functional.pad(plane, (_RADIUS, _RADIUS, 0, 0), mode="replicate"), weights)
+        columns = functional.pad(rows, (0, 0, _RADIUS, _RADIUS), mode="replicate")
+        return functional.conv2d(columns, weights.transpose(-1, -2))

@@ -1,0 +1,184 @@
+"""The convolutions at full resolution behind a UNet that works on patches."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import WIDTH, make_base
+from torch import Tensor
+from training_case import make_config, make_photos
+
+from srcli.errors import ModelError
+from srcli.models.adapters import AdapterInfo, attach, extract, load_adapter, merge
+from srcli.models.backbone import PatchAutoencoder, load_unet
+from srcli.models.layout import lacking_files, needed_files
+from srcli.models.tail import PixelTail
+from srcli.models.unet import FixedPromptUNet
+from srcli.training.loop import train
+
+PATCHES = PatchAutoencoder()
+PROMPT = torch.randn(1, 2, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def make_tail(*, works: bool = True, seed: int = 0) -> PixelTail:
+    torch.manual_seed(seed)
+    tail = PixelTail()
+    if works:
+        torch.nn.init.normal_(tail.conv4.weight, 0, 0.1)
+    return tail.eval()
+
+
+def changed(tail: PixelTail, before: Tensor, after: Tensor) -> Tensor:
+    """What a tail adds to pictures, when the UNet made `after` of `before`: (N, 3, H, W)."""
+    latent = PATCHES.encode(before)
+    answer = latent - PATCHES.encode(after)
+    with torch.no_grad():
+        return PATCHES.decode(latent - tail(latent, answer)) - after
+
+
+def pictures(height: int = 64, width: int = 64, seed: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    before, after = (torch.rand(1, 3, height, width, generator=generator) * 2 - 1 for _ in range(2))
+    return before, after
+
+
+def base_with_tail(folder: Path, *, works: bool = True) -> Path:
+    base = make_base(folder)
+    make_tail(works=works).save_pretrained(base / "tail")
+    return base
+
+
+def test_until_an_adapter_changes_it_a_tail_does_nothing() -> None:
+    latent, answer = torch.randn(2, 48, 5, 7), torch.randn(2, 48, 5, 7)
+    assert torch.equal(make_tail(works=False)(latent, answer), answer)
+
+
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 3), (2, 1)])
+def test_what_it_does_knows_nothing_of_the_patches(down: int, right: int) -> None:
+    tail = make_tail()
+    before, after = pictures()
+    here = changed(tail, before, after)
+    moved = changed(tail, before.roll((down, right), (2, 3)), after.roll((down, right), (2, 3)))
+    inner = slice(16, 48)  # off the borders, which a roll brings inside
+    expected = here.roll((down, right), (2, 3))[..., inner, inner]
+    assert expected.abs().mean() > 1e-3
+    torch.testing.assert_close(moved[..., inner, inner], expected, atol=2e-6, rtol=0)
+
+
+def test_what_was_and_is_flat_stays_as_it_is_at_borders_too() -> None:
+    for level in (-1.0, 0.3):
+        plain = torch.full((1, 3, 32, 32), level)
+        assert changed(make_tail(), plain, plain).abs().max() < 1e-6
+
+
+def test_it_adds_no_colour_and_sees_no_brightness() -> None:
+    tail = make_tail()
+    before, after = (picture / 4 for picture in pictures())
+    change = changed(tail, before, after)
+    assert (change - change[:, :1]).abs().max() < 1e-6
+    torch.testing.assert_close(changed(tail, before + 0.5, after + 0.5), change, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_both_ways_to_run_a_unet_end_in_its_tail(return_dict: bool, tmp_path: Path) -> None:
+    base = base_with_tail(tmp_path)
+    latent = torch.randn(2, 48, 8, 12)
+    with torch.no_grad():
+        answers = []
+        for unet in (load_unet(make_base(tmp_path / "plain")), load_unet(base)):
+            told = unet(sample=latent, timestep=1, encoder_hidden_states=PROMPT.expand(2, -1, -1), return_dict=return_dict)
+            answers.append(told.sample if return_dict else told[0])
+        without, with_tail = answers
+        fixed = FixedPromptUNet(load_unet(base), PROMPT, [1])(latent, 1)
+    assert (with_tail - without).abs().mean() > 1e-3
+    torch.testing.assert_close(with_tail, load_unet(base).tail(latent, without))
+    torch.testing.assert_close(fixed, with_tail, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_trains_the_tail_and_is_merged_into_it(tmp_path: Path) -> None:
+    base = base_with_tail(tmp_path, works=False)
+    unet = load_unet(base)
+    with torch.no_grad():
+        for parameter in attach(unet, "pixel", 2, 2):
+            parameter.normal_(0, 0.1)
+    adapter = extract(unet, "pixel", AdapterInfo(2, 2))
+    assert {"tail.conv1", "tail.conv2", "tail.conv3", "tail.conv4"} < set(adapter.modules)
+    latent = torch.randn(1, 48, 8, 8)
+    with torch.no_grad():
+        expected = unet(latent, 1, encoder_hidden_states=PROMPT).sample
+        merged = load_unet(base)
+        merge(merged, [adapter])
+        torch.testing.assert_close(merged(latent, 1, encoder_hidden_states=PROMPT).sample, expected, atol=1e-4, rtol=0)
+    assert merged.tail.conv4.weight.abs().max() > 0
+
+
+def test_an_adapter_of_a_base_without_a_tail_learns_on_with_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = make_photos(tmp_path / "photos")
+    base = make_base(tmp_path / "base")
+    first = make_config("pixel", photos, tmp_path / "first")
+    train(first, base)
+    kept = load_adapter(tmp_path / "first" / "pixel" / "adapter_model.safetensors", "pixel")
+    make_tail(works=False).save_pretrained(base / "tail")
+
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0, "steps": 1}
+    with caplog.at_level(logging.WARNING, "srcli"):
+        train(make_config("pixel", photos, tmp_path / "still", still, start_from=first.output), base)
+    assert "4 layers" in caplog.text
+    assert "start from nothing: tail.conv1, tail.conv2, tail.conv3, tail.conv4" in caplog.text
+    again = load_adapter(tmp_path / "still" / "pixel" / "adapter_model.safetensors", "pixel")
+    for name, tensor in kept.tensors.items():
+        torch.testing.assert_close(again.tensors[name], tensor)
+    assert again.tensors["tail.conv4.lora_B.weight"].abs().max() < 1e-9
+
+    train(make_config("pixel", photos, tmp_path / "on", {"steps": 3}, start_from=first.output), base)
+    on = load_adapter(tmp_path / "on" / "pixel" / "adapter_model.safetensors", "pixel")
+    assert on.tensors["tail.conv4.lora_B.weight"].abs().max() > 1e-3
+
+
+def test_a_run_does_not_go_on_with_a_base_that_got_a_tail_since(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    base = make_base(tmp_path / "base")
+    train(make_config("pixel", photos, tmp_path / "out"), base)
+    make_tail(works=False).save_pretrained(base / "tail")
+    with pytest.raises(ModelError, match="the base is not what it was") as caught:
+        train(make_config("pixel", photos, tmp_path / "out", resume=True), base)
+    assert "--start-from" in (caught.value.hint or "")
+
+
+def test_kernels_of_even_sides_are_refused(tmp_path: Path) -> None:
+    base = base_with_tail(tmp_path)
+    settings = json.loads((base / "tail" / "config.json").read_text())
+    (base / "tail" / "config.json").write_text(json.dumps(settings | {"kernels": [5, 4, 3, 5]}))
+    with pytest.raises(ModelError, match=r"no usable `tail`.*odd"):
+        load_unet(base)
+
+
+def test_a_tail_for_other_patches_is_refused(tmp_path: Path) -> None:
+    base = base_with_tail(tmp_path)
+    settings = json.loads((base / "vae" / "config.json").read_text())
+    (base / "vae" / "config.json").write_text(json.dumps(settings | {"scaling_factor": 1.0}))
+    with pytest.raises(ModelError, match="patches of 4 px, scaled by 2"):
+        load_unet(base)
+
+
+def test_a_damaged_tail_is_named(tmp_path: Path) -> None:
+    base = base_with_tail(tmp_path)
+    (base / "tail" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0nonsense")
+    with pytest.raises(ModelError, match="no usable `tail`"):
+        load_unet(base)
+
+
+def test_a_declared_tail_is_fetched_and_missed(tmp_path: Path) -> None:
+    index: dict[str, Any] = {"unet": ["diffusers", "UNet2DConditionModel"], "tail": ["srcli", "PixelTail"]}
+    base = base_with_tail(tmp_path)
+    (base / "model_index.json").write_text(json.dumps(index))
+    names = [path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()]
+    assert {"tail/config.json", "tail/diffusion_pytorch_model.safetensors"} < set(needed_files(names))
+    assert not lacking_files(base)
+    (base / "tail" / "diffusion_pytorch_model.safetensors").unlink()
+    assert lacking_files(base) == ["tail/*.safetensors"]
