@@ -29,7 +29,8 @@ def make_tail(*, works: bool = True, seed: int = 0) -> PixelTail:
     torch.manual_seed(seed)
     tail = PixelTail()
     if works:
-        torch.nn.init.normal_(tail.conv4.weight, 0, 0.1)
+        for last in (tail.conv4, tail.detail4):
+            torch.nn.init.normal_(last.weight, 0, 0.1)
     return tail.eval()
 
 
@@ -61,10 +62,10 @@ def test_until_an_adapter_changes_it_a_tail_does_nothing() -> None:
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 3), (2, 1)])
 def test_what_it_does_knows_nothing_of_the_patches(down: int, right: int) -> None:
     tail = make_tail()
-    before, after = pictures()
+    before, after = pictures(96, 96)
     here = changed(tail, before, after)
     moved = changed(tail, before.roll((down, right), (2, 3)), after.roll((down, right), (2, 3)))
-    inner = slice(16, 48)  # off the borders, which a roll brings inside
+    inner = slice(24, 72)  # off the borders, which a roll brings inside
     expected = here.roll((down, right), (2, 3))[..., inner, inner]
     assert expected.abs().mean() > 1e-3
     torch.testing.assert_close(moved[..., inner, inner], expected, atol=2e-6, rtol=0)
@@ -107,7 +108,8 @@ def test_an_adapter_trains_the_tail_and_is_merged_into_it(tmp_path: Path) -> Non
         for parameter in attach(unet, "pixel", 2, 2):
             parameter.normal_(0, 0.1)
     adapter = extract(unet, "pixel", AdapterInfo(2, 2))
-    assert {"tail.conv1", "tail.conv2", "tail.conv3", "tail.conv4"} < set(adapter.modules)
+    adapted = {module for module in adapter.modules if module.startswith("tail.")}
+    assert adapted == {"tail.conv1", "tail.conv2", "tail.conv3", "tail.conv4"}  # the rest is for who asks for it
     latent = torch.randn(1, 48, 8, 8)
     with torch.no_grad():
         expected = unet(latent, 1, encoder_hidden_states=PROMPT).sample
@@ -156,6 +158,19 @@ def test_kernels_of_even_sides_are_refused(tmp_path: Path) -> None:
     (base / "tail" / "config.json").write_text(json.dumps(settings | {"kernels": [5, 4, 3, 5]}))
     with pytest.raises(ModelError, match=r"no usable `tail`.*odd"):
         load_unet(base)
+
+
+def test_the_second_half_builds_on_the_first() -> None:
+    both, first, second = (make_tail() for _ in range(3))
+    torch.nn.init.zeros_(first.detail4.weight)
+    torch.nn.init.zeros_(second.conv4.weight)
+    before, after = (picture / 4 for picture in pictures())
+    halfway = changed(first, before, after)
+    whole = changed(both, before, after)
+    alone = changed(second, before, after)
+    assert halfway.abs().mean() > 1e-4
+    assert (whole - halfway).abs().mean() > 1e-4
+    assert (whole - halfway - alone).abs().mean() > 1e-5  # it saw what the first had made
 
 
 def test_a_tail_for_other_patches_is_refused(tmp_path: Path) -> None:

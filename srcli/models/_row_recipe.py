@@ -24,6 +24,8 @@ class TrainingRecipe:
     """Of a mean absolute error beside the squared one."""
     rank: int | None = None
     alpha: float | None = None
+    targets: str | None = None
+    """A regular expression of the layers that get an adapter; training checks it."""
     schedule: str | None = None
     """`constant`, `cosine` or `linear`."""
     warmup: int | None = None
@@ -59,6 +61,7 @@ def read_training(table: Table) -> TrainingRecipe:
         l1_weight=table.rate("l1_weight"),
         rank=table.count("rank"),
         alpha=table.rate("alpha"),
+        targets=table.find("targets", str),
         schedule=table.find("schedule", str),
         warmup=table.count("warmup"),
         ema=table.rate("ema"),

@@ -28,18 +28,21 @@ _RADIUS = 6
 class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Changes a UNet's answer, so that pixels of the result depend on their neighbours whatever patch these are of.
 
-    With Y the luma of a picture, G a Gaussian, z the latent and ε the UNet's answer, the tail adds to each of R, G, B
+    With Y the luma of a picture, G a Gaussian, z the latent and ε the UNet's answer, the tail adds r + s to each of R, G and B:
 
-        r = f(y - G * y, y - y_lq) - f(0, 0),    y = Y(decode(z - ε)),  y_lq = Y(decode(z))
+        y = Y(decode(z - ε)),  y_lq = Y(decode(z)),  d = y - G * y,  e = y - y_lq
+        r = f(d, e) - f(0, 0),  s = g(d + r, e + r) - g(0, 0)
 
-    f: convolutions with SiLU between them. The tail sees no brightness and adds no colour, and adds nothing to what is flat and
-    was flat. The last convolution is 0 until an adapter changes it: the tail of a base does nothing.
+    f (`conv1` and so on) and g (`detail1` and so on): convolutions with SiLU between them, padded by repeating what is at the
+    border. There are two because what f has learnt of patches' borders is no good start for learning to sharpen. The tail sees no
+    brightness and adds no colour, and adds nothing to what is flat and was flat. The last convolutions are 0 until an adapter
+    changes them: the tail of a base does nothing.
 
     Args:
         patch_size: pixels of a patch's side, as the `PatchAutoencoder` has it.
         scaling_factor: the same.
         width: channels between the convolutions.
-        kernels: sides of the convolutions `conv1`, `conv2` and so on, odd, in pixels; two at least.
+        kernels: sides of the convolutions of f, and of g, odd, in pixels; two at least.
 
     Raises:
         ValueError: other kernels.
@@ -53,9 +56,10 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if len(kernels) < 2 or not all(kernel % 2 for kernel in kernels):
             raise ValueError(f"`kernels` must be two or more odd sides, not {tuple(kernels)}")
         channels = (2, *(width,) * (len(kernels) - 1), 1)
-        for number, (inner, outer, kernel) in enumerate(zip(channels[:-1], channels[1:], kernels, strict=True), 1):
-            self.add_module(f"conv{number}", nn.Conv2d(inner, outer, kernel, bias=number < len(kernels)))
-        nn.init.zeros_(self._last.weight)
+        for name in ("conv", "detail"):
+            for number, (inner, outer, kernel) in enumerate(zip(channels[:-1], channels[1:], kernels, strict=True), 1):
+                self.add_module(f"{name}{number}", nn.Conv2d(inner, outer, kernel, bias=number < len(kernels)))
+            nn.init.zeros_(self._layers(name)[-1].weight)
         self._reach = sum(kernel // 2 for kernel in kernels)
 
     def forward(self, latent: Tensor, answer: Tensor) -> Tensor:
@@ -71,24 +75,28 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
         patch, scale = self.config.patch_size, self.config.scaling_factor
         before, removed = (_luma(x, patch, 1 / (scale * UNIT)) for x in (latent, answer))
         after = before - removed
-        detail = torch.cat((after - _blurred(after), -removed), 1)
-        nothing = detail.new_zeros(1, 2, *(2 * self._reach + 1,) * 2)
-        added = self._convolved(functional.pad(detail, (self._reach,) * 4, mode="replicate"))
-        change = functional.pixel_unshuffle((added - self._convolved(nothing)) * (UNIT * scale), patch)
+        seen = torch.cat((after - _blurred(after), -removed), 1)
+        added = self._convolved("conv", seen)
+        added = added + self._convolved("detail", seen + added)
+        change = functional.pixel_unshuffle(added * (UNIT * scale), patch)
         colours = _colours(answer, patch).float() - change[:, None]
         return colours.reshape(answer.shape).to(answer.dtype)
 
-    @property
-    def _last(self) -> Any:
-        return self.get_submodule(f"conv{len(self.config.kernels)}")
+    def _layers(self, name: str) -> list[Any]:
+        return [self.get_submodule(f"{name}{number}") for number in range(1, len(self.config.kernels) + 1)]
 
-    def _convolved(self, x: Tensor) -> Tensor:
-        """(N, 2, H, W) -> (N, 1, smaller by the reach at each border), float32."""
-        last = self._last
-        x = x.to(last.weight.dtype, memory_format=torch.channels_last)
-        for number in range(1, len(self.config.kernels)):
-            x = functional.silu(self.get_submodule(f"conv{number}")(x), inplace=not torch.is_grad_enabled())
-        return cast(Tensor, last(x)).float()
+    def _convolved(self, name: str, seen: Tensor) -> Tensor:
+        """(N, 2, H, W) -> (N, 1, H, W), float32; 0 for what is 0."""
+        *layers, last = self._layers(name)
+        padded = functional.pad(seen, (self._reach,) * 4, mode="replicate")
+        nothing = seen.new_zeros(1, 2, *(2 * self._reach + 1,) * 2)
+        answers = []
+        for x in (padded, nothing):
+            x = x.to(last.weight.dtype, memory_format=torch.channels_last)
+            for layer in layers:
+                x = functional.silu(layer(x), inplace=not torch.is_grad_enabled())
+            answers.append(cast(Tensor, last(x)).float())
+        return answers[0] - answers[1]
 
 
 def attach_tail(unet: Any, tail: PixelTail) -> None:
