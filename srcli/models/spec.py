@@ -39,7 +39,7 @@ MOVED_REPOS = {
 """Repositories that are gone from the hub, and their mirrors."""
 
 _FILES = {"hub", "imported", "layout", "prompt_cache", "registry", "spec", "user_rows", "weights"}
-_NETWORKS = {"adapters", "backbone", "base", "device", "perceptual", "reference", "unet", "vae"}
+_NETWORKS = {"adapters", "backbone", "base", "device", "perceptual", "reference", "tail", "unet", "vae"}
 _INFRASTRUCTURE = frozenset(_FILES | _NETWORKS)
 
 
