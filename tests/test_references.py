@@ -61,4 +61,4 @@ def test_the_recipe_tells_them() -> None:
     told = srcli("train-semantic", "--show-recipe")
     assert told.returncode == 0, told.stderr
     assert "[references]" in told.stdout
-    assert "sharpening = 0.0 # amount of an unsharp mask on them" in told.stdout
+    assert "sharpening = 0.75 # amount of an unsharp mask on them" in told.stdout

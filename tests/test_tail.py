@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import srcli
 from tiny_model import WIDTH, make_base
 from torch import Tensor
 from training_case import make_config, make_photos
@@ -197,3 +198,11 @@ def test_a_declared_tail_is_fetched_and_missed(tmp_path: Path) -> None:
     assert not lacking_files(base)
     (base / "tail" / "diffusion_pytorch_model.safetensors").unlink()
     assert lacking_files(base) == ["tail/*.safetensors"]
+
+
+def test_a_rows_targets_hold_for_its_own_base_alone(tmp_path: Path) -> None:
+    own = srcli("train-semantic", "--show-recipe")
+    assert 'targets = "tail' in own.stdout
+    other = srcli("train-semantic", "--show-recipe", "--base", make_base(tmp_path / "base"))
+    assert other.returncode == 0, other.stderr
+    assert 'targets = "(conv_in|' in other.stdout

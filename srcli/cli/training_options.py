@@ -159,6 +159,8 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
     if given["base"] is not None:
         spec = replace_base(spec, given["base"])
     layers = spec.training.layers(stage) if spec.training else []
+    if given["base"] is not None:  # which layers there are is a thing of the row's own base
+        layers = [{key: value for key, value in layer.items() if key != "targets"} for layer in layers]
     if given["recipe"] is not None:
         layers.append(read_recipe_file(given["recipe"]))
     recipe = build_recipe(stage, [*layers, _recipe_layer(given)])
