@@ -6,9 +6,9 @@ Files lie where huggingface_hub keeps them (`HF_HOME`), so that other programs s
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,7 +267,7 @@ def _name_commit(storage: Path, commit: str, revision: str) -> None:
         return
     ref = storage / "refs" / revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    part = ref.with_name(f".{ref.name}.{os.getpid()}")
+    part = ref.with_name(f".{ref.name}.{uuid.uuid4().hex}")  # process ids repeat among containers that share a cache
     part.write_text(commit, encoding="utf-8")
     part.replace(ref)
 
