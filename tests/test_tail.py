@@ -174,6 +174,17 @@ def test_the_second_half_builds_on_the_first() -> None:
     assert (whole - halfway - alone).abs().mean() > 1e-5  # it saw what the first had made
 
 
+@pytest.mark.parametrize("idle", [(), ("conv4",), ("detail4",), ("conv4", "detail4")])
+def test_halves_that_do_nothing_need_not_be_computed(idle: tuple[str, ...]) -> None:
+    whole, settled = make_tail(), make_tail()
+    for name in idle:
+        for tail in (whole, settled):
+            torch.nn.init.zeros_(tail.get_submodule(name).weight)
+    settled.settle()
+    before, after = pictures()
+    assert torch.equal(changed(settled, before, after), changed(whole, before, after))
+
+
 def test_a_tail_for_other_patches_is_refused(tmp_path: Path) -> None:
     base = base_with_tail(tmp_path)
     settings = json.loads((base / "vae" / "config.json").read_text())

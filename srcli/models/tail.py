@@ -61,6 +61,11 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 self.add_module(f"{name}{number}", nn.Conv2d(inner, outer, kernel, bias=number < len(kernels)))
             nn.init.zeros_(self._layers(name)[-1].weight)
         self._reach = sum(kernel // 2 for kernel in kernels)
+        self._halves: tuple[str, ...] = ("conv", "detail")
+
+    def settle(self) -> None:
+        """Compute only what changes something, with the weights as they are now: not for training."""
+        self._halves = tuple(name for name in self._halves if self._layers(name)[-1].weight.any())
 
     def forward(self, latent: Tensor, answer: Tensor) -> Tensor:
         """The UNet's answer as the tail would have it.
@@ -72,12 +77,15 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Returns:
             the same shape, in the dtype of `answer`.
         """
+        if not self._halves:
+            return answer
         patch, scale = self.config.patch_size, self.config.scaling_factor
         before, removed = (_luma(x, patch, 1 / (scale * UNIT)) for x in (latent, answer))
         after = before - removed
         seen = torch.cat((after - _blurred(after), -removed), 1)
-        added = self._convolved("conv", seen)
-        added = added + self._convolved("detail", seen + added)
+        added = torch.zeros_like(removed)
+        for name in self._halves:
+            added = added + self._convolved(name, seen + added)
         change = functional.pixel_unshuffle(added * (UNIT * scale), patch)
         colours = _colours(answer, patch).float() - change[:, None]
         return colours.reshape(answer.shape).to(answer.dtype)

@@ -36,6 +36,8 @@ class FixedPromptUNet(nn.Module):
             self._biases = _fold_times(unet, sorted(set(timesteps)))
             _replace(unet, "Attention", lambda old: _attention(old, embedding))
             _replace(unet, "ResnetBlock2D", Resnet)
+        if getattr(unet, "tail", None) is not None:
+            unet.tail.settle()
         self.network = unet.requires_grad_(False).eval()
         self.width = int(unet.config.block_out_channels[0])
         self._timestep: int | None = None
