@@ -1,16 +1,17 @@
 #!/bin/sh
-# Make all weights of the built-in model `tiny` again: base, pixel adapter in seven parts, semantic adapter.
+# Make all weights of the built-in model `tiny` again: base, pixel adapter in eight parts, semantic adapter.
 #
 #     scripts/make_builtin.sh PHOTOS OUT
 #
 # PHOTOS  a folder of sharp photos: `../shared/photos/train`. Never share-alike photos, never those that figures are measured on.
-# OUT     gets base/, pixel/, structure/, cameras/, fidelity/, wider/, finish/, tail/ and semantic/. Steps that are done are not
+# OUT     gets base/, pixel/, structure/, cameras/, fidelity/, wider/, finish/, tail/, semantic/ and balance/. Steps that are done are not
 #         done again; an adapter that was interrupted goes on.
 #
 # Cost as measured in 2026-11: base 27 min and first part of the pixel adapter 65 min on two cores (AMD EPYC with avx512_bf16); its
 # second part 80 min on one core (AMD EPYC with AVX2 alone, float32), its third part 72 min on two of those; on two cores of an
-# Intel Xeon with AMX its fourth part 64 min, its fifth 57, its sixth 42, its seventh 48, and the semantic adapter 3. At most 3 GB
-# of memory. The weights that ship had their first six parts before the base had a tail, which here learns from the first part on.
+# Intel Xeon with AMX its fourth part 64 min, its fifth 57, its sixth 42, its seventh 48, its eighth 86, and the semantic adapter
+# 3. At most 3 GB of memory. The weights that ship had their first six parts before the base had a tail, which here learns from the
+# first part on.
 #
 # Each result replaces its predecessor in srcli/builtin/tiny of this checkout (the adapters are trained for `--model tiny`, and say
 # so in their metadata). Commit it only after `scripts/measure_tiny.py`, `scripts/measure_grid.py` and a look at pictures; the sums
@@ -59,5 +60,6 @@ adapter wider pixel --start-from "$out/fidelity"
 adapter finish pixel --start-from "$out/wider"
 adapter tail pixel --start-from "$out/finish"
 adapter semantic semantic --pixel "$out/tail"
+adapter balance pixel --start-from "$out/tail" # the semantic adapter suits this one too: docs/tiny.md has the figures
 chmod -R u=rwX,go=rX "$tiny"
 sha256sum "$tiny"/*/adapter_model.safetensors

@@ -64,7 +64,10 @@ def test_the_semantic_dial_adds_detail(tmp_path: Path) -> None:
 
 def test_both_adapters_were_trained_on_this_base_by_the_recipes_of_this_repository() -> None:
     tiny = find_model("tiny")
-    made_by = {"pixel": ("pixel", "structure", "cameras", "fidelity", "wider", "finish", "tail"), "semantic": ("semantic",)}
+    made_by = {
+        "pixel": ("pixel", "structure", "cameras", "fidelity", "wider", "finish", "tail", "balance"),
+        "semantic": ("semantic",),
+    }
     for stage, parts in made_by.items():
         info = load_adapter(adapter_path(tiny, stage), stage).info
         assert (info.base, info.stage, info.licence) == ("tiny", stage, "Apache-2.0")
