@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ os.environ["COLUMNS"] = "80"
 os.environ["NO_COLOR"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: threads that wait for each other's cores cost ten times what they gain
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script that starts the tests with `&` has it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
