@@ -4,8 +4,8 @@
 #     scripts/make_builtin.sh PHOTOS OUT
 #
 # PHOTOS  a folder of sharp photos: `../shared/photos/train`. Never share-alike photos, never those that figures are measured on.
-# OUT     gets base/, pixel/, structure/, cameras/, fidelity/, wider/, finish/, tail/, semantic/ and balance/. Steps that are done are not
-#         done again; an adapter that was interrupted goes on.
+# OUT     gets base/, pixel/, structure/, cameras/, fidelity/, wider/, finish/, tail/, semantic/ and balance/. Steps that are
+#         done are not done again; an adapter that was interrupted goes on.
 #
 # Cost as measured in 2026-11: base 27 min and first part of the pixel adapter 65 min on two cores (AMD EPYC with avx512_bf16); its
 # second part 80 min on one core (AMD EPYC with AVX2 alone, float32), its third part 72 min on two of those; on two cores of an

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -268,6 +269,21 @@ def test_two_at_once_download_each_file_once(hub: Hub) -> None:
         folders = {folder for folder, _ in pool.map(fetch, ["a/b"] * 2)}
     assert folders == {cached_base(base_of("a/b"))}
     assert [get.sent for get in hub.gets(UNET) if get.host.startswith("localhost")] == [20000]
+
+
+def test_two_that_end_at_once_both_note_the_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["a/b"] = WANTED
+    both, replace = Barrier(2, timeout=60), Path.replace
+
+    def replaced_together(self: Path, target: Path) -> Path:
+        if target.parent.name == "refs":
+            both.wait()  # each has written its note, none has put it into place
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replaced_together)
+    with ThreadPoolExecutor(2) as pool:
+        folders = {folder for folder, _ in pool.map(fetch, ["a/b"] * 2)}
+    assert folders == {cached_base(base_of("a/b"))}
 
 
 def test_a_server_without_ranges_begins_anew(hub: Hub) -> None:
