@@ -24,7 +24,7 @@ from PIL import Image
 from srcli.config import UpscaleConfig
 from srcli.images.codec import decode
 from srcli.images.files import Job, plan_jobs
-from srcli.upscale import open_stream
+from srcli.opening import open_stream
 
 
 def make_photos(folder: Path, count: int) -> None:

@@ -41,8 +41,8 @@ def make_base(folder: Path, divisor: int = 1) -> None:
 
 def make_adapter(base: Path, folder: Path, stage: str) -> Path:
     """A fresh adapter of PiSA-SR's rank 4; returns its file."""
-    from srcli.models.adapters import AdapterInfo, attach, extract, save_adapter
-    from srcli.models.backbone import load_unet
+    from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
+    from srcli.networks.backbone import load_unet
 
     unet = load_unet(base)
     for parameter in attach(unet, stage, 4, 8):
@@ -52,7 +52,7 @@ def make_adapter(base: Path, folder: Path, stage: str) -> Path:
 
 def make_model(folder: Path, divisor: int = 1) -> Path:
     """Base, adapters and a registry with the row `random` and PiSA-SR's defaults, unless they are there; returns the registry."""
-    from srcli.models.weights import sha256_of
+    from srcli.store.weights import sha256_of
 
     registry = folder / "models.toml"
     if registry.is_file():

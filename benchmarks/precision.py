@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from srcli.config import UpscaleConfig
-from srcli.upscale import open_stream
+from srcli.opening import open_stream
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def ours(case: str, registry: Path, side: int, batch: int, args: Any) -> tuple[C
 
 def open_engine(case: str, registry: Path, batch: int | None, args: Any) -> Any:
     from srcli.config import UpscaleConfig
-    from srcli.upscale import open_stream
+    from srcli.opening import open_stream
 
     dials = (0.8, 1.2) if case == "adjustable" else (1.0, 1.0)
     config = UpscaleConfig(
@@ -129,8 +129,8 @@ def plain(case: str, registry: Path, side: int, batch: int, args: Any) -> tuple[
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import load_file
 
-    from srcli.models.adapters import load_adapter, merge
-    from srcli.models.device import choose_device
+    from srcli.networks.adapters import load_adapter, merge
+    from srcli.networks.device import choose_device
 
     device = choose_device(args.device)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
@@ -172,7 +172,7 @@ def end_to_end(registry: Path, photos: Path, args: Any) -> None:
     """Wall time of a folder over the model's own, both without loading."""
     from srcli.config import UpscaleConfig
     from srcli.images.files import plan_jobs
-    from srcli.upscale import open_stream
+    from srcli.opening import open_stream
 
     with tempfile.TemporaryDirectory() as out:
         config = UpscaleConfig(

@@ -19,15 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from srcli.engine.framing import prepare_canvas
 from srcli.engine.mix import MixingEngine
-from srcli.engine.pictures import prepare_canvas
 from srcli.engine.restore import Engine, Limits, choose_limits
+from srcli.families import load_restorer
 from srcli.images.codec import decode
-from srcli.models.adapters import replace_adapters
-from srcli.models.base import LoadOptions, Settings
-from srcli.models.device import choose_device, choose_dtype, prepare
-from srcli.models.registry import load_restorer
-from srcli.models.spec import ModelSpec, find_model
+from srcli.networks.adapters import replace_adapters
+from srcli.networks.device import choose_device, choose_dtype, prepare
+from srcli.protocol import LoadOptions, Settings
+from srcli.rows.spec import ModelSpec, find_model
 
 PIXEL = (0.0, 0.2, 0.5, 0.8, 1.0, 1.2, 1.5)
 SEMANTIC = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

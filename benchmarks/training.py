@@ -35,7 +35,7 @@ def run_case(case: str, base: Path, pixel: Path, photos: Path, batch: int, crop:
     """Two steps in this process; seconds of the second, peak memory in GB and what was foretold."""
     from srcli.config.recipe_file import build_recipe
     from srcli.config.training import Prompts, TrainConfig
-    from srcli.training.data import finish
+    from srcli.training.data.crops import finish
     from srcli.training.loop import Run
     from srcli.training.setup import Setup
 
@@ -63,8 +63,8 @@ def run_case(case: str, base: Path, pixel: Path, photos: Path, batch: int, crop:
 
 def plain_step(setup: Any, base: Path) -> Any:
     """The same losses as one graph, with a teacher of its own and float32 weights."""
-    from srcli.models.backbone import load_unet
-    from srcli.training.csd import csd, draw_timesteps_and_noise
+    from srcli.families.pisasr.csd import csd, draw_timesteps_and_noise
+    from srcli.networks.backbone import load_unet
 
     networks = setup.networks
     device = networks.device

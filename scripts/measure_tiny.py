@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from srcli.images.fidelity import psnr_y, ssim_y
-from srcli.training.degrade import degrade
+from srcli.training.degrade.draws import degrade
 
 SEED = 2026
 METHODS = ("nearest", "bicubic", "lanczos", "model")

@@ -21,11 +21,11 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from srcli.memory import keep_large_blocks
-from srcli.models.backbone import PatchAutoencoder
-from srcli.models.device import bf16_pays
-from srcli.models.tail import PixelTail
-from srcli.training.data import Batch, CropSettings, StepOrder, TrainingCrops, finish, make_loader
-from srcli.training.sources import find_sources
+from srcli.networks.backbone import PatchAutoencoder
+from srcli.networks.device import bf16_pays
+from srcli.networks.tail import PixelTail
+from srcli.training.data.crops import Batch, CropSettings, StepOrder, TrainingCrops, finish, make_loader
+from srcli.training.data.sources import find_sources
 
 PROMPTS = ("positive", "negative", "null")
 TOKENS, WIDTH = 4, 64

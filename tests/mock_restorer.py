@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srcli.models.base import Mixture, Part
+from srcli.protocol import Mixture, Part
 
 
 class MockRestorer:

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from srcli.engine.pictures import finish, prepare_canvas
+from srcli.engine.framing import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
+from srcli.families.pisasr.csd import add_noise, csd, estimate_clean
+from srcli.families.pisasr.reference import import_reference
+from srcli.families.pisasr.restorer import PisaRestorer, load
 from srcli.images.codec import decode
-from srcli.models.backbone import load_alphas, load_unet
-from srcli.models.base import LoadOptions
-from srcli.models.pisasr import PisaRestorer, load
-from srcli.models.reference import import_reference
-from srcli.models.spec import load_registry
-from srcli.models.weights import sha256_of
-from srcli.training.csd import add_noise, csd, estimate_clean
+from srcli.networks.backbone import load_alphas, load_unet
+from srcli.protocol import LoadOptions
+from srcli.rows.spec import load_registry
+from srcli.store.weights import sha256_of
 
 COLOR_FIXES = {"nofix": "none", "adain": "adain", "wavelet": "wavelet"}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from srcli.errors import UsageError
-from srcli.training.adversarial import (
+from srcli.training.losses.adversarial import (
     GanKind,
     UNetDiscriminator,
     discriminator_loss,

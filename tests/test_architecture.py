@@ -11,27 +11,38 @@ from pathlib import Path
 import pytest
 
 import srcli
+from srcli.families import known_families
 
 PACKAGE = Path(srcli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LAYERS = {  # what each room may import of srcli, besides itself
+FLOOR = {"errors", "memory", "disk", "protocol"}
+LEAVES = {"families"}
+"""Light declarations that every room may ask for; what lies in a family's folder is reached by its name alone."""
+MODELS = {"networks", "store", "rows"}
+
+LAYERS = {  # what each room may import of srcli, besides itself, the ground floor and the leaves
     "errors": set(),
-    "config": {"errors"},
     "memory": set(),
-    "console": {"errors"},
-    "images": {"errors"},
-    "models": {"errors", "images", "memory"},
-    "engine": {"errors", "images", "models", "memory"},
-    "training": {"errors", "images", "models", "config", "memory"},
-    "evaluation": {"errors", "images", "models", "config"},
-    "upscale": {"errors", "images", "models", "engine", "config"},
-    "sweep": {"errors", "images", "models", "engine", "evaluation", "config", "memory"},
-    "cli": {"errors", "images", "models", "engine", "training", "evaluation", "sweep", "config", "console", "upscale", ""},
+    "disk": set(),
+    "protocol": set(),
+    "console": set(),
+    "config": {"images"},
+    "images": set(),
+    "rows": {"images", "config"},
+    "store": {"rows", "images", "config"},
+    "networks": MODELS | {"images", "config"},
+    "families": MODELS | {"images", "config"},
+    "engine": {"images"},
+    "training": MODELS | {"images", "config"},
+    "evaluation": MODELS | {"images", "config"},
+    "opening": MODELS | {"images", "config", "engine"},
+    "sweep": MODELS | {"images", "config", "engine", "evaluation", "opening"},
+    "cli": MODELS | {"images", "config", "engine", "training", "evaluation", "sweep", "opening", "console", ""},
     "__main__": {"cli"},
     "": set(),
 }
-METHODS = {"pisasr", "s3diff", "adaptsr"}
+METHODS = set(known_families())
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -64,19 +75,18 @@ def test_arrows_run_one_way(path: Path) -> None:
         target = room(module)
         if target == "__version__":
             continue
-        assert target == own or target in LAYERS[own], f"{path.name} imports {module}"
+        assert target in {own} | LAYERS[own] | FLOOR | LEAVES, f"{path.name} imports {module}"
 
 
-def test_the_engine_knows_models_base_only() -> None:
-    for path in (PACKAGE / "engine").glob("*.py"):
-        for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not module.startswith("srcli.models") or module.startswith("srcli.models.base"), module
-
-
-def test_no_method_is_imported_by_name() -> None:
+def test_a_familys_name_stands_in_its_own_folder_alone() -> None:
     for path in FILES:
-        for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not METHODS & set(module.split(".")), f"{path} imports {module}"
+        own = path.relative_to(PACKAGE).parts[:2]
+        if path.name == "models_import.py":
+            continue
+        others = METHODS - ({own[1]} if own[0] == "families" and len(own) > 1 else set())
+        named = {node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)}
+        parts = {part for module in imported(ast.parse(path.read_text(encoding="utf-8"))) for part in module.split(".")}
+        assert not others & (named | parts), path
 
 
 @pytest.mark.parametrize("module", ["tiles", "cli", "config", "console", "files", "spec"])

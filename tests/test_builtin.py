@@ -10,9 +10,9 @@ from PIL import Image
 
 from srcli.config.recipe_file import build_recipe, read_recipe_file
 from srcli.images.fidelity import luma
-from srcli.models.adapters import load_adapter
-from srcli.models.spec import find_model
-from srcli.models.weights import adapter_path, base_folder
+from srcli.networks.adapters import load_adapter
+from srcli.rows.spec import find_model
+from srcli.store.weights import adapter_path, base_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "scripts" / "builtin"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from srcli.engine.pictures import enlarge_plainly, prepare_canvas
+from srcli.engine.framing import enlarge_plainly, prepare_canvas
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture
 from srcli.images.resize import enlarge_bicubic

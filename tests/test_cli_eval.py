@@ -20,7 +20,7 @@ from tiny_model import make_model
 from srcli.config.eval import EvalConfig
 from srcli.errors import ImageError, UsageError
 from srcli.evaluation import metrics
-from srcli.evaluation.networks import FidNetwork
+from srcli.evaluation.metric_networks import FidNetwork
 from srcli.images.fidelity import psnr_y, ssim_y
 
 

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 from srcli.cli.main import app
 from srcli.errors import ModelError, SrcliError, UsageError
-from srcli.models.backbone import load_unet, prompt_embedding
-from srcli.models.prompt_cache import cache_folder
-from srcli.models.spec import find_model
-from srcli.models.weights import adapter_path, base_folder
+from srcli.networks.backbone import load_unet, prompt_embedding
+from srcli.rows.spec import find_model
+from srcli.store.prompt_cache import cache_folder
+from srcli.store.weights import adapter_path, base_folder
 
 PISA = Path(__file__).parent / "data/pisa"
 CHECKPOINT = PISA / "pisa_sr.pkl"

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from srcli.cli.models import app
 from srcli.errors import ModelError, SrcliError, UsageError
-from srcli.models.reference import ImportedAdapter
-from srcli.models.spec import BUILTIN, find_model, user_models_file
-from srcli.models.weights import adapter_path, base_folder, sha256_of
+from srcli.families.pisasr.reference import ImportedAdapter
+from srcli.rows.spec import BUILTIN, find_model, user_models_file
+from srcli.store.weights import adapter_path, base_folder, sha256_of
 
 PISA = Path(__file__).parent / "data/pisa"
 
@@ -69,7 +69,7 @@ def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise ModelError("wrong file")
         return [ImportedAdapter("pixel", path, 4)]
 
-    monkeypatch.setattr("srcli.models.reference.import_reference", import_reference)
+    monkeypatch.setattr("srcli.families.pisasr.reference.import_reference", import_reference)
     file = tmp_path / "pisa_sr.pkl"
     file.write_text("right")
     return file

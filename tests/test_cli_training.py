@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_model import make_base
 from training_case import make_photos
 
-from srcli.models.adapters import load_adapter
+from srcli.networks.adapters import load_adapter
 from srcli.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from srcli import config
 from srcli.images import color, files, resize
-from srcli.models import spec
+from srcli.rows import spec
 
 
 def test_every_room_knows_the_same_colour_fixes_formats_and_largest_scale() -> None:

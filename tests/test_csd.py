@@ -9,7 +9,7 @@ from parity import CsdParity
 from torch import Tensor
 
 from srcli.errors import UsageError
-from srcli.training.csd import (
+from srcli.families.pisasr.csd import (
     MIN_WEIGHT,
     add_noise,
     csd,

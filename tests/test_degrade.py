@@ -15,7 +15,7 @@ from scipy import ndimage, special, stats
 from srcli.config.degradation import Degradation, FinalStage, FirstStage, Kernels, SecondStage
 from srcli.errors import ImageError
 from srcli.images.resize import enlarge_bicubic
-from srcli.training.degrade import (
+from srcli.training.degrade.draws import (
     Draws,
     Noise,
     StageDraws,
@@ -30,7 +30,7 @@ from srcli.training.degrade import (
     resize,
     resize_back,
 )
-from srcli.training.kernels import KINDS, Kernel, draw_kernel, sinc_weights
+from srcli.training.degrade.kernels import KINDS, Kernel, draw_kernel, sinc_weights
 
 COUNT = 6000
 HUGE = (1 << 20, 1 << 20)

@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 
 from srcli.config.degradation import Degradation, FinalStage, FirstStage, SecondStage
-from srcli.training import degrade, degrade_batch
-from srcli.training.degrade import Draws, Noise, StageDraws, apply, draw
-from srcli.training.degrade_batch import apply_batch
-from srcli.training.kernels import Kernel
+from srcli.training.degrade.batch import apply_batch
+from srcli.training.degrade.draws import Draws, Noise, StageDraws, apply, draw
+from srcli.training.degrade.draws import batch as degrade_batch
+from srcli.training.degrade.draws import draws as degrade
+from srcli.training.degrade.kernels import Kernel
 
 QUIET = {"gaussian_sigma": (0, 0), "poisson_scale": (0, 0)}
 NO_NOISE = Degradation(first=FirstStage(**QUIET), second=SecondStage(**QUIET))

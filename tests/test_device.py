@@ -11,7 +11,7 @@ import torch
 
 from srcli.errors import ModelError
 from srcli.memory import keep_large_blocks
-from srcli.models.device import cast, compiled, in_float32, layout_for
+from srcli.networks.device import cast, compiled, in_float32, layout_for
 
 
 def test_half_precision_comes_back_bit_for_bit_from_float32() -> None:

@@ -19,8 +19,8 @@ import pytest
 from hub import COMMIT, Hub, git_sha1, running_hub
 
 from srcli.errors import ModelError
-from srcli.models.hub import HubFile, Plan, cached_base, fetch_base, fetch_config, size_text
-from srcli.models.spec import BaseSource
+from srcli.rows.spec import BaseSource
+from srcli.store.hub import HubFile, Plan, cached_base, fetch_base, fetch_config, size_text
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

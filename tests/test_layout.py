@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srcli.models.layout import lacking_files
+from srcli.store.layout import lacking_files
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from srcli.errors import UsageError
 from srcli.images.fidelity import ssim_y
-from srcli.training.losses import (
+from srcli.training.losses.pictures import (
     SOFTENING,
     FrequencyMode,
     frequency_loss,

@@ -8,9 +8,9 @@ import torch
 from tiny_model import WIDTH, make_base
 from torch import Tensor
 
-from srcli.models.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, use_adapters
-from srcli.models.backbone import load_unet
-from srcli.training.merged import merge_where_it_pays
+from srcli.networks.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, use_adapters
+from srcli.networks.backbone import load_unet
+from srcli.networks.merged import merge_where_it_pays
 
 LATENT = torch.randn(2, 48, 8, 8, generator=torch.Generator().manual_seed(1))
 PROMPT = torch.randn(2, 2, WIDTH, generator=torch.Generator().manual_seed(2))

@@ -20,11 +20,12 @@ from PIL import Image
 
 from srcli.config import eval as config
 from srcli.errors import ImageError, ModelError, UsageError
-from srcli.evaluation import networks, statistics
+from srcli.evaluation import metric_networks as networks
+from srcli.evaluation import statistics
 from srcli.evaluation.measure import Results
+from srcli.evaluation.metric_networks import FidNetwork, FidSum
 from srcli.evaluation.metrics import METRICS, Metric, Opened, open_metrics
-from srcli.evaluation.networks import FidNetwork, FidSum
-from srcli.evaluation.pictures import FILTERS, Reader, write_enlarged
+from srcli.evaluation.reading import FILTERS, Reader, write_enlarged
 from srcli.evaluation.report import marks, uncertainties
 from srcli.images.codec import Picture, encode
 from srcli.images.fidelity import psnr_y, ssim_y

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from srcli.errors import ModelError, UsageError
-from srcli.models.adapters import Adapter, AdapterInfo, attach, extract, merge
-from srcli.models.backbone import load_unet
-from srcli.training.orthogonal import Projector, fidelity_subspaces, overlap
+from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces, overlap
+from srcli.networks.adapters import Adapter, AdapterInfo, attach, extract, merge
+from srcli.networks.backbone import load_unet
 
 RANK, ALPHA = 4, 8.0
 SHAPES = {  # (out, in[, kernel, kernel]) of the layer

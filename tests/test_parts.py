@@ -12,8 +12,8 @@ from torch import Tensor
 from srcli.engine.parts import Room, run_part
 from srcli.engine.sums import side_by_side
 from srcli.engine.tiles import borders, halo_grid, margins_of, spread_grid
-from srcli.models.backbone import KLAutoencoder
-from srcli.models.base import Part
+from srcli.networks.backbone import KLAutoencoder
+from srcli.protocol import Part
 
 CPU = torch.device("cpu")
 

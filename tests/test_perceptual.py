@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 from srcli.cli.models import app
 from srcli.errors import ModelError, UsageError
-from srcli.models import perceptual
-from srcli.models.perceptual import fetch_vgg_weights, lpips_network, vgg_weights_path
-from srcli.models.weights import sha256_of
+from srcli.networks import perceptual
+from srcli.networks.perceptual import fetch_vgg_weights, lpips_network, vgg_weights_path
+from srcli.store.weights import sha256_of
 
 pytest.importorskip("torchmetrics")
 

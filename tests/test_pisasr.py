@@ -11,8 +11,10 @@ from parity import Parity
 
 from srcli.engine.restore import Engine, Limits
 from srcli.errors import ModelError
-from srcli.models import adapters as adapters_module
-from srcli.models.adapters import (
+from srcli.families.pisasr.reference import import_reference, read_reference
+from srcli.families.pisasr.restorer import PisaRestorer, pass_weights
+from srcli.networks import adapters as adapters_module
+from srcli.networks.adapters import (
     Adapter,
     AdapterInfo,
     attach,
@@ -21,10 +23,8 @@ from srcli.models.adapters import (
     merge,
     save_adapter,
 )
-from srcli.models.backbone import PatchAutoencoder, load_autoencoder, load_unet, prompt_embedding
-from srcli.models.pisasr import PisaRestorer, pass_weights
-from srcli.models.reference import import_reference, read_reference
-from srcli.models.weights import load_pickle
+from srcli.networks.backbone import PatchAutoencoder, load_autoencoder, load_unet, prompt_embedding
+from srcli.store.weights import load_pickle
 
 DATA = Path(__file__).parent / "data" / "pisa"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "parity" / "open" / "pisa"

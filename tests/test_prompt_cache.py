@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from srcli.errors import ModelError
-from srcli.models import backbone
-from srcli.models.backbone import PromptEncoder, keep_prompts, prompt_embedding
-from srcli.models.prompt_cache import cache_folder, read_embedding
+from srcli.networks import backbone
+from srcli.networks.backbone import PromptEncoder, keep_prompts, prompt_embedding
+from srcli.store.prompt_cache import cache_folder, read_embedding
 
 PISA_BASE = Path(__file__).parent / "data/pisa/base"
 COMMIT = "c0ffee" * 6 + "c0de"

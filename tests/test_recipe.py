@@ -9,8 +9,8 @@ from srcli.cli.training_options import _LOSS_KEYS
 from srcli.config.recipe import Losses, Recipe
 from srcli.config.recipe_file import build_recipe, read_recipe_file, recipe_as_toml
 from srcli.errors import UsageError
-from srcli.models._row_recipe import LOSSES
-from srcli.models.adapters import TARGETS
+from srcli.networks.adapters import TARGETS
+from srcli.rows.row_recipe import LOSSES
 
 
 def test_the_defaults_are_the_papers() -> None:

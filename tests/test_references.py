@@ -8,7 +8,7 @@ from torch import Tensor
 
 from srcli.config.recipe_file import build_recipe
 from srcli.errors import UsageError
-from srcli.training.references import FLAT, sharpened
+from srcli.training.losses.references import FLAT, sharpened
 
 
 def picture(seed: int = 0) -> Tensor:

@@ -9,8 +9,8 @@ from PIL import Image
 from training_case import make_photos
 
 from srcli.errors import UsageError
-from srcli.training.photos import hold_out
-from srcli.training.sources import Photo, Skipped, Source, find_sources, tell_skipped
+from srcli.training.data.held_out import hold_out
+from srcli.training.data.sources import Photo, Skipped, Source, find_sources, tell_skipped
 
 
 def names(source: Source) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from srcli.errors import ModelError, UsageError
-from srcli.models import spec as spec_module
-from srcli.models.spec import (
+from srcli.rows import spec as spec_module
+from srcli.rows.spec import (
     MOVED_REPOS,
     base_of,
     find_model,
@@ -24,7 +24,7 @@ from srcli.models.spec import (
     replace_base,
     user_models_file,
 )
-from srcli.models.user_rows import add_user_row
+from srcli.rows.user_rows import add_user_row
 
 DIGEST = "0123456789abcdef" * 4
 ROW: dict[str, Any] = {"family": "pisasr", "native_scale": 4, "base": {"repo": "owner/name"}}
@@ -68,7 +68,7 @@ def test_packaged_row_that_waits_for_an_import() -> None:
 def test_families_are_discovered_and_can_load() -> None:
     assert "pisasr" in known_families()
     for family in known_families():  # a module that is no method belongs into `_INFRASTRUCTURE`
-        assert callable(importlib.import_module(f"srcli.models.{family}").load)
+        assert callable(importlib.import_module(f"srcli.families.{family}.restorer").load)
 
 
 def test_full_row(tmp_path: Path) -> None:
@@ -335,6 +335,6 @@ def test_add_row_checks_the_row(tmp_path: Path) -> None:
 
 
 def test_spec_needs_no_heavy_module() -> None:
-    code = "import sys, srcli.models.spec, srcli.cli.models; print({'torch', 'huggingface_hub'} & set(sys.modules))"
+    code = "import sys, srcli.rows.spec, srcli.cli.models; print({'torch', 'huggingface_hub'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

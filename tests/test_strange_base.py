@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_model import make_model
 
-from srcli.models.adapters import Adapter, AdapterInfo, warn_of_strange_base
-from srcli.models.base import LoadOptions
-from srcli.models.registry import load_restorer
-from srcli.models.spec import find_model
+from srcli.families import load_restorer
+from srcli.networks.adapters import Adapter, AdapterInfo, warn_of_strange_base
+from srcli.protocol import LoadOptions
+from srcli.rows.spec import find_model
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from srcli.engine import stream as stream_module
-from srcli.engine.pictures import finish, prepare_canvas
+from srcli.engine.framing import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
 from srcli.engine.stream import Outcome, Size, Stream
 from srcli.errors import ImageError

@@ -28,13 +28,13 @@ from srcli.engine.tiles import make_grid
 from srcli.errors import ImageError, UsageError
 from srcli.images.codec import decode
 from srcli.images.files import plan_jobs
-from srcli.models.adapters import AdapterInfo, attach, extract, save_adapter
-from srcli.models.backbone import PatchAutoencoder, load_unet
-from srcli.models.base import Adjustable, Dial, Mixture, Part, Settings
-from srcli.models.unet import FixedPromptUNet
+from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
+from srcli.networks.backbone import PatchAutoencoder, load_unet
+from srcli.networks.unet import FixedPromptUNet
+from srcli.opening import open_stream
+from srcli.protocol import Adjustable, Dial, Mixture, Part, Settings
 from srcli.sweep import run
 from srcli.sweep.run import Sweep, open_sweep
-from srcli.upscale import open_stream
 
 WHOLE = Limits(tile_lat=64, overlap_lat=0, batch=1, part_bytes=None)
 

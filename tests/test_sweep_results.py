@@ -17,7 +17,7 @@ from tiny_model import make_model
 from srcli.errors import ModelError, SrcliError, UsageError
 from srcli.evaluation.metrics import METRICS, Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
-from srcli.models.base import Dial
+from srcli.protocol import Dial
 from srcli.sweep import plots, run
 from srcli.sweep.grid import Axis, Grid, dial_axes, short_names
 from srcli.sweep.outputs import write_outputs

@@ -15,11 +15,11 @@ from torch import Tensor
 from training_case import make_config, make_photos
 
 from srcli.errors import ModelError
-from srcli.models.adapters import AdapterInfo, attach, extract, load_adapter, merge
-from srcli.models.backbone import PatchAutoencoder, load_unet
-from srcli.models.layout import lacking_files, needed_files
-from srcli.models.tail import PixelTail
-from srcli.models.unet import FixedPromptUNet
+from srcli.networks.adapters import AdapterInfo, attach, extract, load_adapter, merge
+from srcli.networks.backbone import PatchAutoencoder, load_unet
+from srcli.networks.tail import PixelTail
+from srcli.networks.unet import FixedPromptUNet
+from srcli.store.layout import lacking_files, needed_files
 from srcli.training.loop import train
 
 PATCHES = PatchAutoencoder()

@@ -15,7 +15,7 @@ from training_case import make_config, make_photos
 
 from srcli.config.training import Prompts, TrainConfig
 from srcli.errors import ModelError, OutOfMemoryError, TrainingError, UsageError
-from srcli.models.adapters import load_adapter
+from srcli.networks.adapters import load_adapter
 from srcli.training import checkpoint, loop
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train
@@ -176,7 +176,7 @@ def test_the_semantic_stage_leaves_the_pixel_adapter_and_the_base_as_they_are(
 def test_an_orthogonal_adapter_stays_off_what_the_pixel_adapter_spans(
     base: Path, photos: Path, pixel: Path, tmp_path: Path
 ) -> None:
-    from srcli.training.orthogonal import fidelity_subspaces, overlap
+    from srcli.families.pisasr.orthogonal import fidelity_subspaces, overlap
 
     subspaces = fidelity_subspaces(load_adapter(pixel / "pixel" / "adapter_model.safetensors", "pixel"))
     shares = {}

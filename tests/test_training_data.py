@@ -10,8 +10,8 @@ from PIL import Image
 from training_case import make_photos
 
 from srcli.errors import UsageError
-from srcli.training.data import CropSettings, StepOrder, TrainingCrops, finish, make_loader, random_crop
-from srcli.training.sources import Photo, Source, find_sources
+from srcli.training.data.crops import CropSettings, StepOrder, TrainingCrops, finish, make_loader, random_crop
+from srcli.training.data.sources import Photo, Source, find_sources
 
 CPU = torch.device("cpu")
 

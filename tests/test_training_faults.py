@@ -21,10 +21,11 @@ from tiny_model import make_base
 from training_case import make_config, make_photos
 
 from srcli.errors import OutOfMemoryError, TrainingError, UsageError
-from srcli.models.adapters import load_adapter
-from srcli.training import critic, loop, setup
+from srcli.networks.adapters import load_adapter
+from srcli.training import loop, setup
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train
+from srcli.training.losses.pictures import critic
 from srcli.training.objective import Objective
 from srcli.training.output import begin_output
 from srcli.training.setup import Setup, shared_state
@@ -191,7 +192,7 @@ def test_frequency_patches_of_any_valid_size_can_be_measured(base: Path, photos:
 
 def test_merged_weights_count_once_in_the_memory_that_is_told(base: Path, photos: Path, tmp_path: Path) -> None:
     """They stay the same whatever the crops; counted for each of them, the need would be many times too high."""
-    from srcli.training.memory import memory_need
+    from srcli.training.memory_need import memory_need
 
     needs = []
     for batch in (1, 2, 3):

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from srcli.errors import ModelError
-from srcli.models.unet import FixedPromptUNet
+from srcli.networks.unet import FixedPromptUNet
 
 
 def make_unet(**options: Any) -> Any:

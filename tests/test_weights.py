@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from srcli.errors import ModelError
-from srcli.models import weights
-from srcli.models.imported import IMPORTED_FILE, imported_folder, record_sums
-from srcli.models.spec import ModelSpec, find_model, read_row, replace_base
-from srcli.models.weights import (
+from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
+from srcli.rows.spec import ModelSpec, find_model, read_row, replace_base
+from srcli.store import weights
+from srcli.store.weights import (
     adapter_path,
     base_folder,
     embedded_folder,

@@ -9,9 +9,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from srcli.models.adapters import AdapterInfo, attach, extract, save_adapter
-from srcli.models.backbone import PatchAutoencoder, load_unet
-from srcli.models.weights import sha256_of
+from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
+from srcli.networks.backbone import PatchAutoencoder, load_unet
+from srcli.store.weights import sha256_of
 
 WIDTH = 8
 

@@ -201,7 +201,7 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
 def _open(config: EvalConfig) -> Opened:
     with _status("loading the metrics"):
         from srcli.evaluation.metrics import IQA_LICENCE, METRICS, open_metrics
-        from srcli.models.device import choose_device, prepare
+        from srcli.networks.device import choose_device, prepare
 
         device = choose_device(config.device)
         prepare(device)

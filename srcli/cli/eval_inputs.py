@@ -89,7 +89,7 @@ def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
         overwrite=True,
     )
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        from srcli.upscale import megapixels, open_stream, planned
+        from srcli.opening import megapixels, open_stream, planned
 
         stream = open_stream(settings)
     log.info("upscaling %d image%s with `%s`", len(jobs), "" if len(jobs) == 1 else "s", model)
@@ -106,7 +106,7 @@ def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
 
 
 def _enlarge(config: EvalConfig, filter_name: str, jobs: list[Job]) -> Failures:
-    from srcli.evaluation.pictures import write_enlarged
+    from srcli.evaluation.reading import write_enlarged
 
     failures: Failures = []
     for job in jobs:

@@ -18,7 +18,7 @@ from srcli.cli.models_fetch import fetch_model
 from srcli.cli.models_import import import_model
 from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError
-from srcli.models.spec import ModelSpec, find_model, load_registry, user_models_file
+from srcli.rows.spec import ModelSpec, find_model, load_registry, user_models_file
 
 app = typer.Typer(help="List, show, fetch and import models.", no_args_is_help=True)
 
@@ -82,7 +82,7 @@ def _print_json(data: Any) -> None:
 
 def _state_of(spec: ModelSpec) -> str:
     """A few words for the files of a model; sums are not checked."""
-    from srcli.models.weights import waiting_adapters
+    from srcli.store.weights import waiting_adapters
 
     waiting = waiting_adapters(spec)
     base = _base_state(spec)[1]
@@ -95,7 +95,7 @@ def _state_of(spec: ModelSpec) -> str:
 
 def _base_state(spec: ModelSpec) -> tuple[Path | None, str]:
     """The folder of the base, and whether it is there; looks at the disk alone."""
-    from srcli.models.weights import base_folder
+    from srcli.store.weights import base_folder
 
     try:
         return base_folder(spec), "present"
@@ -105,14 +105,14 @@ def _base_state(spec: ModelSpec) -> tuple[Path | None, str]:
 
 def _base_bytes(folder: Path) -> int:
     """On disk, of the files that srcli needs."""
-    from srcli.models.layout import needed_files
+    from srcli.store.layout import needed_files
 
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return sum((folder / name).stat().st_size for name in needed_files(names))
 
 
 def _adapter_data(spec: ModelSpec, name: str) -> dict[str, Any]:
-    from srcli.models.weights import read_metadata, sha256_of, waiting_adapters
+    from srcli.store.weights import read_metadata, sha256_of, waiting_adapters
 
     adapter = spec.adapters[name]
     path = spec.folder / adapter.path
@@ -151,7 +151,7 @@ def _as_data(spec: ModelSpec) -> dict[str, Any]:
 
 def _flattened(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """`{"a": {"b": 1}}` as `a.b` and 1, without what is not given."""
-    from srcli.models.hub import size_text
+    from srcli.store.hub import size_text
 
     pairs: list[tuple[str, Any]] = []
     for key, value in data.items():

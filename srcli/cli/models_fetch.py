@@ -12,13 +12,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from srcli.cli.options import ModelsFile
 from srcli.console import console
 from srcli.errors import ModelError, joined_faults
-from srcli.models.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model, is_folder
+from srcli.rows.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model, is_folder
 
 if TYPE_CHECKING:
-    from srcli.models.hub import HubFile, Plan
+    from srcli.store.hub import HubFile, Plan
 
 _LOGGER = logging.getLogger("srcli")
-_METRIC_NETWORK = "lpips-vgg"  # as in srcli.models.perceptual, which imports torch
+_METRIC_NETWORK = "lpips-vgg"  # as in srcli.networks.perceptual, which imports torch
 
 
 def fetch_model(
@@ -67,7 +67,7 @@ def fetch_model(
 
 def tell_next_step(spec: ModelSpec) -> None:
     """Say what is still to be done before a model can be used, or how to use it."""
-    from srcli.models.weights import base_folder, fetch_command, import_command, models_file_option, waiting_adapters
+    from srcli.store.weights import base_folder, fetch_command, import_command, models_file_option, waiting_adapters
 
     steps = []
     try:
@@ -91,7 +91,7 @@ def _is_repository(name: str) -> bool:
 
 
 def _fetch_metric_network(*, dry_run: bool) -> None:
-    from srcli.models.perceptual import fetch_vgg_weights, vgg_weights_path
+    from srcli.networks.perceptual import fetch_vgg_weights, vgg_weights_path
 
     if dry_run:
         _LOGGER.info("528 MiB, licence BSD-3-Clause (torchvision), to `%s`", vgg_weights_path())
@@ -100,8 +100,8 @@ def _fetch_metric_network(*, dry_run: bool) -> None:
 
 
 def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run: bool) -> Path | None:
-    from srcli.models.hub import fetch_base
-    from srcli.models.weights import base_folder
+    from srcli.store.hub import fetch_base
+    from srcli.store.weights import base_folder
 
     if spec is not None:
         _LOGGER.info("licence of model `%s`: %s", spec.name, spec.licence)
@@ -118,7 +118,7 @@ def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run:
 
 def _check_adapters(spec: ModelSpec) -> None:
     """Check the adapters that are there; those to be imported may be missing."""
-    from srcli.models.weights import adapter_path, waiting_adapters
+    from srcli.store.weights import adapter_path, waiting_adapters
 
     faults: list[ModelError] = []
     waiting = waiting_adapters(spec)
@@ -139,7 +139,7 @@ def _keep_prompts(folder: Path, spec: ModelSpec | None) -> None:
     """Have the embeddings of the row's prompts computed now, so that upscaling needs no text encoder."""
     if not (folder / "text_encoder" / "config.json").is_file():
         return
-    from srcli.models.backbone import keep_prompts
+    from srcli.networks.backbone import keep_prompts
 
     prompts = ["", spec.prompt, spec.prompts.positive, spec.prompts.negative] if spec is not None else [""]
     keep_prompts(folder, prompts)
@@ -166,7 +166,7 @@ class _DownloadProgress:
         self._bar.stop()
 
     def plan(self, plan: Plan) -> None:
-        from srcli.models.hub import size_text
+        from srcli.store.hub import size_text
 
         licence = f", licence by its model card: {plan.licence}" if plan.licence else ""
         _LOGGER.info("base `%s`, commit `%s`%s", plan.repo, plan.commit[:12], licence)
@@ -182,14 +182,14 @@ class _DownloadProgress:
         self._bar.reset(self._task, total=plan.missing_bytes or None, visible=True)
 
     def start(self, file: HubFile) -> None:
-        from srcli.models.hub import size_text
+        from srcli.store.hub import size_text
 
         self._bar.update(self._task, description=file.path)
         if self._bar.disable:
             _LOGGER.info("fetching `%s`%s", file.path, f", {size_text(file.size_bytes)}" if file.size_bytes is not None else "")
 
     def advance(self, size_bytes: int) -> None:
-        from srcli.models.hub import size_text
+        from srcli.store.hub import size_text
 
         self._done += size_bytes
         self._bar.advance(self._task, size_bytes)

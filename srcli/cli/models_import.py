@@ -15,8 +15,8 @@ import typer
 from srcli.cli.models_fetch import tell_next_step
 from srcli.cli.options import FILES, ModelsFile
 from srcli.errors import ModelError, UsageError
-from srcli.models.imported import IMPORTED_FILE, imported_folder, record_sums
-from srcli.models.spec import (
+from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
+from srcli.rows.spec import (
     ROW_NAME,
     BaseSource,
     ModelSpec,
@@ -26,7 +26,7 @@ from srcli.models.spec import (
     read_row,
     user_models_file,
 )
-from srcli.models.user_rows import add_user_row
+from srcli.rows.user_rows import add_user_row
 
 _LOGGER = logging.getLogger("srcli")
 _PISA_ROW = {
@@ -109,7 +109,7 @@ def _is_base_of(spec: ModelSpec, base: str) -> bool:
 
 
 def _import_into_row(spec: ModelSpec, file: Path, licence: str | None, *, force: bool) -> None:
-    from srcli.models.weights import waiting_adapters
+    from srcli.store.weights import waiting_adapters
 
     folder = imported_folder(spec.name)
     if not force and not waiting_adapters(spec):
@@ -128,7 +128,7 @@ def _import_into_row(spec: ModelSpec, file: Path, licence: str | None, *, force:
 
 def _checked_base(name: str, known: ModelSpec | None, base: str | None, *, force: bool) -> str:
     """The base of a new model; the name may be that of a row which waits for an import, and whose place it takes."""
-    from srcli.models.weights import waiting_adapters
+    from srcli.store.weights import waiting_adapters
 
     force = force or (known is not None and bool(waiting_adapters(known)))
     if known is not None and not force:
@@ -204,8 +204,8 @@ def _converted(spec: ModelSpec, file: Path, folder: Path, licence: str) -> Itera
 
 
 def _convert(spec: ModelSpec, file: Path, unet_folder: Path, new: Path, licence: str) -> dict[str, str]:
-    from srcli.models.reference import import_reference
-    from srcli.models.weights import sha256_of
+    from srcli.families.pisasr.reference import import_reference
+    from srcli.store.weights import sha256_of
 
     base_name = spec.base.embedded or spec.base.repo or str(spec.base.path)
     adapters = import_reference(file, unet_folder, new, base_name, licence)
@@ -216,8 +216,8 @@ def _convert(spec: ModelSpec, file: Path, unet_folder: Path, new: Path, licence:
 
 def _unet_folder(spec: ModelSpec) -> Path:
     """Where the base's `unet/config.json` is; it alone is fetched where the base is not there."""
-    from srcli.models.hub import cached_base, fetch_config
-    from srcli.models.weights import base_folder
+    from srcli.store.hub import cached_base, fetch_config
+    from srcli.store.weights import base_folder
 
     if spec.base.repo is None or cached_base(spec.base) is not None:
         return base_folder(spec) / "unet"

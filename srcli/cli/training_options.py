@@ -153,7 +153,7 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
     """What both commands do; `given` are their options by name."""
     from srcli.config.recipe_file import build_recipe, read_recipe_file, recipe_as_toml
     from srcli.config.training import Prompts, TrainConfig
-    from srcli.models.spec import find_model, replace_base
+    from srcli.rows.spec import find_model, replace_base
 
     spec = find_model(given["model"], given["models_file"])
     if given["base"] is not None:
@@ -211,7 +211,7 @@ def _refuse_without_effect(stage: str, given: Mapping[str, Any], recipe: Any) ->
 
 
 def _train(config: Any, spec: Any) -> None:
-    from srcli.models.weights import base_folder
+    from srcli.store.weights import base_folder
     from srcli.training.loop import STOPPED_BY_USER, train
     from srcli.training.output import begin_output
 
@@ -231,9 +231,9 @@ def _train(config: Any, spec: Any) -> None:
 
 def _tell_result(config: Any, spec: Any, folder: Path) -> None:
     """The adapter's place, a row for it, and how to use it."""
-    from srcli.models.adapters import ADAPTER_FILE, find_adapter, row_with
-    from srcli.models.spec import ROW_NAME
-    from srcli.models.user_rows import add_user_row
+    from srcli.networks.adapters import ADAPTER_FILE, find_adapter, row_with
+    from srcli.rows.spec import ROW_NAME
+    from srcli.rows.user_rows import add_user_row
 
     adapters = {config.stage: folder / ADAPTER_FILE}
     if config.pixel is not None:

@@ -227,7 +227,7 @@ def _check_report(report: Path, jobs: Sequence[Job]) -> None:
 def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: Report) -> None:
     make_output_folder(todo[0].target.parent)
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        from srcli.upscale import megapixels, open_stream, planned
+        from srcli.opening import megapixels, open_stream, planned
 
         stream = open_stream(config)
     expected = {image.job: megapixels(image.output_size) for image in planned(config, todo)}
@@ -248,7 +248,7 @@ def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: R
 
 def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job], left_out: dict[str, int]) -> int:
     """Tell what would be done; the estimate comes from one tile, timed on this machine now."""
-    from srcli.upscale import estimate_seconds, megapixels, open_stream, planned
+    from srcli.opening import estimate_seconds, megapixels, open_stream, planned
 
     images = list(planned(config, todo))
     good = [image for image in images if not image.fault]

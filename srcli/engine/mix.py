@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srcli.engine.parts import Plane
 from srcli.engine.restore import Engine
-from srcli.models.base import Adjustable, Mixture, Settings
+from srcli.protocol import Adjustable, Mixture, Settings
 
 Step = tuple[Hashable, ...]
 """What is computed once: `(encoding,)` is a latent, `(encoding, pass)` the pass's answer to it."""

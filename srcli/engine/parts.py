@@ -17,7 +17,7 @@ from torch import Tensor
 from srcli.engine.blend import Seams
 from srcli.engine.sums import side_by_side
 from srcli.engine.tiles import Grid, Tile, halo_grid, margins_of, spread_grid
-from srcli.models.base import Part
+from srcli.protocol import Part
 
 
 class Source(Protocol):

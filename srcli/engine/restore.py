@@ -21,7 +21,7 @@ from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, is_out_of_memory
-from srcli.models.base import Mixture, Part, Restorer
+from srcli.protocol import Mixture, Part, Restorer
 
 log = logging.getLogger("srcli")
 

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from srcli.engine.budget import Budget
-from srcli.engine.pictures import finish, picture_bytes, prepare_canvas, result_bytes
+from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_bytes
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas

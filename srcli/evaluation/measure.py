@@ -13,12 +13,12 @@ import numpy.typing as npt
 from srcli.errors import ImageError
 from srcli.evaluation.metrics import METRICS, MetricInfo, Opened, check_sizes
 from srcli.evaluation.pairs import ImageSet, Plan
-from srcli.evaluation.pictures import Reader
+from srcli.evaluation.reading import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from srcli.evaluation.networks import FidSum
+    from srcli.evaluation.metric_networks import FidSum
 
 U8 = npt.NDArray[np.uint8]
 
@@ -93,7 +93,7 @@ class Evaluation:
         for metric in opened.metrics:
             self.results.values[metric.info.name] = {method: [] for method in plan.methods}
         if opened.fid is not None:
-            from srcli.evaluation.networks import FidSum
+            from srcli.evaluation.metric_networks import FidSum
 
             self._sums = {method: FidSum(opened.fid.width) for method in plan.methods}
 

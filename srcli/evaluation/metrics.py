@@ -19,7 +19,7 @@ from srcli.images.fidelity import psnr_y, ssim_y
 if TYPE_CHECKING:
     import torch
 
-    from srcli.evaluation.networks import FidNetwork
+    from srcli.evaluation.metric_networks import FidNetwork
 
 U8 = npt.NDArray[np.uint8]
 Score = Callable[[U8, U8 | None], float]
@@ -177,7 +177,7 @@ def _open_score(name: str, device: torch.device, crop_border: int, allow_downloa
         return lambda sr, hq: psnr_y(sr, _present(hq), crop_border)
     if name == "ssim":
         return lambda sr, hq: ssim_y(sr, _present(hq), crop_border)
-    from srcli.evaluation import networks
+    from srcli.evaluation import metric_networks as networks
 
     if name == "lpips":
         return networks.lpips_alex(device, allow_download)
@@ -189,7 +189,7 @@ def _open_score(name: str, device: torch.device, crop_border: int, allow_downloa
 
 
 def _open_fid(device: torch.device, allow_download: bool) -> FidNetwork:
-    from srcli.evaluation.networks import FidNetwork
+    from srcli.evaluation.metric_networks import FidNetwork
 
     return FidNetwork.open(device, allow_download)
 

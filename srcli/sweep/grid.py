@@ -10,7 +10,7 @@ from pathlib import Path
 
 from srcli.errors import UsageError, joined_faults
 from srcli.evaluation.files import distinct
-from srcli.models.base import Dial, Settings
+from srcli.protocol import Dial, Settings
 
 
 @dataclass(frozen=True)

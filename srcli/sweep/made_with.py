@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from srcli.config.sweep import SweepConfig
-from srcli.models.layout import PARTS
-from srcli.models.spec import ModelSpec
-from srcli.models.weights import base_folder, sha256_of
+from srcli.rows.spec import ModelSpec
+from srcli.store.layout import PARTS
+from srcli.store.weights import base_folder, sha256_of
 
 
 def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from srcli.evaluation.measure import value_text
 from srcli.evaluation.metrics import METRICS
 from srcli.evaluation.report import BEST, SECOND, marks
 from srcli.sweep.grid import Grid
-from srcli.sweep.photos import Photo
+from srcli.sweep.inputs import Photo
 from srcli.sweep.plots import Plot
 from srcli.sweep.sheets import Sheet, planned_sheets
 from srcli.sweep.tables import Table

@@ -15,25 +15,25 @@ import numpy.typing as npt
 import torch
 
 from srcli.config.sweep import SweepConfig
+from srcli.engine.framing import enlarge_plainly, finish, prepare_canvas
 from srcli.engine.mix import MixingEngine
-from srcli.engine.pictures import enlarge_plainly, finish, prepare_canvas
 from srcli.engine.restore import choose_limits
 from srcli.engine.stream import failure
 from srcli.errors import ImageError, ModelError, UsageError
 from srcli.evaluation.measure import Failure
 from srcli.evaluation.metrics import Opened, open_metrics
-from srcli.evaluation.pictures import Reader
+from srcli.evaluation.reading import Reader
+from srcli.families import load_restorer
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode, encode
 from srcli.images.files import Job, is_done
-from srcli.models.adapters import replace_adapters
-from srcli.models.base import Adjustable, LoadOptions, Settings
-from srcli.models.device import choose_device, choose_dtype, prepare
-from srcli.models.registry import load_restorer
-from srcli.models.spec import ModelSpec, find_model
+from srcli.networks.adapters import replace_adapters
+from srcli.networks.device import choose_device, choose_dtype, prepare
+from srcli.protocol import Adjustable, LoadOptions, Settings
+from srcli.rows.spec import ModelSpec, find_model
 from srcli.sweep.grid import Cell, Grid, adapter_axis, dial_axes
+from srcli.sweep.inputs import Photo, digest, find_photos
 from srcli.sweep.made_with import made_with
-from srcli.sweep.photos import Photo, digest, find_photos
 from srcli.sweep.records import Record, Records
 from srcli.sweep.sheets import write_sheets
 from srcli.sweep.views import HQ, LQ, Views

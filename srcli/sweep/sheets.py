@@ -16,7 +16,7 @@ from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.images.codec import Picture, encode
 from srcli.images.sheet import save_sheet
 from srcli.sweep.grid import Cell, Grid
-from srcli.sweep.photos import Photo
+from srcli.sweep.inputs import Photo
 from srcli.sweep.views import HQ, LQ, Views, thumbnail
 
 U8 = npt.NDArray[np.uint8]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from srcli.config.sweep import Crop
-from srcli.engine.pictures import visible_colors
+from srcli.engine.framing import visible_colors
 from srcli.images.codec import Picture, encode
 from srcli.images.files import is_done
 from srcli.images.levels import to_depth

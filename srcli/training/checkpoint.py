@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from srcli.errors import ModelError, TrainingError
-from srcli.models.adapters import Adapter, save_adapter
-from srcli.models.weights import load_pickle
+from srcli.networks.adapters import Adapter, save_adapter
+from srcli.store.weights import load_pickle
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.pt"

@@ -18,14 +18,14 @@ from srcli.errors import TrainingError, UsageError
 from srcli.images.folders import held
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
-from srcli.models.adapters import save_adapter
+from srcli.networks.adapters import save_adapter
 from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
-from srcli.training.data import Batch, Sample, StepOrder, finish, make_loader
-from srcli.training.memory import decode_chunk, out_of_memory
+from srcli.training.data.crops import Batch, Sample, StepOrder, finish, make_loader
+from srcli.training.data.sources import Skipped, tell_skipped
+from srcli.training.memory_need import decode_chunk, out_of_memory
 from srcli.training.output import cannot_go_on
 from srcli.training.setup import Setup, make_accelerator, shared_state
 from srcli.training.signals import StopSignals
-from srcli.training.sources import Skipped, tell_skipped
 from srcli.training.tracking import Means, Progress, Tracker
 from srcli.training.validation import validate
 

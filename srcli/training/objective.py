@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from srcli.config.recipe import Recipe
-from srcli.training.critic import Critic
-from srcli.training.csd import csd, draw_timesteps_and_noise
-from srcli.training.data import Batch
-from srcli.training.losses import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
-from srcli.training.networks import StageNetworks
-from srcli.training.references import sharpened
+from srcli.families.pisasr.csd import csd, draw_timesteps_and_noise
+from srcli.families.pisasr.trainee import StageNetworks
+from srcli.training.data.crops import Batch
+from srcli.training.losses.critic import Critic
+from srcli.training.losses.pictures import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
+from srcli.training.losses.references import sharpened
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 

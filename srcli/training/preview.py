@@ -9,8 +9,8 @@ import torch
 from srcli.config.training import TrainConfig
 from srcli.images.folders import make_output_folder
 from srcli.images.sheet import make_sheet, save_sheet
-from srcli.training.data import CropSettings, TrainingCrops, finish, to_levels
-from srcli.training.photos import find_photos
+from srcli.training.data.crops import CropSettings, TrainingCrops, finish, to_levels
+from srcli.training.data.held_out import find_photos
 
 
 def write_preview(config: TrainConfig, count: int) -> Path:

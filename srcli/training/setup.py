@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from srcli.config.training import TrainConfig
 from srcli.errors import ModelError, UsageError
+from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces
+from srcli.families.pisasr.trainee import PIXEL, StageNetworks
 from srcli.memory import free_bytes, keep_large_blocks
-from srcli.models.adapters import find_adapter
-from srcli.models.device import bf16_pays, choose_device
-from srcli.models.perceptual import lpips_network
-from srcli.models.weights import sha256_of
-from srcli.training.critic import Critic
-from srcli.training.data import Batch, CropSettings, Sample, TrainingCrops
-from srcli.training.memory import decode_chunk, memory_need
-from srcli.training.networks import PIXEL, StageNetworks
+from srcli.networks.adapters import find_adapter
+from srcli.networks.device import bf16_pays, choose_device
+from srcli.networks.perceptual import lpips_network
+from srcli.store.weights import sha256_of
+from srcli.training.data.captions import full_prompt, read_captions
+from srcli.training.data.crops import Batch, CropSettings, Sample, TrainingCrops
+from srcli.training.data.held_out import find_photos
+from srcli.training.data.sources import Source
+from srcli.training.losses.critic import Critic
+from srcli.training.memory_need import decode_chunk, memory_need
 from srcli.training.objective import Objective
-from srcli.training.orthogonal import Projector, fidelity_subspaces
-from srcli.training.photos import find_photos
-from srcli.training.prompts import full_prompt, read_captions
-from srcli.training.sources import Source
 from srcli.training.validation import fixed_samples
 
 log = logging.getLogger("srcli")

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from srcli.errors import ImageError, UsageError
+from srcli.families.pisasr.trainee import PIXEL, StageNetworks
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.images.sheet import make_sheet
-from srcli.training.data import (
+from srcli.training.data.crops import (
     CropSettings,
     Levels,
     Sample,
@@ -23,9 +24,8 @@ from srcli.training.data import (
     read_levels,
     to_levels,
 )
-from srcli.training.networks import PIXEL, StageNetworks
+from srcli.training.data.sources import Photo, tell_skipped, unreadable
 from srcli.training.objective import Objective
-from srcli.training.sources import Photo, tell_skipped, unreadable
 
 _STREAM = 3
 """Of the seed: training draws from others."""

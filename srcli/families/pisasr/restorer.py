@@ -1,0 +1,175 @@
+"""PiSA-SR: one step, two adapters, two dials.
+
+Source: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution: A Dual-LoRA Approach", CVPR 2025.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import typing
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from srcli.memory import free_bytes
+from srcli.networks.adapters import load_adapter, merge, warn_of_strange_base
+from srcli.networks.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
+from srcli.networks.device import cast, in_float32, layout_for
+from srcli.networks.unet import FixedPromptUNet
+from srcli.protocol import Dial, LoadOptions, Mixture, Part, Settings
+from srcli.rows.spec import ModelSpec
+from srcli.store.weights import adapter_path, base_folder
+
+PIXEL, SEMANTIC = "pixel", "semantic"
+Names = tuple[str, ...]
+"""Of the adapters that are merged for a pass."""
+
+
+def pass_weights(lambda_pixel: float, lambda_semantic: float, *, has_semantic: bool = True) -> dict[Names, float]:
+    """Which passes of the UNet the scales need, and each one's weight in the residual.
+
+    Eq. 8 is λ_pix·ε_pix + λ_sem·(ε_PiSA - ε_pix) = (λ_pix - λ_sem)·ε_pix + λ_sem·ε_PiSA, with ε_pix the pixel adapter's
+    answer and ε_PiSA that of both; a pass of weight zero is not run.
+
+    Returns:
+        weights by the names of the adapters merged for that pass; empty if both scales are zero.
+
+    >>> pass_weights(1, 1)
+    {('pixel', 'semantic'): 1}
+    """
+    if not has_semantic:
+        return {(PIXEL,): lambda_pixel} if lambda_pixel else {}
+    weights = {(PIXEL,): lambda_pixel - lambda_semantic, (PIXEL, SEMANTIC): lambda_semantic}
+    return {adapters: weight for adapters, weight in weights.items() if weight}
+
+
+class PisaRestorer:
+    """z_sr = z_lq - ε(z_lq) at a fixed timestep (eqs. 4 and 8); implements `srcli.protocol.Adjustable`.
+
+    Args:
+        spec: the model's row.
+        options: device, dtype and the two scales, or all settings that will be asked for.
+        autoencoder: float32, on the CPU.
+        networks: a UNet with merged adapters for each pass that the options need, on the CPU, in the options' dtype.
+        notes: see `Restorer.notes`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        options: LoadOptions,
+        autoencoder: Autoencoder,
+        networks: Mapping[Names, FixedPromptUNet],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.name = spec.name
+        self.device, self.dtype = options.device, options.dtype
+        self.native_scale, self.min_side = spec.native_scale, spec.min_side
+        self.tile, self.overlap, self.tiling, self.color_fix = spec.tile, spec.overlap, spec.tiling, spec.color_fix
+        self.factor, self.channels = autoencoder.factor, autoencoder.channels
+        self.notes = notes
+        self.dials = _dials(spec)
+        self._has_semantic = SEMANTIC in spec.adapters
+        self._timestep = spec.timestep
+        self.mixture = self.mix(_asked(options)[0])
+        cast(autoencoder.network.to(options.device), options.dtype)
+        self._parts = autoencoder.parts()
+        self.decoder = self._parts.decoder
+        if options.compile:
+            for part in (*self._parts.encoder, *self._parts.decoder):
+                part.compile()
+        self._unets = Resident(networks, options.device)
+        widest = max((unet.width for unet in networks.values()), default=64)
+        self.cell_bytes = 64 * widest * options.dtype.itemsize
+
+    def encoder(self, encoding: Hashable = None) -> Sequence[Part]:
+        return self._parts.encoder
+
+    def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
+        names, timestep = typing.cast("tuple[Names, int]", key)
+        unet = self._unets[names]
+        with in_float32(unet) if exact else contextlib.nullcontext():
+            answer: Tensor = unet(latent.to(unet.dtype, memory_format=layout_for(unet.dtype)), timestep)
+        return answer.to(latent.dtype)
+
+    def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
+        return latent - prediction
+
+    def mix(self, settings: Settings) -> Mixture:
+        """Passes are (adapters, timestep)."""
+        timestep = int(settings.get("timestep", self._timestep))
+        weights = _weights(settings, has_semantic=self._has_semantic)
+        return Mixture({(names, timestep): weight for names, weight in weights.items()})
+
+
+class Resident:
+    """The UNets of the passes, all on the device where they fit; else one at a time, fetched when another is asked for.
+
+    Args:
+        networks: on the CPU.
+        device: where they are to work.
+    """
+
+    RESERVE = 2 << 30
+    """Bytes of a device that are left for the work itself."""
+
+    def __init__(self, networks: Mapping[Names, FixedPromptUNet], device: torch.device) -> None:
+        self._networks, self._device = dict(networks), device
+        needed = sum(t.nbytes for unet in networks.values() for t in (*unet.parameters(), *unet.buffers()))
+        self._together = device.type == "cpu" or len(networks) < 2 or needed + self.RESERVE <= free_bytes(device)
+        self._here: Names | None = None
+        if self._together:
+            for unet in self._networks.values():
+                unet.to(device)
+
+    def __getitem__(self, names: Names) -> FixedPromptUNet:
+        if not self._together and names != self._here:
+            if self._here is not None:
+                self._networks[self._here].to("cpu")
+            self._networks[names].to(self._device)
+            self._here = names
+        return self._networks[names]
+
+
+def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
+    """Build the restorer of a row: base, adapters merged in float32 for each pass that the scales need, then cast.
+
+    Raises:
+        ModelError: files are missing, damaged or do not fit together.
+    """
+    base = base_folder(spec)
+    adapters = {name: load_adapter(adapter_path(spec, name), name) for name in spec.adapters}
+    for adapter in adapters.values():
+        warn_of_strange_base(adapter, spec.base.names)
+    notes = []
+    if SEMANTIC not in adapters:
+        notes.append(f"the model `{spec.name}` has no semantic adapter: `--lambda-semantic` has no effect")
+    settings = _asked(options)
+    passes = dict.fromkeys(names for each in settings for names in _weights(each, has_semantic=SEMANTIC in adapters))
+    timesteps = {int(each.get("timestep", spec.timestep)) for each in settings}
+    embedding = prompt_embedding(base, spec.prompt)
+    networks = {}
+    for names in passes:
+        unet = load_unet(base)
+        merge(unet, [adapters[name] for name in names])
+        networks[names] = cast(FixedPromptUNet(unet, embedding, timesteps), options.dtype)
+        if options.compile:
+            networks[names].compile_walk()
+    return PisaRestorer(spec, options, load_autoencoder(base), networks, tuple(notes))
+
+
+def _dials(spec: ModelSpec) -> tuple[Dial, ...]:
+    pixel = Dial("lambda_pixel", "λ_pix", "weight of pixel fidelity", 1.0)
+    semantic = Dial("lambda_semantic", "λ_sem", "weight of semantic detail", 1.0)
+    timestep = Dial("timestep", "t", "diffusion timestep that the UNet is told", spec.timestep, 0, 999, whole=True)
+    return (pixel, semantic, timestep) if SEMANTIC in spec.adapters else (pixel, timestep)
+
+
+def _asked(options: LoadOptions) -> tuple[Settings, ...]:
+    return options.settings or ({"lambda_pixel": options.lambda_pixel, "lambda_semantic": options.lambda_semantic},)
+
+
+def _weights(settings: Settings, *, has_semantic: bool) -> dict[Names, float]:
+    pixel, semantic = (settings.get(name, 1.0) for name in ("lambda_pixel", "lambda_semantic"))
+    return pass_weights(pixel, semantic, has_semantic=has_semantic)

@@ -1,0 +1,339 @@
+"""The frozen part of a restorer: autoencoder, UNet, prompt embeddings and the latent maths that goes with them.
+
+A base is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and either `text_encoder/` with `tokenizer/` or, for
+models without text, `prompt_embeddings.safetensors` with an embedding for each known prompt. A UNet that works on patches of
+pixels may have a `tail/` (see `srcli.networks.tail`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from srcli.errors import ModelError
+from srcli.protocol import Part, Parts
+from srcli.store.layout import variant_of
+from srcli.store.prompt_cache import keep_embedding, read_embedding
+from srcli.store.weights import load_tensors
+
+NAMED_PROMPTS_FILE = "prompt_embeddings.safetensors"
+NULL_PROMPT = "null"
+"""The name under which a model without a text encoder keeps the embedding of the empty prompt."""
+
+
+class Autoencoder(Protocol):
+    """What turns pictures into latents and back. Latents are scaled as the UNet wants them."""
+
+    factor: int
+    """Pixels a latent cell, in both axes; picture sides must be multiples of it."""
+    channels: int
+    """Channels of the latent."""
+    network: nn.Module
+    """What holds the weights, for `.to`; may hold none."""
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """(N, 3, H, W), RGB, in [-1, 1] -> latent (N, channels, H / factor, W / factor)."""
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (N, channels, h, w) -> (N, 3, h * factor, w * factor), RGB, about [-1, 1], not clamped."""
+        ...
+
+    def parts(self) -> Parts:
+        """The same for inference, in parts that can be computed in tiles; `network` must be on its device and in its dtype."""
+        ...
+
+
+class PatchAutoencoder:
+    """A lossless "autoencoder": each patch of pixels becomes the channels of one cell (pixel-unshuffle), and back.
+
+    Args:
+        patch_size: pixels of a patch's side.
+        scaling_factor: latents are pixels in [-1, 1] times this, so that their standard deviation is near 1.
+    """
+
+    def __init__(self, patch_size: int = 4, scaling_factor: float = 2.0) -> None:
+        self.factor = patch_size
+        self.channels = 3 * patch_size**2
+        self.scaling_factor = scaling_factor
+        self.network: nn.Module = nn.Identity()
+
+    def encode(self, picture: Tensor) -> Tensor:
+        return functional.pixel_unshuffle(picture, self.factor) * self.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return functional.pixel_shuffle(latent / self.scaling_factor, self.factor)
+
+    def parts(self) -> Parts:
+        def encode(picture: Tensor, *, exact: bool = False) -> Tensor:
+            return self.encode(picture)
+
+        def decode(latent: Tensor, *, exact: bool = False) -> Tensor:
+            return self.decode(latent)
+
+        cell_bytes = 3 * 4 * self.channels  # float32 in, scaled, and out
+        encoder = Part(encode, self.channels, self.factor, 1, cell_bytes=cell_bytes)
+        return Parts((encoder,), (Part(decode, 3, 1, self.factor, cell_bytes=cell_bytes),))
+
+    def save_config(self, folder: Path) -> None:
+        """Write `config.json` into `folder`, as diffusers does for its own autoencoders."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "_class_name": type(self).__name__,
+            "patch_size": self.factor,
+            "scaling_factor": self.scaling_factor,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class KLAutoencoder:
+    """diffusers' `AutoencoderKL`; encodes to the mode of the posterior, so that nothing is random.
+
+    Args:
+        network: the autoencoder, in any dtype; pictures and latents are converted to it and back.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network: nn.Module = network
+        self._vae = network
+        self.factor = 2 ** (len(network.config.block_out_channels) - 1)
+        self.channels = int(network.config.latent_channels)
+        self.scaling_factor = float(network.config.scaling_factor)
+
+    def encode(self, picture: Tensor) -> Tensor:
+        mode: Tensor = self._vae.encode(picture.to(self._vae.dtype)).latent_dist.mode()
+        return mode.to(picture.dtype) * self.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        picture: Tensor = self._vae.decode((latent / self.scaling_factor).to(self._vae.dtype)).sample
+        return picture.to(latent.dtype)
+
+    def parts(self) -> Parts:
+        from srcli.networks.vae import VaeSteps
+
+        parts = VaeSteps(self._vae, self.scaling_factor)
+        return Parts(parts.encoder, parts.decoder)
+
+
+def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The base's `UNet2DConditionModel`, with its tail if it has one, in `dtype`, on the CPU, frozen.
+
+    Raises:
+        ModelError: the folder holds no usable UNet, or a tail that does not suit its autoencoder.
+    """
+    _quiet_libraries()
+    from diffusers import UNet2DConditionModel
+
+    unet = _load_part(UNet2DConditionModel, base, "unet", dtype)
+    if (base / "tail").is_dir():
+        from srcli.networks.tail import PixelTail, attach_tail
+
+        tail = _load_part(PixelTail, base, "tail", dtype)
+        _check_tail(tail, base)
+        attach_tail(unet, tail)
+    return unet
+
+
+def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The base's autoencoder, in `dtype`, on the CPU, frozen.
+
+    Raises:
+        ModelError: the folder holds none, or one of an unknown class.
+    """
+    config = _read_json(base / "vae" / "config.json")
+    kind = config.get("_class_name")
+    if kind == PatchAutoencoder.__name__:
+        return PatchAutoencoder(int(config["patch_size"]), float(config["scaling_factor"]))
+    if kind == "AutoencoderKL":
+        _quiet_libraries()
+        from diffusers import AutoencoderKL
+
+        return KLAutoencoder(_load_part(AutoencoderKL, base, "vae", dtype))
+    raise ModelError(
+        f"`{base / 'vae'}` holds an autoencoder of the unknown class `{kind}`",
+        "srcli knows `AutoencoderKL` and `PatchAutoencoder`",
+    )
+
+
+def prompt_embedding(base: Path, prompt: str) -> Tensor:
+    """The embedding of one prompt: (1, tokens, width), float32, on the CPU.
+
+    With a text encoder any prompt will do; without one, the names in `prompt_embeddings.safetensors` and the empty prompt. What
+    the text encoder computes is kept (see `prompt_cache`), so that it is loaded once for a prompt.
+
+    Raises:
+        ModelError: the base has neither, or the prompt has no embedding.
+    """
+    encoder = PromptEncoder(base, torch.device("cpu"))
+    embedding = encoder([prompt])
+    if encoder.loaded:
+        keep_embedding(base, prompt, embedding[0])
+    return embedding
+
+
+def keep_prompts(base: Path, prompts: Sequence[str]) -> None:
+    """Compute and keep the embeddings of those prompts that are not kept yet; loads the text encoder at most once.
+
+    Raises:
+        ModelError: the base has no usable text encoder, nor embeddings of its own.
+    """
+    encoder = PromptEncoder(base, torch.device("cpu"))
+    for prompt in () if encoder.named else dict.fromkeys(prompts):
+        if read_embedding(base, prompt) is None:
+            keep_embedding(base, prompt, encoder([prompt])[0])
+
+
+class PromptEncoder:
+    """Prompts to embeddings; each prompt is computed once.
+
+    Args:
+        base: the base's folder. With a text encoder any prompt will do; without one, the names in
+            `prompt_embeddings.safetensors` and the empty prompt.
+        device: of the encoder and the embeddings.
+    """
+
+    KEPT = 4096
+    """Embeddings that are remembered."""
+
+    def __init__(self, base: Path, device: torch.device) -> None:
+        self._base, self._device = base, device
+        self._text: tuple[Any, Any] | None = None
+        self._known: dict[str, Tensor] = {}
+        self.named = (base / NAMED_PROMPTS_FILE).is_file()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """(N, tokens, width), float32.
+
+        Raises:
+            ModelError: the base has neither encoder nor embeddings, or a prompt has no embedding.
+        """
+        new = sorted({prompt for prompt in prompts if prompt not in self._known})
+        if not self.named:
+            kept = {prompt: read_embedding(self._base, prompt) for prompt in new}
+            self._known.update({prompt: value.to(self._device) for prompt, value in kept.items() if value is not None})
+            new = [prompt for prompt, value in kept.items() if value is None]
+        if new:
+            embeddings = self._look_up(new) if self.named else self._encode(new)
+            self._known.update(zip(new, embeddings.to(self._device), strict=True))
+        result = torch.stack([self._known[prompt] for prompt in prompts])
+        while len(self._known) > self.KEPT:
+            self._known.pop(next(iter(self._known)))
+        return result
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the text encoder is in memory."""
+        return self._text is not None
+
+    def release(self) -> None:
+        """Drop the text encoder; known prompts stay, a new one loads it again."""
+        self._text = None
+
+    def _look_up(self, names: Sequence[str]) -> Tensor:
+        tensors, _ = load_tensors(self._base / NAMED_PROMPTS_FILE)
+        for name in names:
+            if (name or NULL_PROMPT) not in tensors:
+                known = ", ".join(f"`{key}`" for key in sorted(tensors))
+                message = f"`{self._base.name}` has no text encoder and knows no prompt `{name}`"
+                raise ModelError(message, f"its prompts: {known}")
+        return torch.stack([tensors[name or NULL_PROMPT].float() for name in names])
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        if self._text is None:
+            self._text = _load_text_encoder(self._base, self._device)
+        tokenizer, encoder = self._text
+        length = tokenizer.model_max_length
+        tokens = tokenizer(list(texts), max_length=length, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        # one by one on a CPU, where batches gain nothing: an embedding then does not depend on what else was asked for
+        parts = tokens.split(1 if self._device.type == "cpu" else 16)
+        return torch.cat([encoder(part.to(self._device))[0].float() for part in parts])
+
+
+def load_alphas(base: Path) -> Tensor:
+    """ᾱ of the base's noise schedule: (steps,), float32, falling from near 1.
+
+    Raises:
+        ModelError: the base has no usable scheduler.
+    """
+    _quiet_libraries()
+    from diffusers import DDPMScheduler
+
+    try:
+        scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"`{base}` has no usable scheduler: {_first_line(error)}", _BASE_HINT) from error
+    if scheduler.config.prediction_type != "epsilon":
+        message = (
+            f"`{base}` predicts `{scheduler.config.prediction_type}`, but score distillation needs a base that predicts the noise"
+        )
+        raise ModelError(message, "take a base such as SD 2.1-base (not SD 2.1 of 768 pixels), or train with `--csd 0`")
+    alphas: Tensor = scheduler.alphas_cumprod
+    return alphas.float()
+
+
+def _load_text_encoder(base: Path, device: torch.device) -> tuple[Any, Any]:
+    import transformers.utils.logging
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    _quiet(transformers.utils.logging)
+    folder = base / "text_encoder"
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+        encoder = CLIPTextModel.from_pretrained(folder, use_safetensors=True, variant=variant_of(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"`{base}` has no usable text encoder: {_first_line(error)}", _BASE_HINT) from error
+    return tokenizer, encoder.to(device, torch.float32)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' notes and progress bars off the screen; what matters of them comes as our own errors."""
+    import diffusers.utils.logging
+
+    _quiet(diffusers.utils.logging)
+
+
+def _quiet(library: Any) -> None:
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+
+
+_BASE_HINT = "a base is a folder in diffusers' layout with `unet`, `vae`, `text_encoder` and `tokenizer`"
+
+
+def _load_part(kind: Any, base: Path, part: str, dtype: torch.dtype) -> Any:
+    try:
+        variant = variant_of(base / part)
+        network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=dtype, variant=variant)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"`{base}` has no usable `{part}`: {_first_line(error)}", _BASE_HINT) from error
+    return network.eval().requires_grad_(False)
+
+
+def _check_tail(tail: Any, base: Path) -> None:
+    """Raises: ModelError: the base's latents are not the patches that the tail takes them for."""
+    vae = _read_json(base / "vae" / "config.json")
+    patch, scale = tail.config.patch_size, tail.config.scaling_factor
+    if vae != vae | {"_class_name": PatchAutoencoder.__name__, "patch_size": patch, "scaling_factor": scale}:
+        message = f"the `tail` of `{base}` is for patches of {patch} px, scaled by {scale:g}"
+        raise ModelError(message, "the base's `vae` has to be a `PatchAutoencoder` of those")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read `{path}`: {_first_line(error)}", _BASE_HINT) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"`{path}` is not a JSON object", _BASE_HINT)
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

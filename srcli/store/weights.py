@@ -1,0 +1,226 @@
+"""The files of a model: find them, fetch them, check them, read them without running what they hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srcli.errors import ModelError, joined_faults
+from srcli.rows.spec import BUILTIN, ModelSpec, packaged_models_file, user_models_file
+from srcli.store import hub
+from srcli.store.hub_file import file_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of a model that ships with srcli.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    folder = BUILTIN / name
+    if folder.is_dir():
+        return folder
+    present = sorted(path.name for path in BUILTIN.glob("*") if path.is_dir() and not path.name.startswith("_"))
+    known = ", ".join(f"`{other}`" for other in present) or "none; is the installation complete?"
+    raise ModelError(f"no model `{name}` ships with srcli", f"embedded models: {known}")
+
+
+def base_folder(spec: ModelSpec) -> Path:
+    """The folder of a model's frozen network, in diffusers' layout. Downloads nothing; `srcli models fetch` does.
+
+    Raises:
+        ModelError: the folder is missing or incomplete; the hint is the command that gets it.
+    """
+    if spec.base.embedded is not None:
+        return embedded_folder(spec.base.embedded)
+    if spec.base.repo is None:
+        return _local_base(spec.base.path or Path(), spec.name)
+    folder = hub.cached_base(spec.base)
+    if folder is None:
+        raise _not_ready(spec, base_missing=True)
+    return folder
+
+
+def adapter_path(spec: ModelSpec, name: str) -> Path:
+    """The file of one of a model's adapters, checked against its row's SHA-256.
+
+    Raises:
+        ModelError: the row has no such adapter, or its file is missing, unreadable or another one.
+    """
+    if name not in spec.adapters:
+        known = ", ".join(f"`{other}`" for other in spec.adapters) or "none"
+        raise ModelError(f"model `{spec.name}` has no adapter `{name}`", f"its adapters: {known}")
+    adapter = spec.adapters[name]
+    path = spec.folder / adapter.path
+    if name in waiting_adapters(spec):
+        raise _not_ready(spec, base_missing=False)
+    if not path.is_file():
+        message = f"the {name} adapter of model `{spec.name}` is missing: `{path}`"
+        raise ModelError(message, f"put the file there, or correct its path in `{spec.origin}`")
+    actual = sha256_of(path)
+    if actual != adapter.sha256:
+        anew = f"get the file anew; if you changed it yourself, put the actual sum into `{spec.origin}`"
+        raise ModelError(
+            joined_faults(
+                f"the {name} adapter of model `{spec.name}` is not the file its row describes: `{path}`",
+                [f"expected SHA-256 `{adapter.sha256}`", f"actual SHA-256 `{actual}`"],
+            ),
+            f"import it anew: `{import_command(spec)} --force`" if adapter.imported_from else anew,
+        )
+    return path
+
+
+def waiting_adapters(spec: ModelSpec) -> list[str]:
+    """The adapters of a model that are still to be imported."""
+    adapters = [adapter for adapter in spec.adapters.values() if adapter.imported_from]
+    return [adapter.name for adapter in adapters if not (adapter.sha256 and (spec.folder / adapter.path).is_file())]
+
+
+def fetch_command(spec: ModelSpec) -> str:
+    """What to type to download a model's base."""
+    return f"srcli models fetch {shlex.quote(spec.given_base)}" if spec.given_base else f"srcli models fetch {_named(spec)}"
+
+
+def import_command(spec: ModelSpec) -> str:
+    """What to type to import a model's adapters."""
+    files = dict.fromkeys(adapter.imported_from for adapter in spec.adapters.values() if adapter.imported_from)
+    return f"srcli models import {spec.name} {' '.join(map(shlex.quote, files))}{models_file_option(spec)}"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 lower-case hexadecimal digits.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return file_digest(path)
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, on the CPU, as they were stored.
+
+    Raises:
+        ModelError: missing, unreadable or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+    except SafetensorError as fault:
+        raise ModelError(f"`{path}` is no usable safetensors file: {_first_line(fault)}", _DAMAGED_HINT) from fault
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone of a safetensors file; needs no torch.
+
+    Raises:
+        ModelError: missing, unreadable or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+    except SafetensorError as fault:
+        raise ModelError(f"`{path}` is no usable safetensors file: {_first_line(fault)}", _DAMAGED_HINT) from fault
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """A checkpoint in torch's own format, on the CPU.
+
+    A pickle is a program: only one that builds nothing but tensors, numbers, text and containers is run.
+
+    Raises:
+        ModelError: missing, damaged, refused, or not a dictionary.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old protocols and storages, which is the file's affair
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+    except Exception as fault:  # a damaged file makes the unpickler raise nearly anything
+        asked = re.search(r"GLOBAL ([\w.]+)", str(fault))
+        if asked:
+            raise ModelError(
+                f"`{path}` is refused: it asks to run `{asked[1]}` when it is loaded, and could run any code that way",
+                "take the file from its authors' own place, or a safetensors version of it",
+            ) from fault
+        raise ModelError(f"`{path}` is damaged or not a torch checkpoint", _DAMAGED_HINT) from fault
+    if not isinstance(content, dict):
+        raise ModelError(f"`{path}` holds a `{type(content).__name__}`, not a dictionary of weights", _DAMAGED_HINT)
+    return content
+
+
+# What is missing -----------------------------------------------------------------------------------------------------
+
+
+def _local_base(folder: Path, name: str) -> Path:
+    missing = [part for part in ("unet/config.json", "vae/config.json") if not (folder / part).is_file()]
+    if not missing:
+        return folder
+    wrong = "is no folder" if not folder.is_dir() else f"lacks {' and '.join(f'`{part}`' for part in missing)}"
+    raise ModelError(
+        f"the base of model `{name}`, `{folder}`, {wrong}",
+        "give the top folder of a model in diffusers' layout, the one with `unet` and `vae` in it",
+    )
+
+
+def _not_ready(spec: ModelSpec, *, base_missing: bool) -> ModelError:
+    """What of a model is still to be fetched and imported, and by which commands."""
+    if spec.given_base is not None:
+        return ModelError(f"the base `{spec.base.repo}` is not downloaded", f"`{fetch_command(spec)}` downloads it")
+    faults, hints = [], []
+    if base_missing:
+        faults.append(f"its base `{spec.base.repo}` is not downloaded")
+        hints.append(f"`{fetch_command(spec)}` downloads the base")
+    waiting = waiting_adapters(spec)
+    if waiting:
+        names = " and ".join(f"`{name}`" for name in waiting)
+        origins = " and ".join(f"`{origin}`" for origin in dict.fromkeys(spec.adapters[name].imported_from for name in waiting))
+        faults.append(f"its adapters {names}, needed to upscale, are not imported")
+        hints.append(f"get {origins} from its authors, and `{import_command(spec)}` imports it")
+    title = f"model `{spec.name}` is not ready"
+    message = f"{title}: {faults[0]}" if len(faults) == 1 else joined_faults(title, faults)
+    return ModelError(message, "; ".join(hints))
+
+
+def _named(spec: ModelSpec) -> str:
+    return f"{spec.name}{models_file_option(spec)}"
+
+
+def models_file_option(spec: ModelSpec) -> str:
+    """What has to be added to a command so that it finds the model: ` --models-file FILE`, or nothing."""
+    found = spec.origin in (packaged_models_file(), user_models_file())
+    return "" if found else f" --models-file {shlex.quote(str(spec.origin))}"
+
+
+# Messages ------------------------------------------------------------------------------------------------------------
+
+
+_DAMAGED_HINT = "check that it is the right file, and download it again"
+
+
+def _unreadable(path: Path, fault: OSError) -> ModelError:
+    reason = "no such file" if isinstance(fault, FileNotFoundError) else fault.strerror or _first_line(fault)
+    return ModelError(f"cannot read `{path}`: {reason}", "check the path and the rights of the file")
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]

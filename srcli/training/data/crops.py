@@ -1,0 +1,311 @@
+"""Pairs for training: random crops, what the degradation makes of them, and their order.
+
+Everything of sample i is a function of (sources, recipe, seed, i): which worker, process or run draws it makes no difference.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from srcli.config.degradation import Degradation
+from srcli.errors import ImageError, UsageError
+from srcli.images.codec import decode
+from srcli.training.data.sources import Photo, Skipped, Source, unreadable
+from srcli.training.degrade.batch import apply_batch
+from srcli.training.degrade.batch import resize_back as resize_batch_back
+from srcli.training.degrade.draws import INFERENCE, Array, Draws, apply, draw, resize_back
+
+CACHE_BYTES = 1 << 30
+_TRIES = 20
+_BLOCK = 4096
+"""Samples whose sources are drawn at once."""
+Levels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """What a sample is besides its photo.
+
+    Attributes:
+        crop: side of the crop in output pixels, a multiple of `scale`.
+        scale: output sides over input sides.
+        seed: of all chance.
+        how: the degradation.
+        degrade_later: leave the degradation to `finish`, which does it for a batch on the device.
+        prompts: the positive prompt of each photo by its path; "" for others.
+        cache_bytes: decoded photos are kept up to this many bytes in each worker.
+    """
+
+    crop: int
+    scale: int = 4
+    seed: int = 0
+    how: Degradation = field(default_factory=Degradation)
+    degrade_later: bool = False
+    prompts: Mapping[Path, str] = field(default_factory=dict)
+    cache_bytes: int = CACHE_BYTES
+
+
+@dataclass
+class Sample:
+    """One crop: hq (crop, crop, 3), uint8, RGB; lq the same, or None where `draws` tell how it is still to be made."""
+
+    index: int
+    hq: Levels
+    lq: Levels | None
+    draws: Draws | None
+    prompt: str
+    skipped: list[Skipped]
+
+
+@dataclass
+class Batch:
+    """A batch ready for the networks.
+
+    Attributes:
+        lq, hq: (N, 3, crop, crop), RGB, float32 in [-1, 1], on the device.
+        indices: of the samples; the seeds of what is drawn later for each.
+        prompts: positive prompts.
+    """
+
+    lq: Tensor
+    hq: Tensor
+    indices: list[int]
+    prompts: list[str]
+
+
+class TrainingCrops(Dataset[Sample]):
+    """Random crops of weighted sources: a source is drawn by its weight, its photos go round in shuffled laps."""
+
+    def __init__(self, sources: Sequence[Source], settings: CropSettings) -> None:
+        if settings.crop % settings.scale:
+            raise UsageError(f"the crop `{settings.crop}` is not a multiple of the scale `{settings.scale}`")
+        self.sources = list(sources)
+        self.settings = settings
+        weights = np.array([source.weight for source in sources], dtype=np.float64)
+        self._turns = _Turns(weights / weights.sum(), settings.seed)
+        self._cache: OrderedDict[Path, Levels] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        settings = self.settings
+        rng = np.random.default_rng([settings.seed, 1, index])
+        source, turn = self._turns.of(index)
+        photo, hq, lq, skipped = self._readable(self.sources[source], turn)
+        if not hq.size:
+            return Sample(index, hq, None, None, "", skipped)
+        hq, lq = random_crop(hq, lq, settings.crop, settings.scale, rng)
+        draws = None
+        if lq is not None:
+            lq = enlarged(lq, settings.crop)
+        elif settings.degrade_later:
+            draws = draw_for(settings, rng)
+        else:
+            lq = degraded(hq, draw_for(settings, rng))
+        return Sample(index, hq, lq, draws, settings.prompts.get(photo.hq, ""), skipped)
+
+    def _readable(self, source: Source, turn: int) -> tuple[Photo, Levels, Levels | None, list[Skipped]]:
+        """The photo of a source at its `turn`, counted from 0, or the next one of its lap that can be read."""
+        lap, place = divmod(turn, len(source.photos))
+        order = np.random.default_rng([self.settings.seed, 0, lap]).permutation(len(source.photos))
+        skipped: list[Skipped] = []
+        for attempt in range(min(_TRIES, len(order))):
+            photo = source.photos[order[(place + attempt) % len(order)]]
+            try:
+                return photo, self._levels(photo.hq), self._levels(photo.lq) if photo.lq else None, skipped
+            except ImageError as error:
+                skipped.append(unreadable(photo.hq, error))
+        return photo, np.zeros((0, 0, 3), np.uint8), None, skipped
+
+    def _levels(self, path: Path) -> Levels:
+        if path in self._cache:
+            self._cache.move_to_end(path)
+            return self._cache[path]
+        levels = read_levels(path)
+        self._cache[path] = levels
+        self._cached_bytes += levels.nbytes
+        while self._cached_bytes > self.settings.cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return levels
+
+
+class _Turns:
+    """Which source each sample comes from, and how many samples before it came from there.
+
+    Args:
+        shares: the sources' probabilities.
+        seed: of the draws, which are made block by block: a run that goes on late need not repeat all of them one by one.
+    """
+
+    def __init__(self, shares: npt.NDArray[np.float64], seed: int) -> None:
+        self._shares, self._seed = shares, seed
+        self._before = [np.zeros(len(shares), np.int64)]
+        """How often each source was drawn before each block."""
+        self._last: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def of(self, index: int) -> tuple[int, int]:
+        """The source of sample `index`, and its turn, counted from 0."""
+        if len(self._shares) == 1:
+            return 0, index
+        block, place = divmod(index, _BLOCK)
+        while len(self._before) <= block:
+            counts = np.bincount(self._drawn(len(self._before) - 1), minlength=len(self._shares))
+            self._before.append(self._before[-1] + counts)
+        drawn = self._drawn(block)
+        source = int(drawn[place])
+        return source, int(self._before[block][source]) + int(np.count_nonzero(drawn[:place] == source))
+
+    def _drawn(self, block: int) -> npt.NDArray[np.int64]:
+        if self._last is None or self._last[0] != block:
+            rng = np.random.default_rng([self._seed, 5, block])
+            self._last = block, rng.choice(len(self._shares), _BLOCK, p=self._shares)
+        return self._last[1]
+
+
+class StepOrder(Sampler[list[int]]):
+    """Which samples each batch holds: batch m of process p has samples (m·P + p)·N … (m·P + p)·N + N - 1.
+
+    So the samples of a step do not depend on how they are split over processes and accumulated batches.
+
+    Args:
+        first, last: the batches to draw, counted for each process.
+        batch: samples of a batch, N.
+        process, processes: p and P.
+    """
+
+    def __init__(self, first: int, last: int, batch: int, process: int = 0, processes: int = 1) -> None:
+        self._batches = range(first, last)
+        self._batch, self._process, self._processes = batch, process, processes
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in self._batches:
+            start = (number * self._processes + self._process) * self._batch
+            yield list(range(start, start + self._batch))
+
+
+class _Loader(DataLoader[Sample]):
+    def check_worker_number_rationality(self) -> None:
+        """No warning: more workers than cores are the user's choice."""
+
+
+def make_loader(data: TrainingCrops, order: StepOrder, workers: int, *, pinned: bool) -> DataLoader[Sample]:
+    """Batches as lists of samples, prepared by `workers` processes (0: in between)."""
+    return _Loader(
+        data,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=pinned and workers > 0,
+        worker_init_fn=_ignore_signals,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
+    """Move samples to the device and degrade there what was left to be degraded.
+
+    Raises:
+        UsageError: a sample has no photo because too many in a row could not be read.
+    """
+    for sample in samples:
+        if not sample.hq.size:
+            last = sample.skipped[-1]
+            raise UsageError(f"{len(sample.skipped)} photos in a row cannot be read; the last: {last.reason}", "check the data")
+    hq = _on_device([sample.hq for sample in samples], device)
+    lq = torch.empty_like(hq)
+    ready = [i for i, sample in enumerate(samples) if sample.lq is not None]
+    if ready:
+        lq[ready] = _on_device([level for sample in samples if (level := sample.lq) is not None], device)
+    rest = [i for i, sample in enumerate(samples) if sample.draws is not None]
+    if rest:
+        draws = [drawn for sample in samples if (drawn := sample.draws) is not None]
+        lq[rest] = resize_batch_back(apply_batch(hq[rest], draws), draws[0].hq_size, [drawn.back_mode for drawn in draws])
+    prompts = [sample.prompt for sample in samples]
+    return Batch(lq * 2 - 1, hq * 2 - 1, [sample.index for sample in samples], prompts)
+
+
+def random_crop(hq: Levels, lq: Levels | None, crop: int, scale: int, rng: np.random.Generator) -> tuple[Levels, Levels | None]:
+    """The same random window of a photo and of its LQ partner (of its size, or `scale` times smaller), flipped half the time."""
+    ratio = 1 if lq is None or lq.shape == hq.shape else scale
+    top = int(rng.integers((hq.shape[0] - crop) // ratio + 1))
+    left = int(rng.integers((hq.shape[1] - crop) // ratio + 1))
+    flip = bool(rng.random() < 0.5)
+    window = _window(hq, top * ratio, left * ratio, crop, flip)
+    return window, None if lq is None else _window(lq, top, left, crop // ratio, flip)
+
+
+def draw_for(settings: CropSettings, rng: np.random.Generator) -> Draws:
+    """What happens to one crop."""
+    return draw(rng, (settings.crop, settings.crop), settings.scale, settings.how)
+
+
+def degraded(hq: Levels, draws: Draws) -> Levels:
+    """(H, W, 3), uint8, RGB, to its LQ picture, enlarged to the same size."""
+    return _as_levels(resize_back(apply(_as_floats(hq), draws), draws.hq_size, draws.back_mode))
+
+
+def enlarged(lq: Levels, side: int) -> Levels:
+    """An LQ crop at output size, as at inference."""
+    if lq.shape[0] == side:
+        return lq
+    return _as_levels(resize_back(_as_floats(lq), (side, side), INFERENCE))
+
+
+def read_levels(path: Path) -> Levels:
+    """A photo as (H, W, 3), uint8, RGB, upright.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return decode(path).rgb_u8
+
+
+def to_signed(levels: Levels) -> Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1))).float() / 127.5 - 1
+
+
+def to_levels(picture: Tensor) -> Levels:
+    """(3, H, W) float in [-1, 1], clamped and rounded, to (H, W, 3) uint8."""
+    levels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    result: Levels = levels.permute(1, 2, 0).cpu().numpy()
+    return result
+
+
+def _window(levels: Levels, top: int, left: int, side: int, flip: bool) -> Levels:
+    window = levels[top : top + side, left : left + side]
+    return np.ascontiguousarray(window[:, ::-1] if flip else window)
+
+
+def _on_device(levels: Sequence[Levels], device: torch.device) -> Tensor:
+    """(N, 3, H, W), float32 in [0, 1]; goes over as bytes."""
+    stacked = torch.from_numpy(np.stack(levels)).to(device, non_blocking=True)
+    return stacked.permute(0, 3, 1, 2).float() / 255
+
+
+def _as_floats(levels: Levels) -> Array:
+    floats: Array = levels.astype(np.float32) / np.float32(255)
+    return floats
+
+
+def _as_levels(floats: Array) -> Levels:
+    levels: Levels = np.rint(floats * np.float32(255)).astype(np.uint8)
+    return levels
+
+
+def _ignore_signals(_: int) -> None:
+    """A scheduler signals all processes of a job; the workers must live until the main process has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
