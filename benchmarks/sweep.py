@@ -24,10 +24,10 @@ from srcli.engine.mix import MixingEngine
 from srcli.engine.restore import Engine, Limits, choose_limits
 from srcli.families import load_restorer
 from srcli.images.codec import decode
-from srcli.networks.adapters import replace_adapters
 from srcli.networks.device import choose_device, choose_dtype, prepare
 from srcli.protocol import LoadOptions, Settings
 from srcli.rows.spec import ModelSpec, find_model
+from srcli.store.adapter_files import replace_adapters
 
 PIXEL = (0.0, 0.2, 0.5, 0.8, 1.0, 1.2, 1.5)
 SEMANTIC = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

@@ -1,30 +1,184 @@
-"""The composition behind `srcli upscale`: from a config to a stream that is ready to run, and to a plan of what it would do."""
+"""From a config to what does the work, for every command: row -> device -> restorer -> engine; and a plan of what it would do.
+
+Importing this needs no torch: a wrong name is told before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from srcli.config import UpscaleConfig
-from srcli.engine.framing import enlarged_size
-from srcli.engine.restore import Engine, choose_limits
-from srcli.engine.stream import Size, Stream
-from srcli.errors import SrcliError
+from srcli.errors import SrcliError, UsageError, joined_faults
 from srcli.families import load_restorer
-from srcli.images.codec import check_sides, probe
 from srcli.images.files import Job
 from srcli.images.suffixes import format_of
-from srcli.networks.adapters import replace_adapters
-from srcli.networks.device import choose_device, choose_dtype, prepare
-from srcli.protocol import LoadOptions
-from srcli.rows.spec import find_model
+from srcli.protocol import LoadOptions, Settings
+from srcli.rows.spec import ModelSpec, find_model
+from srcli.store.adapter_files import replace_adapters
+from srcli.store.weights import adapter_path, base_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from srcli.engine.mix import MixingEngine
+    from srcli.engine.stream import Size, Stream
 
 log = logging.getLogger("srcli")
+
+
+class Work(Protocol):
+    """What configs say of how the work is done."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def tile(self) -> int | None: ...
+    @property
+    def overlap(self) -> int | None: ...
+    @property
+    def batch(self) -> int | None: ...
+
+
+def choose_model(
+    name: str, models_file: Path | None, adapters: Mapping[str, Path], dials: Mapping[str, Sequence[float]]
+) -> ModelSpec:
+    """A model by its name, with other adapters; what is asked of it and it has not is refused. Looks at the disk alone.
+
+    Args:
+        name: as for `find_model`.
+        models_file: likewise.
+        adapters: adapter -> path, in place of the row's own.
+        dials: dial -> the values that it will be given.
+
+    Raises:
+        ModelError: an unknown model, or files that are missing or damaged.
+        UsageError: adapters or dials that the model has not, or values that these cannot have; all of them.
+    """
+    spec = find_model(name, models_file)
+    slots = [slot.name for slot in spec.declared.adapters]
+    faults = [
+        f"the model `{spec.name}` ({spec.declared.title}) takes no {each} adapter" for each in adapters if each not in slots
+    ]
+    spec = replace_adapters(spec, {each: path for each, path in adapters.items() if each in slots})
+    faults += [fault for dial, values in dials.items() for fault in _dial_faults(spec, dial, values)]
+    if faults:
+        title = f"the model `{spec.name}` cannot do that:"
+        raise UsageError(faults[0] if len(faults) == 1 else joined_faults(title, faults), _abilities(spec))
+    if spec.base.names:
+        base_folder(spec)
+    for adapter in spec.adapters:
+        adapter_path(spec, adapter)
+    return spec
+
+
+def _dial_faults(spec: ModelSpec, name: str, values: Sequence[float]) -> Iterator[str]:
+    dial = next((dial for dial in spec.dials if dial.name == name), None)
+    if dial is None:
+        lacking = next((each.adapter for each in spec.declared.dials if each.name == name), "")
+        why = f", since it has no {lacking} adapter" if lacking else ""
+        yield f"the model `{spec.name}` ({spec.declared.title}) has no dial `--{name.replace('_', '-')}`{why}"
+        return
+    yield from (f"`{dial.option} {value:.10g}` {fault}" for value in values if (fault := dial.fault(value)))
+    for value in values:
+        if dial.usual is not None and dial.far_out(value):
+            usual = f"{dial.usual[0]:g} to {dial.usual[1]:g}"
+            log.warning("`%s %g` is far outside of what makes sense, %s: pictures may be spoilt", dial.option, value, usual)
+
+
+def _abilities(spec: ModelSpec) -> str:
+    """What a model has, as a hint."""
+    dials = ", ".join(f"`{dial.option}`" for dial in spec.dials) or "none"
+    adapters = ", ".join(f"`--{slot.name}`" for slot in spec.declared.adapters) or "none"
+    return f"its dials: {dials}; adapters that it takes: {adapters}"
+
+
+def complete(spec: ModelSpec, given: Settings) -> Settings:
+    """The settings with the model's own where the user says nothing; a dial that is found for each picture is left out."""
+    return {dial.name: dial.default for dial in spec.dials if dial.default is not None} | dict(given)
+
+
+def check_device(name: str) -> None:
+    """Raises: UsageError: a GPU is asked for that is not there."""
+    if name not in ("auto", "cpu"):
+        from srcli.networks.device import choose_device
+
+        choose_device(name)
+
+
+def ready_device(work: Work) -> tuple[torch.device, torch.dtype]:
+    """Device and precision, with torch set up for them.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    import torch
+
+    from srcli.networks.device import choose_device, choose_dtype, prepare
+
+    device = choose_device(work.device)
+    dtype = choose_dtype(work.dtype, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
+    prepare(device)
+    return device, dtype
+
+
+def open_engine(spec: ModelSpec, work: Work, settings: Sequence[Settings], *, compile: bool = False) -> MixingEngine:
+    """Load a model, ready to restore at the first of `settings`, and able to at all of them.
+
+    Args:
+        spec: of `choose_model`.
+        work: device, precision, tiles.
+        settings: of the dials, one at least; see `complete`.
+        compile: see `LoadOptions`.
+
+    Raises:
+        UsageError: a device or tile that cannot be.
+        ModelError: weights that are missing or damaged.
+    """
+    device, dtype = ready_device(work)
+    from srcli.engine.mix import MixingEngine
+    from srcli.engine.restore import choose_limits
+
+    restorer = load_restorer(spec, LoadOptions(device, dtype, tuple(settings), compile))
+    limits = choose_limits(restorer, work.tile, work.overlap, work.batch)
+    stands = ", ".join(f"{dial.symbol} {settings[0].get(dial.name, 'found')}" for dial in spec.dials)
+    log.debug("%s on %s in %s, %s; %s", spec.name, device, dtype, limits, stands)
+    return MixingEngine(restorer, limits, settings[0])
+
+
+def model_of(config: UpscaleConfig) -> ModelSpec:
+    """The model that `config` asks for; see `choose_model`."""
+    return choose_model(
+        config.model, config.models_file, config.adapters, {name: (value,) for name, value in config.dials.items()}
+    )
+
+
+def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
+    """Load the model and set up engine and stream; raises as `open_engine`."""
+    from srcli.engine.stream import Stream
+
+    if config.compile and config.device == "cpu":
+        log.warning("`--compile` takes minutes and gained nothing on the CPUs it was measured on")
+    engine = open_engine(spec, config, [complete(spec, config.dials)], compile=config.compile)
+    return Stream(engine, output_size(config), config.color_fix or spec.color_fix, config.quality)
+
+
+def output_size(config: UpscaleConfig) -> Size:
+    """How `config` sets the outputs' size."""
+    from srcli.engine.stream import Size
+
+    return Size(config.effective_scale, config.width, config.height, config.long_side)
+
+
+# Plans ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,41 +209,10 @@ class PlannedImage:
         }
 
 
-def open_stream(config: UpscaleConfig) -> Stream:
-    """Load the model of `config` and set up engine and stream.
-
-    Raises:
-        UsageError: a device or tile that cannot be.
-        ModelError: an unknown model, or weights that are missing or damaged.
-    """
-    given = {"pixel": config.pixel, "semantic": config.semantic}
-    spec = replace_adapters(find_model(config.model, config.models_file), {name: path for name, path in given.items() if path})
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    if dtype == torch.float16 and device.type == "cpu":
-        log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
-    if config.compile and device.type == "cpu":
-        log.warning("`--compile` takes minutes and gained nothing on the CPUs it was measured on")
-    prepare(device)
-    lambda_pixel = 1.0 if config.lambda_pixel is None else config.lambda_pixel
-    lambda_semantic = 1.0 if config.lambda_semantic is None else config.lambda_semantic
-    restorer = load_restorer(spec, LoadOptions(device, dtype, lambda_pixel, lambda_semantic, compile=config.compile))
-    level = logging.WARNING if config.lambda_semantic is not None else logging.DEBUG
-    for note in restorer.notes:
-        log.log(level, note)
-    limits = choose_limits(restorer, config.tile, config.overlap, config.batch)
-    log.debug("%s on %s in %s, %s", spec.name, device, dtype, limits)
-    color_fix = config.color_fix or restorer.color_fix
-    return Stream(Engine(restorer, limits), output_size(config), color_fix, config.quality)
-
-
-def output_size(config: UpscaleConfig) -> Size:
-    """How `config` sets the outputs' size."""
-    return Size(config.effective_scale, config.width, config.height, config.long_side)
-
-
 def planned(config: UpscaleConfig, jobs: Iterable[Job]) -> Iterator[PlannedImage]:
     """Sizes from the files' headers; nothing is decoded. A fault is told in its image."""
+    from srcli.images.codec import check_sides, probe
+
     size = output_size(config)
     for job in jobs:
         try:
@@ -103,16 +226,22 @@ def planned(config: UpscaleConfig, jobs: Iterable[Job]) -> Iterator[PlannedImage
 
 def estimate_seconds(stream: Stream, images: Iterable[PlannedImage]) -> float:
     """How long the model would take over `images`, from one tile timed now; reading and writing go on beside it."""
+    import numpy as np
+
+    from srcli.engine.framing import enlarged_size
+    from srcli.images.canvas import Canvas
+
     engine = stream.engine
-    scale = engine.restorer.native_scale
-    inputs = [enlarged_size(*image.input_size, engine.restorer.min_side) for image in images if image.input_size]
-    canvases = [(height * scale, width * scale) for width, height in inputs]
-    side = min(engine.limits.tile_lat * engine.restorer.factor, max(max(canvas) for canvas in canvases))
-    sample = torch.zeros(3, side, side)
+    net = engine.restorer
+    inputs = [enlarged_size(*image.input_size, net.min_side) for image in images if image.input_size]
+    canvases = [(height * net.native_scale, width * net.native_scale) for width, height in inputs]
+    side = min(engine.limits.tile_lat * net.factor, max(max(canvas) for canvas in canvases))
+    side = max(1, side // net.native_scale)
+    sample = Canvas(np.zeros((side, side, 3), np.uint8), net.native_scale)
     engine.restore([sample])  # the first run pays for set-up
     start = time.perf_counter()
     engine.restore([sample])
-    per_pixel = (time.perf_counter() - start) / side**2
+    per_pixel = (time.perf_counter() - start) / (side * net.native_scale) ** 2
     return per_pixel * sum(engine.worked_pixels(*canvas) for canvas in canvases)
 
 

@@ -1,34 +1,189 @@
-"""What the engine may know of a model, and nothing more."""
+"""What the rest of srcli may know of a method, and nothing more: its declaration, its restorer, what trains it.
+
+Nothing here needs torch when it is imported, so that `--help` can show what families declare.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
 
 Settings = Mapping[str, float]
-"""Values of dials by their names; a dial that is not named is at its default."""
+"""Values of dials by their names."""
+Margins = tuple[int, int, int, int]
+"""Cells at the top, left, bottom and right of a tile that belong to its neighbours."""
+State: TypeAlias = "tuple[Tensor, ...]"
+"""Where a tile stands on its way through a chain: (N, C, H, W) each."""
+
+
+# Declarations --------------------------------------------------------------------------------------------------------
+
+
+class Base(enum.Enum):
+    """What a family's models stand on."""
+
+    DIFFUSERS = "a frozen network in diffusers' layout: a folder, a repository, or one that ships with srcli"
+    NONE = "nothing: the family's code is all there is"
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A number that the user may turn without training anew."""
+
+    name: str
+    """`lambda_pixel`: the key in `Settings`, and with hyphens the option of the command line."""
+    symbol: str
+    """Short, for plots: `λ_pix`."""
+    about: str
+    """A noun phrase without a full stop, for plots; the help adds the default."""
+    default: float | None
+    """None: found for each picture, by what the model sees in it. A row may have another default."""
+    low: float = -math.inf
+    """Values outside `low` to `high` make no sense to the model."""
+    high: float = math.inf
+    whole: bool = False
+    """Only whole numbers make sense."""
+    usual: tuple[float, float] | None = None
+    """What lies far outside of this spoils pictures, and is warned of."""
+    adapter: str = ""
+    """The adapter whose weight it is; a model without that has not this dial either."""
+
+    @property
+    def option(self) -> str:
+        """As on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def fault(self, value: float) -> str:
+        """Why it cannot have a value, as the end of a sentence; empty where it can."""
+        if not math.isfinite(value):
+            return "is not a number"
+        if not self.low <= value <= self.high:
+            return f"is not {self.low:g} to {self.high:g}" if math.isfinite(self.high) else f"is below {self.low:g}"
+        return "is not a whole number" if self.whole and value != int(value) else ""
+
+    def far_out(self, value: float) -> bool:
+        """Whether a value is beyond what is usual by more than the range of that."""
+        low, high = self.usual or (-math.inf, math.inf)
+        return not 2 * low - high <= value <= 2 * high - low
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for an adapter."""
+
+    name: str
+    """`pixel`: the key in a row's `adapters`, and the option of the command line."""
+    about: str
+    required: bool = True
+    """Whether a model makes no sense without it."""
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """A key that the rows of a family may have besides those of every row."""
+
+    name: str
+    """`prompt`; `prompts.positive` stands in the table `prompts`."""
+    about: str
+    default: str | int | float
+    low: float = -math.inf
+    high: float = math.inf
+    prompt: bool = False
+    """A text that the base's text encoder is asked for."""
+
+
+@dataclass(frozen=True)
+class StageOption:
+    """An option of a stage's command that no other stage has: a key of its recipe, or one of the row's keys."""
+
+    name: str
+    """`guidance_scale`, which with hyphens is the option."""
+    about: str
+    """A sentence."""
+    key: str
+    """Of the recipe, as `csd.guidance_scale`, or of the row, as `prompts.positive`."""
+    kind: type = float
+    count: int = 1
+    """So many values belong to the option."""
+    panel: str = "Losses (the recipe)"
+    of_row: bool = False
+    """The key is one of the row's."""
+    only_with: str = ""
+    """The loss without which the option has no effect."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training that a family has: `srcli train-NAME`."""
+
+    about: str
+    """The command's help: a line, a blank line, and more."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe, where they are other than every recipe's."""
+    needs: tuple[str, ...] = ()
+    """Adapters that it builds on, which stay as they are."""
+    options: tuple[StageOption, ...] = ()
+    captions: str = ""
+    """The loss that wants a prompt for each photo, if there is one; `--captions` is then an option."""
+    check: Callable[[Any], list[str]] = lambda _: []
+    """What is wrong with a run's `TrainConfig` beyond what every run's must be, a sentence each."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """The authors' own checkpoint, which `srcli models import` converts; the work is done by the family's `reference.py`."""
+
+    file: str
+    """What its authors call it."""
+    about: str
+    """What it is, and the base that a new row of it needs: a sentence each."""
+    base_file: str
+    """The file of the base that tells its layers, and is enough of it for the conversion."""
+    row: Mapping[str, Any]
+    """What a new row says, besides its base, adapters and licence."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A method, as far as the command line and the rows have to know it."""
+
+    title: str
+    """As people write it."""
+    dials: tuple[Dial, ...] = ()
+    """The one to draw upwards first, the one to draw across second."""
+    adapters: tuple[Slot, ...] = ()
+    base: Base = Base.DIFFUSERS
+    keys: tuple[RowKey, ...] = ()
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+    imports: Import | None = None
+    moved_keys: Mapping[str, str] = field(default_factory=dict)
+    """Keys of older rows, and where the same stands now."""
+
+
+# Restoring -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a restorer is set up; a method takes what concerns it and ignores the rest."""
+    """How a restorer is set up."""
 
     device: torch.device
     dtype: torch.dtype
     """Of the networks; latents and pictures stay float32."""
-    lambda_pixel: float = 1.0
-    """PiSA-SR's λ_pix."""
-    lambda_semantic: float = 1.0
-    """PiSA-SR's λ_sem."""
-    settings: tuple[Settings, ...] = ()
-    """Where not empty: all settings of its dials that an `Adjustable` model will be asked for, so that it loads what these need.
-    `mixture` is then that of the first, whatever the two scales above say. Names it does not know are ignored."""
+    settings: tuple[Settings, ...]
+    """All that the model will be asked for, one at least, so that it loads what these need. Each has a value for every dial of
+    the model but those that are to be found for each picture."""
     compile: bool = False
     """Compile the networks at their first use (`torch.compile`)."""
 
@@ -37,19 +192,32 @@ class LoadOptions:
 class Mixture:
     """What one setting of the dials needs: an encoding of the picture, and passes of the network with their weights.
 
-    Two settings with equal keys share the work. A dial that only changes weights costs a decoding for each of its values; one
-    that changes the network (a timestep) appears in the keys of `weights`, one that changes the encoder in `encoding`.
+    Two settings, or two pictures, with equal keys share the work. A dial that only changes weights costs a decoding for each of
+    its values; one that changes the network (a timestep) appears in the keys of `weights`, one that changes the encoder in
+    `encoding`. What is found for a picture is a part of these keys.
     """
 
     weights: Mapping[Hashable, float]
     """Pass -> its weight in the prediction, which is the weighted sum of the passes' answers; never 0."""
     encoding: Hashable = None
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What was found for the picture, by the names of dials: for the report."""
 
 
-Margins = tuple[int, int, int, int]
-"""Cells at the top, left, bottom and right of a tile that belong to its neighbours."""
-State = tuple[Tensor, ...]
-"""Where a tile stands on its way through a chain: (N, C, H, W) each."""
+class Picture(Protocol):
+    """An input that gives crops of itself, enlarged; such as `srcli.images.canvas.Canvas`."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """(height, width, 3), RGB, float32 in [0, 1]; beyond the bottom and the right edge the last row and column go on."""
+        ...
+
+    def at(self, scale: int) -> Picture:
+        """The same input enlarged by another factor; 1 is the raw input."""
+        ...
 
 
 class Chain(Protocol):
@@ -124,11 +292,11 @@ class Parts:
 
 
 class Restorer(Protocol):
-    """A one-step super-resolution model that works on latents.
+    """A one-step super-resolution model.
 
-    The engine prepares a picture at output size and asks for
+    The engine asks for
 
-        z_lq = picture through each part of encoder(mixture.encoding)
+        z_lq = picture, enlarged by `input_scale`, through each part of encoder(mixture.encoding)
         z_sr = apply(z_lq, Σ weight · predict_pass(pass, z_lq)) over the passes of mixture.weights
         result = z_sr through each part of decoder
 
@@ -141,10 +309,16 @@ class Restorer(Protocol):
     dtype: torch.dtype
     native_scale: int
     """Output sides over input sides."""
+    input_scale: int
+    """By what the input is enlarged before it comes to the encoder: `native_scale` for most, 1 for the raw input."""
+    enlargement: str
+    """How: `bicubic` or `bilinear`."""
     factor: int
     """Output pixels a latent cell, in both axes."""
     channels: int
     """Channels of the latent."""
+    answer_channels: int
+    """Channels of a pass's answer."""
     min_side: int
     """Inputs with a shorter side, in input pixels, are enlarged to it first; 0 for never."""
     tile: int
@@ -157,50 +331,112 @@ class Restorer(Protocol):
     """The method's default colour fix."""
     cell_bytes: int
     """About the peak memory of `predict_pass` for each latent cell of a batch."""
-    notes: tuple[str, ...]
-    """What the user should know of the options as they were understood, one sentence each."""
-    mixture: Mixture
-    """Of the options it was loaded with."""
     decoder: Sequence[Part]
-    """From a latent (channels, h, w) to a picture (3, h * factor, w * factor), RGB, about [-1, 1]."""
+    """From z_sr (C, h, w) to a picture (3, h * factor, w * factor), RGB, about [-1, 1]."""
 
     def encoder(self, encoding: Hashable = None) -> Sequence[Part]:
-        """From a picture (3, H, W), RGB, in [-1, 1], to its latent (channels, H / factor, W / factor), as `encoding` wants it."""
+        """From a picture (3, H, W), RGB, in [-1, 1], to its latent (channels, h, w), as `encoding` wants it.
+
+        A cell is factor * input_scale / native_scale samples of the picture a side. None is asked for to plan memory, too.
+        """
+        ...
+
+    def mix(self, settings: Settings, picture: Picture) -> Mixture:
+        """What `settings` need for a picture; `picture.at(1)` is the raw input. A dial that they lack is found from it."""
         ...
 
     def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
-        """One pass's answer to z_lq: (N, channels, h, w) -> the same shape. This is what tiles blend."""
+        """One pass's answer to z_lq: (N, channels, h, w) -> (N, answer_channels, h, w). This is what tiles blend."""
         ...
 
     def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        """z_sr from z_lq and the blended prediction; elementwise, any equal shapes."""
+        """z_sr from z_lq, (channels, h, w), and the blended prediction, (answer_channels, h, w); cell by cell."""
         ...
 
 
-@dataclass(frozen=True)
-class Dial:
-    """A number that the user may turn without training anew."""
-
-    name: str
-    """`lambda_pixel`: the key in `Settings`, and with hyphens the option of the command line."""
-    symbol: str
-    """Short, for plots: `λ_pix`."""
-    about: str
-    default: float
-    low: float = -math.inf
-    """Values outside `low` to `high` make no sense to the model."""
-    high: float = math.inf
-    whole: bool = False
-    """Only whole numbers make sense."""
+# Training ------------------------------------------------------------------------------------------------------------
 
 
-@runtime_checkable
-class Adjustable(Restorer, Protocol):
-    """A restorer with dials, whose prediction is linear in the answers of a few passes."""
+class Batch(Protocol):
+    """Samples on the device."""
 
-    dials: tuple[Dial, ...]
-    """Those that have an effect on this model, the one to draw upwards first, the one to draw across second."""
+    lq: Tensor
+    """(N, 3, crop, crop), RGB, float32 in [-1, 1], enlarged to the size of `hq`; as is `hq`."""
+    hq: Tensor
+    indices: list[int]
+    """Of the samples: the seeds of what is drawn for each."""
+    prompts: list[str]
+    """Positive prompts; empty where the stage has no use for them."""
 
-    def mix(self, settings: Settings) -> Mixture:
-        """What `settings` need; names that are not in `dials` are ignored."""
+
+class Trainee(Protocol):
+    """What one stage trains, and all that the loop has to know of it.
+
+    A step is prepared = prepare(batch); z = forward(prepared); the losses of decode(z) and losses(z, batch) go back to z and on
+    through `network`; before_step(), the optimiser's step, after_step().
+    """
+
+    network: nn.Module
+    """With its adapters."""
+    trained: nn.Module
+    """The same, or what wraps it for several processes; `forward` calls it."""
+    parameters: Sequence[nn.Parameter]
+    """What the optimiser gets, float32."""
+    frozen: Sequence[nn.Module]
+    """Other networks on the device, for the memory that they take."""
+    factor: int
+    """Pixels a latent cell: crops are multiples of it."""
+    decodes_alone: bool
+    """Whether pictures are best decoded one by one, since the decoder's graph is large."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which networks compute in the run's precision."""
+        ...
+
+    def know(self, prompts: Sequence[str]) -> None:
+        """All prompts that will be asked for, where they are few: what embeds them may be let go then.
+
+        Raises:
+            ModelError: a prompt cannot be embedded.
+        """
+        ...
+
+    def prepare(self, batch: Batch) -> Any:
+        """What `forward` needs, without gradients."""
+        ...
+
+    def forward(self, prepared: Any) -> Tensor:
+        """z_sr, (N, C, h, w), float32, with a graph to the parameters."""
+        ...
+
+    def decode(self, z_sr: Tensor) -> Tensor:
+        """(N, 3, H, W), RGB, float32, about [-1, 1], with a graph to `z_sr`."""
+        ...
+
+    def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The stage's own losses on latents, by their names in the recipe; those of weight 0 are left out."""
+        ...
+
+    def before_step(self) -> None:
+        """Gradients are complete (summed over processes, not yet clipped)."""
+        ...
+
+    def after_step(self) -> None:
+        """The optimiser has stepped."""
+        ...
+
+    def views(self, batch: Batch) -> Mapping[str, Tensor]:
+        """For validation, z_sr by what it shows, without gradients; the whole result comes last."""
+        ...
+
+    def save(self, step: int, folder: Path, *, half: bool = False) -> None:
+        """Write what is learnt after `step` steps into a folder, as `srcli upscale` takes it; in half precision where `half`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on must share with the one that began, besides recipe, data and seed."""
         ...

@@ -8,22 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srcli.protocol import Mixture, Part
+from srcli.protocol import Mixture, Part, Picture, Settings
 
 
 class MockRestorer:
     """Latents are 4x4 patches; the prediction is `strength` times the latent, position for position."""
 
     name = "mock"
-    channels = 48
+    channels = answer_channels = 48
     factor = 4
-    native_scale = 4
+    native_scale = input_scale = 4
+    enlargement = "bicubic"
     min_side = 0
     tile, overlap, tiling = 64, 16, "fixed"
-    mixture = Mixture({"only": 1.0})
     color_fix = "none"
     cell_bytes = 1000
-    notes: tuple[str, ...] = ()
 
     def __init__(self, strength: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
         self.device = torch.device("cpu")
@@ -40,6 +39,9 @@ class MockRestorer:
 
     def encode(self, picture: Tensor, *, exact: bool = False) -> Tensor:
         return functional.pixel_unshuffle(picture, 4)
+
+    def mix(self, settings: Settings, picture: Picture) -> Mixture:
+        return Mixture({"only": 1.0})
 
     def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
         return self.predict(latent, exact=exact)

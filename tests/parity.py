@@ -23,11 +23,11 @@ from PIL import Image
 from srcli.engine.framing import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
 from srcli.families.pisasr.csd import add_noise, csd, estimate_clean
-from srcli.families.pisasr.reference import import_reference
+from srcli.families.pisasr.reference import convert
 from srcli.families.pisasr.restorer import PisaRestorer, load
 from srcli.images.codec import decode
 from srcli.networks.backbone import load_alphas, load_unet
-from srcli.protocol import LoadOptions
+from srcli.protocol import LoadOptions, Settings
 from srcli.rows.spec import load_registry
 from srcli.store.weights import sha256_of
 
@@ -56,7 +56,7 @@ class Parity:
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder = folder
         self.cases: list[dict[str, Any]] = json.loads((folder / "cases.json").read_text())["cases"]
-        import_reference(folder / "pisa_sr.pkl", folder / "base" / "unet", work, str(folder / "base"), "test")
+        convert(folder / "pisa_sr.pkl", folder / "base" / "unet" / "config.json", work, str(folder / "base"), "test")
         row = ["[models.parity]", 'family = "pisasr"', f'base = {{ path = "{folder / "base"}" }}']
         row += [
             'licence = "test"',
@@ -74,14 +74,15 @@ class Parity:
         self.spec = load_registry(work / "models.toml")["parity"]
 
     def restorer(self, lambda_pixel: float, lambda_semantic: float, dtype: torch.dtype = torch.float32) -> PisaRestorer:
-        return load(self.spec, LoadOptions(torch.device("cpu"), dtype, lambda_pixel, lambda_semantic))
+        settings = settings_of(lambda_pixel, lambda_semantic)
+        return load(self.spec, LoadOptions(torch.device("cpu"), dtype, (settings,)))
 
     @torch.inference_mode()
     def measure(self, case: dict[str, Any]) -> Errors:
         args = case["args"]
         restorer = self.restorer(args["lambda_pix"], args["lambda_sem"])
         limits = Limits(args["latent_tiled_size"], args["latent_tiled_overlap"], 2, None)
-        engine = Engine(restorer, limits)
+        engine = Engine(restorer, limits, settings_of(args["lambda_pix"], args["lambda_sem"]))
         picture = decode(self.folder / case["input"])
         canvas = reference_canvas(self.folder / case["input"])
         assert _sha(canvas) == case["latent"]["upscaled_sha256_of_rgb_bytes"]
@@ -89,11 +90,11 @@ class Parity:
         run = np.load(self.folder / case["run"]["file"])
 
         (latent,) = engine._encode([lq], restorer.encoder())
-        (residual,) = engine._predict(restorer.mixture, [latent])
+        (residual,) = engine._predict(engine.mix([lq]), [latent])
         (sr,) = engine.restore([lq])
         windows = np.stack([sr[:, y : y + 40, x : x + 40].numpy() for x, y in case["run"]["windows_xy"]])
         levels, fraction = None, None
-        ours = prepare_canvas(picture, 4, 128)
+        ours = prepare_canvas(picture, 4, 128, "bicubic")
         if (ours.height, ours.width) == canvas.shape[:2]:
             whole = ours.crop(0, 0, ours.height, ours.width)
             assert np.array_equal((whole * 255).round().astype(np.uint8), canvas), "our own preparation differs"
@@ -120,6 +121,11 @@ class Parity:
             differing += int((difference > 1).sum())
             count += difference.size
         return worst, differing / count
+
+
+def settings_of(lambda_pixel: float, lambda_semantic: float) -> Settings:
+    """Of all dials."""
+    return {"lambda_pixel": lambda_pixel, "lambda_semantic": lambda_semantic, "timestep": 1}
 
 
 @lru_cache

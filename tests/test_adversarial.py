@@ -15,7 +15,6 @@ from srcli.training.losses.adversarial import (
     discriminator_loss,
     generator_loss,
     gradient_penalty,
-    matching_loss,
 )
 
 KINDS: list[GanKind] = ["vanilla", "hinge", "relativistic"]
@@ -210,45 +209,6 @@ def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UsageError, match="`wgan`") as caught:
         discriminator_loss(REAL, FAKE, "wgan")  # type: ignore[arg-type]
     assert "`relativistic`" in caught.value.hint
-
-
-# --- matching ---
-
-
-def test_matching_is_the_formula_by_hand() -> None:
-    fake, real = [torch.tensor([1.0, 5.0]), torch.tensor([[2.0]])], [torch.tensor([3.0, -1.0]), torch.tensor([[8.0]])]
-    assert float(matching_loss(fake, real)) == pytest.approx(((2 + 6) / 2 / 2 + 6 / 8) / 2)
-
-
-def test_layers_count_alike_whatever_their_scale() -> None:
-    fake, real = make().seen(pictures()), make().seen(pictures(seed=2))
-    larger = [[100.0 * number**2 * layer for number, layer in enumerate(layers, 1)] for layers in (fake, real)]
-    assert float(matching_loss(*larger).detach()) == pytest.approx(float(matching_loss(fake, real).detach()), rel=1e-5)
-
-
-def test_the_discriminator_tells_what_all_its_layers_saw() -> None:
-    network = make().eval()
-    *seen, logits = network.seen(pictures())
-    assert torch.equal(logits, network(pictures()))
-    assert [tuple(layer.shape[1:]) for layer in seen] == [
-        (4, 16, 24), (8, 8, 12), (16, 4, 6), (32, 2, 3),  # down
-        (16, 4, 6), (8, 8, 12), (4, 16, 24), (4, 16, 24), (4, 16, 24),  # up, and two that refine
-    ]  # fmt: skip
-
-
-def test_matching_draws_our_picture_to_the_reference() -> None:
-    network = make(features=8)
-    hq = pictures()
-    sr = pictures(seed=2).requires_grad_()
-    optimiser = torch.optim.Adam([sr], lr=0.02)
-    before = float((sr - hq).abs().mean().detach())
-    for _ in range(150):
-        loss = matching_loss(network.seen(sr), network.seen(hq))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert float((sr - hq).abs().mean().detach()) < 0.5 * before
-    assert float(matching_loss(network.eval().seen(hq), network.seen(hq)).detach()) == 0
 
 
 # --- penalty ---

@@ -109,10 +109,10 @@ def test_hidden_colours_do_not_run_into_what_is_seen(
 ) -> None:
     picture = disc_of(hidden, depth, colors)
     before = picture.levels.copy()
-    canvas = prepare_canvas(picture, 4, min_side)
+    canvas = prepare_canvas(picture, 4, min_side, "bicubic")
     sr = enlarge_plainly(picture, canvas, (256, 192))
     white = disc_of((255, 255, 255), depth, colors)
-    wanted = enlarge_plainly(white, prepare_canvas(white, 4, min_side), (256, 192))
+    wanted = enlarge_plainly(white, prepare_canvas(white, 4, min_side, "bicubic"), (256, 192))
     np.testing.assert_array_equal(sr.levels, wanted.levels)
     np.testing.assert_array_equal(picture.levels, before)
 
@@ -121,11 +121,11 @@ def test_hidden_pixels_take_the_nearest_colour_and_others_stay() -> None:
     levels = np.zeros((1, 9, 4), np.uint8)
     levels[0, :, 0] = range(1, 10)
     levels[0, [2, 7], 3] = 1, 255
-    values = prepare_canvas(Picture(levels), 4, 1).values
+    values = prepare_canvas(Picture(levels), 4, 1, "bicubic").values
     np.testing.assert_array_equal(values[0, :, 0], [3, 3, 3, 3, 3, 8, 8, 8, 8])
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 255])
 def test_pictures_seen_wholly_or_not_at_all_are_not_copied(alpha: int) -> None:
     levels = np.concatenate([values_of(6, 5), np.full((6, 5, 1), alpha, np.uint8)], axis=2)
-    assert np.shares_memory(prepare_canvas(Picture(levels), 4, 1).values, levels)
+    assert np.shares_memory(prepare_canvas(Picture(levels), 4, 1, "bicubic").values, levels)

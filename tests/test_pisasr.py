@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from parity import Parity
+from parity import Parity, settings_of
 
 from srcli.engine.restore import Engine, Limits
 from srcli.errors import ModelError
-from srcli.families.pisasr.reference import import_reference, read_reference
+from srcli.families.pisasr.reference import convert, read_reference
 from srcli.families.pisasr.restorer import PisaRestorer, pass_weights
+from srcli.images.canvas import Canvas
 from srcli.networks import adapters as adapters_module
 from srcli.networks.adapters import (
     Adapter,
@@ -59,9 +62,12 @@ def test_every_recorded_case_is_within_tolerance(tmp_path: Path) -> None:
 # --- passes ---
 
 
-def answer(restorer: PisaRestorer, latent: torch.Tensor, *, exact: bool = False) -> torch.Tensor:
+def answer(
+    parity: Parity, scales: tuple[float, float], latent: torch.Tensor, dtype: torch.dtype = torch.float32, *, exact: bool = False
+) -> torch.Tensor:
     """The prediction: the weighted sum of the passes."""
-    passes = restorer.mixture.weights.items()
+    restorer = parity.restorer(*scales, dtype)
+    passes = mixed(restorer, scales).items()
     return sum((weight * restorer.predict_pass(key, latent, exact=exact) for key, weight in passes), torch.zeros_like(latent))
 
 
@@ -79,31 +85,29 @@ def answer(restorer: PisaRestorer, latent: torch.Tensor, *, exact: bool = False)
 )
 def test_only_the_passes_that_the_scales_need_are_run(parity: Parity, scales: tuple[float, float], passes: set[str]) -> None:
     restorer = parity.restorer(*scales)
-    counted = _count_calls(restorer)
-    answer(restorer, torch.zeros(1, 4, 8, 8))
-    assert len(counted) == len(passes) == len(pass_weights(*scales))
-
-
-def _count_calls(restorer: PisaRestorer) -> list[int]:
     calls: list[int] = []
-    for names, _ in restorer.mixture.weights:
+    for names, _ in mixed(restorer, scales):
         restorer._unets[names].register_forward_hook(lambda *args: calls.append(1))
-    return calls
+    Engine(restorer, Limits(64, 16, 2, None), settings_of(*scales)).restore([torch.zeros(3, 64, 64)])
+    assert len(calls) == len(passes) == len(pass_weights(*scales))
+
+
+def mixed(restorer: PisaRestorer, scales: tuple[float, float]) -> Mapping[tuple[tuple[str, ...], int], float]:
+    weights: Any = restorer.mix(settings_of(*scales), Canvas(np.zeros((1, 1, 3), np.uint8))).weights
+    return weights
 
 
 @pytest.mark.parametrize(("pixel", "semantic"), [(1.0, 1.0), (0.3, 1.4), (1.2, 0.0), (0.0, 0.8), (-0.5, 0.5), (0.0, 0.0)])
 def test_the_sum_of_passes_is_equation_8(parity: Parity, pixel: float, semantic: float) -> None:
     latent = torch.randn(2, 4, 12, 16, generator=torch.Generator().manual_seed(0))
-    eps_pix = answer(parity.restorer(1, 0), latent)
-    eps_pisa = answer(parity.restorer(1, 1), latent)
+    eps_pix, eps_pisa = answer(parity, (1, 0), latent), answer(parity, (1, 1), latent)
     expected = pixel * eps_pix + semantic * (eps_pisa - eps_pix)
-    assert torch.allclose(answer(parity.restorer(pixel, semantic), latent), expected, atol=2e-5)
+    assert torch.allclose(answer(parity, (pixel, semantic), latent), expected, atol=2e-5)
 
 
 def test_zero_scales_give_the_autoencoder_alone(parity: Parity) -> None:
     latent = torch.randn(1, 4, 8, 8)
-    restorer = parity.restorer(0, 0)
-    assert torch.equal(restorer.apply(latent, answer(restorer, latent)), latent)
+    assert torch.equal(parity.restorer(0, 0).apply(latent, answer(parity, (0, 0), latent)), latent)
 
 
 def test_without_a_semantic_adapter_only_the_pixel_pass_counts() -> None:
@@ -113,7 +117,7 @@ def test_without_a_semantic_adapter_only_the_pixel_pass_counts() -> None:
 
 @pytest.mark.parametrize("size", [(4, 4), (4, 200), (1, 1), (13, 30), (512, 3200), (1032, 520)])
 def test_a_real_network_takes_every_size(parity: Parity, size: tuple[int, int]) -> None:
-    engine = Engine(parity.restorer(1, 1), Limits(64, 16, 2, 1 << 22))
+    engine = Engine(parity.restorer(1, 1), Limits(64, 16, 2, 1 << 22), settings_of(1, 1))
     (result,) = engine.restore([torch.zeros(3, *size)])
     assert result.shape == (3, *size)
     assert torch.isfinite(result).all()
@@ -140,8 +144,8 @@ def _limits(restorer: PisaRestorer, cells: int | None, held_bytes: int = 0) -> L
 
 def test_tiles_that_go_side_by_side_give_what_the_whole_picture_gives(parity: Parity) -> None:
     restorer = parity.restorer(1, 1)
-    (whole,) = Engine(restorer, _limits(restorer, None)).restore([_waves()])
-    (tiled,) = Engine(restorer, _limits(restorer, SMALL, 1 << 40)).restore([_waves()])
+    (whole,) = Engine(restorer, _limits(restorer, None), settings_of(1, 1)).restore([_waves()])
+    (tiled,) = Engine(restorer, _limits(restorer, SMALL, 1 << 40), settings_of(1, 1)).restore([_waves()])
     assert not torch.equal(whole, tiled)
     assert _psnr(whole, tiled) > 60
 
@@ -151,9 +155,9 @@ def test_tiles_of_a_picture_too_large_for_that_agree_where_they_meet(parity: Par
     restorer = parity.restorer(0, 0)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 640), torch.linspace(-1, 1, 512), indexing="ij")
     gradient = torch.stack([x, y, (x + y) / 2]) * 0.7
-    engine = Engine(restorer, _limits(restorer, SMALL, 1 << 21))
+    engine = Engine(restorer, _limits(restorer, SMALL, 1 << 21), settings_of(0, 0))
     (tiled,) = engine.restore([gradient])
-    (whole,) = Engine(restorer, _limits(restorer, None)).restore([gradient])
+    (whole,) = Engine(restorer, _limits(restorer, None), settings_of(0, 0)).restore([gradient])
     assert _psnr(whole, tiled) < 60, "this is about pictures whose tiles do not all fit side by side"
     for axis in (1, 2):
         steps = tiled.diff(dim=axis).abs().mean(dim=(0, 3 - axis))
@@ -163,16 +167,16 @@ def test_tiles_of_a_picture_too_large_for_that_agree_where_they_meet(parity: Par
 
 def test_half_precision_is_near_and_exact_calls_equal_float32(parity: Parity) -> None:
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    exact = answer(parity.restorer(1, 1), latent)
-    half = parity.restorer(1, 1, torch.bfloat16)
-    assert answer(half, latent).dtype == torch.float32
-    near = (answer(half, latent) - exact).abs().mean() / exact.abs().mean()
+    exact = answer(parity, (1, 1), latent)
+    half = answer(parity, (1, 1), latent, torch.bfloat16)
+    assert half.dtype == torch.float32
+    near = (half - exact).abs().mean() / exact.abs().mean()
     assert 0 < near < 0.05
-    redone = (answer(half, latent, exact=True) - exact).abs().mean() / exact.abs().mean()
+    redone = (answer(parity, (1, 1), latent, torch.bfloat16, exact=True) - exact).abs().mean() / exact.abs().mean()
     assert redone < 0.6 * near
-    assert all(
-        parameter.dtype == torch.bfloat16 for names, _ in half.mixture.weights for parameter in half._unets[names].parameters()
-    )
+    restorer = parity.restorer(1, 1, torch.bfloat16)
+    (unet,) = (restorer._unets[names] for names, _ in mixed(restorer, (1, 1)))
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.bfloat16}
 
 
 # --- adapters ---
@@ -259,7 +263,7 @@ def test_an_adapter_for_another_base_names_every_layer(imported: list[Adapter]) 
 def test_a_file_that_is_no_checkpoint_is_refused(content: dict[str, object], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pkl")
     with pytest.raises(ModelError):
-        import_reference(tmp_path / "x.pkl", DATA / "base" / "unet", tmp_path / "out", "b", "l")
+        convert(tmp_path / "x.pkl", DATA / "base" / "unet" / "config.json", tmp_path / "out", "b", "l")
     assert not (tmp_path / "out").exists()
 
 

@@ -54,7 +54,7 @@ def test_nothing_leaves_the_range_and_nothing_is_done_for_nothing() -> None:
 @pytest.mark.parametrize("table", [{"sharpening": -1}, {"sigma_px": 0}, {"sharpening": 1, "sigma_px": 6}, {"sigma_px": 2}])
 def test_settings_out_of_range_are_refused(table: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="references"):
-        build_recipe("semantic", [{"references": table}])
+        build_recipe("pisasr", "semantic", [{"references": table}])
 
 
 def test_the_recipe_tells_them() -> None:

@@ -36,7 +36,7 @@ def test_bases_are_told_apart_by_the_last_part_of_their_names(
 
 def test_loading_a_model_tells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = make_model(tmp_path)
-    options = LoadOptions(torch.device("cpu"), torch.float32)
+    options = LoadOptions(torch.device("cpu"), torch.float32, ({"lambda_pixel": 1.0, "timestep": 1},))
     load_restorer(find_model("small", file), options)
     assert "srcli" not in {record.name for record in caplog.records}
     (tmp_path / "base").rename(tmp_path / "other")

@@ -303,7 +303,7 @@ def test_the_height_of_bands_does_not_show(fix: str, kind: str, format: str, mon
     channels, dtype = {"gray": 1, "alpha": 4, "rgb": 3}[kind.removesuffix("16")], np.uint16 if "16" in kind else np.uint8
     rng = np.random.default_rng(0)
     picture = Picture(rng.integers(0, np.iinfo(dtype).max + 1, (31, 18, channels), dtype=dtype))
-    canvas = prepare_canvas(picture, 4, 0)
+    canvas = prepare_canvas(picture, 4, 0, "bicubic")
     sr = torch.from_numpy(rng.random((3, 124, 72), dtype=np.float32)) * 2 - 1
     for size in ((72, 124), (36, 62), (144, 248), (50, 81)):
         whole = finish(picture, sr, canvas, size, fix, format)
@@ -320,7 +320,7 @@ def test_the_height_of_bands_does_not_show(fix: str, kind: str, format: str, mon
 
 def test_a_result_in_half_precision_is_finished_too(photo: np.ndarray) -> None:
     picture = Picture(photo)
-    canvas = prepare_canvas(picture, 4, 0)
+    canvas = prepare_canvas(picture, 4, 0, "bicubic")
     exact = torch.rand(3, canvas.height, canvas.width, generator=torch.manual_seed(0)) * 2 - 1
     size = (canvas.width, canvas.height)
     wanted = finish(picture, exact, canvas, size, "adain").levels.astype(int)

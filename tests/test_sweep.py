@@ -17,7 +17,7 @@ import pytest
 import torch
 from mock_restorer import MockRestorer
 from PIL import Image
-from sweep_case import config, run_all
+from sweep_case import config, run_all, with_lists
 from tiny_model import make_model
 from torch import Tensor
 
@@ -31,8 +31,8 @@ from srcli.images.files import plan_jobs
 from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
 from srcli.networks.backbone import PatchAutoencoder, load_unet
 from srcli.networks.unet import FixedPromptUNet
-from srcli.opening import open_stream
-from srcli.protocol import Adjustable, Dial, Mixture, Part, Settings
+from srcli.opening import model_of, open_stream
+from srcli.protocol import Mixture, Part, Picture, Settings
 from srcli.sweep import run
 from srcli.sweep.run import Sweep, open_sweep
 
@@ -115,18 +115,17 @@ def test_tiles_are_encoded_and_passed_once_each(
 
 def upscaled(models_file: Path, source: Path, output: Path, lambdas: tuple[float, float], **changes: Any) -> Path:
     options = {"model": "small", "device": "cpu", "dtype": "fp32", "tile": 1024, "overlap": 0, "format": "png", **changes}
-    settings = UpscaleConfig(
-        (str(source),), output, models_file=models_file, lambda_pixel=lambdas[0], lambda_semantic=lambdas[1], **options
-    )
+    dials = dict(zip(("lambda_pixel", "lambda_semantic"), lambdas, strict=True))
+    settings = UpscaleConfig((str(source),), output, models_file=models_file, dials=dials, **options)
     (job,) = plan_jobs(settings.inputs, output, format="png")
-    (outcome,) = open_stream(settings).run([job])
+    (outcome,) = open_stream(settings, model_of(settings)).run([job])
     assert outcome.status == "done", outcome.reason
     return job.target
 
 
 def test_a_pair_has_the_very_bytes_of_upscale(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
     settings = config(models_file, photo_folder / "b.jpg", tmp_path / "out", save_images=True)
-    sweep = run_all(replace(settings, lambda_pixel="0.5,1", lambda_semantic="0,0.3,1"))
+    sweep = run_all(with_lists(settings, lambda_pixel="0.5,1", lambda_semantic="0,0.3,1"))
     (photo,) = sweep.photos
     compared = set()
     for cell in sweep.grid.cells:
@@ -143,7 +142,7 @@ def test_with_tiles_and_colour_fix_a_pair_is_within_one_level_of_upscale(
 ) -> None:
     options: dict[str, Any] = {"tile": 128, "overlap": 32, "color_fix": color_fix, "scale": 3.0}
     settings = config(models_file, photo_folder / "a.png", tmp_path / "out", save_images=True, **options)
-    sweep = run_all(replace(settings, lambda_pixel="0.7", lambda_semantic="0,1.3"))
+    sweep = run_all(with_lists(settings, lambda_pixel="0.7", lambda_semantic="0,1.3"))
     (photo,) = sweep.photos
     for cell in sweep.grid.cells:
         pair = cell.settings["lambda_pixel"], cell.settings["lambda_semantic"]
@@ -167,14 +166,16 @@ def test_several_adapters_make_an_axis_and_each_cell_is_its_adapters_own(
         ranks[rank] = tmp_path / f"r{rank}" / "semantic"
         save_adapter(extract(unet, "semantic", AdapterInfo(rank, rank, "base", "semantic")), ranks[rank])
     settings = config(models_file, photo_folder / "b.jpg", tmp_path / "out", save_images=True)
-    sweep = run_all(replace(settings, lambda_pixel="1", lambda_semantic="0,1", semantic=tuple(ranks.values())))
+    sweep = run_all(
+        with_lists(replace(settings, adapters={"semantic": tuple(ranks.values())}), lambda_pixel="1", lambda_semantic="0,1")
+    )
     assert [axis.name for axis in sweep.grid.axes] == ["lambda_pixel", "lambda_semantic", "semantic"]
     assert sweep.grid.axes[2].texts == ("r1", "r3")
     (photo,) = sweep.photos
     for cell in sweep.grid.cells:
         adapter = ranks[(1, 3)[cell.place[2]]]
         pair = 1.0, cell.settings["lambda_semantic"]
-        theirs = upscaled(models_file, photo.source, tmp_path / cell.key, pair, semantic=adapter)
+        theirs = upscaled(models_file, photo.source, tmp_path / cell.key, pair, adapters={"semantic": adapter})
         assert sweep.image_path(photo, cell).read_bytes() == theirs.read_bytes(), cell.key
 
 
@@ -184,7 +185,6 @@ def test_several_adapters_make_an_axis_and_each_cell_is_its_adapters_own(
 class DialRestorer(MockRestorer):
     """What S3Diff will need: guidance mixes two passes, and the degradation score changes the encoder and the network."""
 
-    dials = (Dial("guidance_scale", "w", "guidance", 1.0), Dial("blur", "b", "degradation score", 0.5, 0, 1))
     most_cells = 10**9
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class DialRestorer(MockRestorer):
         self.alive = 0
         self.most_alive = 0
 
-    def mix(self, settings: Settings) -> Mixture:
+    def mix(self, settings: Settings, picture: Picture) -> Mixture:
         guidance, blur = settings.get("guidance_scale", 1.0), settings.get("blur", 0.5)
         weights = {("negative", blur): 1 - guidance, ("positive", blur): guidance}
         return Mixture({key: weight for key, weight in weights.items() if weight}, encoding=blur)
@@ -235,8 +235,6 @@ def settings_of(guidance: Sequence[float], blur: Sequence[float]) -> list[Settin
 
 def test_a_family_with_other_dials_is_swept_by_the_same_engine() -> None:
     restorer = DialRestorer()
-    assert isinstance(restorer, Adjustable)
-    assert not isinstance(MockRestorer(), Adjustable)
     settings = settings_of((1.0, 1.1, 2.0), (0.25, 0.5))
     picture = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0)) - 0.5
     results = dict(MixingEngine(restorer, WHOLE).restore_all(picture, settings))
@@ -334,7 +332,7 @@ def test_a_second_run_does_only_what_is_missing(
     calls.clear()
     assert all(done.skipped for done in open_sweep(settings).run())
     assert calls == {}
-    more = replace(settings, lambda_semantic="0:2:0.5")
+    more = with_lists(settings, lambda_semantic="0:2:0.5")
     assert [done.cell.settings["lambda_semantic"] for done in open_sweep(more).run() if not done.skipped] == [2.0, 2.0, 2.0]
     assert calls == {"encode": 1, "pass": 2, "decode": 3}
     victim = run_all(more).views.whole("b", "lambda_pixel=1,lambda_semantic=0")
@@ -418,7 +416,9 @@ def test_another_format_or_quality_replaces_the_images(models_file: Path, photo_
     names = ["images/lambda_pixel=1,lambda_semantic=1/b.jpg"]
     assert list(fine) == list(rough) == names
     assert len(rough[names[0]]) < len(fine[names[0]])
-    assert shown(run_all(replace(settings, lambda_semantic="1", save_images=False, format="png"))) == rough, "they still count"
+    assert shown(run_all(with_lists(replace(settings, save_images=False, format="png"), lambda_semantic="1"))) == rough, (
+        "they still count"
+    )
 
 
 def test_a_changed_row_or_base_is_another_sweep(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

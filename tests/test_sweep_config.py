@@ -11,7 +11,7 @@ import pytest
 from srcli.config.sweep import Crop, SweepConfig, parse_values
 from srcli.errors import UsageError
 
-GOOD = SweepConfig(("in",), Path("out"), lambda_pixel="0,1")
+GOOD = SweepConfig(("in",), Path("out"), {"lambda_pixel": "0,1"})
 
 
 def config(**changes: Any) -> SweepConfig:
@@ -69,17 +69,6 @@ def test_every_fault_of_a_list_is_told() -> None:
         parse_values("x,1,1:0")
 
 
-def test_dials_are_known_by_their_names_however_they_are_given() -> None:
-    settings = config(lambda_semantic="0:1:0.5", timestep="1,100", dial=("guidance-scale=1,1.1", "--blur=0.5"))
-    assert settings.dials == {
-        "lambda_pixel": (0.0, 1.0),
-        "lambda_semantic": (0.0, 0.5, 1.0),
-        "timestep": (1.0, 100.0),
-        "guidance_scale": (1.0, 1.1),
-        "blur": (0.5,),
-    }
-
-
 def test_crops_are_read_and_repeats_dropped() -> None:
     settings = config(crop=("1,2,30,40", "5,6,7,8", "1, 2, 30, 40"))
     assert settings.crops == (Crop(1, 2, 30, 40), Crop(5, 6, 7, 8))
@@ -100,13 +89,11 @@ def test_metrics_follow_from_references_and_the_pick() -> None:
     ("changes", "words"),
     [
         ({"inputs": ()}, "no input"),
-        ({"lambda_pixel": None}, "nothing to sweep"),
-        ({"lambda_pixel": "0:x"}, "--lambda-pixel 0:x"),
-        ({"dial": ("lambda-pixel=1",)}, "`lambda_pixel` is given twice"),
-        ({"dial": ("1,2",)}, "names no dial"),
-        ({"dial": ("blur",)}, "missing between commas"),
-        ({"lambda_pixel": "0:1:0.01", "lambda_semantic": "0:1:0.01"}, "10201 settings"),
-        ({"semantic": (Path("a"), Path("./a"))}, "names one adapter twice"),
+        ({"lists": {}}, "nothing to sweep"),
+        ({"lists": {"lambda_pixel": "0:x"}}, "--lambda-pixel 0:x"),
+        ({"lists": {"blur": ""}}, "missing between commas"),
+        ({"lists": {"lambda_pixel": "0:1:0.01", "lambda_semantic": "0:1:0.01"}}, "10201 settings"),
+        ({"adapters": {"semantic": (Path("a"), Path("./a"))}}, "names one adapter twice"),
         ({"metrics": ("psnr",)}, "give `--hq`"),
         ({"pick": "psnr"}, "give `--hq`"),
         ({"metrics": ("fid",), "hq": Path("hq")}, "srcli eval"),
@@ -129,7 +116,7 @@ def test_metrics_follow_from_references_and_the_pick() -> None:
         ({"quality": 80}, "`--quality` is used with"),
         ({"format": "webp"}, "`--format` is used with"),
         ({"crop_border": 4}, "`--crop-border` is used with"),
-        ({"lambda_pixel": "0:10:1e-999999"}, "has over 1000 values"),
+        ({"lists": {"lambda_pixel": "0:10:1e-999999"}}, "has over 1000 values"),
         ({"device": "tpu"}, "tpu"),
     ],
 )
@@ -142,10 +129,10 @@ def test_wrong_settings_are_refused_in_their_own_words(changes: dict[str, Any], 
 
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        config(lambda_semantic="a", crop=("x",), batch=0, metrics=("psnr",))
+        config(lists={"lambda_semantic": "a"}, crop=("x",), batch=0, metrics=("psnr",))
     for words in ("4 options are wrong", "`a`", "--crop x", "--batch 0", "--hq"):
         assert words in caught.value.message
 
 
 def test_several_adapters_are_a_sweep_without_any_dial() -> None:
-    assert config(lambda_pixel=None, semantic=(Path("a"), Path("b"))).dials == {}
+    assert config(lists={}, adapters={"semantic": (Path("a"), Path("b"))}).dials == {}

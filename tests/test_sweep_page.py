@@ -41,9 +41,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     settings = SweepConfig(
         inputs=(str(folder / "lq"),),
         output=folder / "out",
-        lambda_pixel="0,1,2",
-        lambda_semantic="0,1",
-        timestep="1,500",
+        lists={"lambda_pixel": "0,1,2", "lambda_semantic": "0,1", "timestep": "1,500"},
         model="small",
         models_file=make_model(folder / "model", semantic=True),
         hq=folder / "hq",

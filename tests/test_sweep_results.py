@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sweep_case import config, run_all
+from sweep_case import config, run_all, with_lists
 from tiny_model import make_model
 
-from srcli.errors import ModelError, SrcliError, UsageError
+from srcli.errors import ModelError, SrcliError
 from srcli.evaluation.metrics import METRICS, Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.protocol import Dial
@@ -58,7 +58,7 @@ def test_an_axis_of_one_value_takes_no_room() -> None:
 
 def test_no_two_values_or_adapters_look_alike() -> None:
     close = (0.12345678901, 0.12345678902, 0.5)
-    (axis,) = dial_axes("m", [Dial("d", "d", "", 0.5)], {"d": close})
+    (axis,) = dial_axes([Dial("d", "d", "", 0.5)], {"d": close})
     assert axis.texts == ("0.12345678901", "0.12345678902", "0.5")
     assert short_names([Path("x/a-b/c"), Path("x/a/b-c"), Path("x/a/b,c")]) == ["a-b-c", "a-b-c-2", "a-b_c"]
 
@@ -67,27 +67,6 @@ def test_cells_are_found_by_place_and_lines_run_along_one_axis() -> None:
     drawn = grid(2, 3)
     assert [drawn.at(cell.place) for cell in drawn.cells] == list(drawn.cells)
     assert [cell.place for cell in drawn.line(1, (1, 0))] == [(1, 0), (1, 1), (1, 2)]
-
-
-DIALS = (Dial("lambda_pixel", "λ_pix", "", 1.0), Dial("timestep", "t", "", 1.0, 0, 999, whole=True))
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"guidance_scale": (1.0,)}, ["no dial `guidance_scale`", "`timestep`"]),
-        ({"lambda_semantic": (1.0,)}, ["no dial `lambda_semantic`", "--semantic DIR"]),
-        ({"timestep": (1.5,)}, ["cannot be 1.5", "whole number"]),
-        ({"timestep": (1000.0,), "blur": (1.0,)}, ["cannot be 1000", "0 to 999", "no dial `blur`"]),
-    ],
-)
-def test_dials_that_a_model_lacks_and_values_they_cannot_have_are_told(
-    asked: dict[str, tuple[float, ...]], words: list[str]
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        dial_axes("m", DIALS, asked)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_adapters_are_called_by_what_tells_them_apart() -> None:
@@ -205,7 +184,7 @@ def test_the_sheet_has_semantic_across_pixel_up_and_input_and_reference_beside(
     settings = config(
         models_file, photo_folder / "a.png", tmp_path / "out", hq=hq_folder / "a.png", crop=("200,100,40,30",), cell_px=112
     )
-    sweep = run_all(replace(settings, color_fix="none", lambda_pixel="0,1"))
+    sweep = run_all(with_lists(replace(settings, color_fix="none"), lambda_pixel="0,1"))
     sheet = np.asarray(Image.open(tmp_path / "out" / "sheets" / "a.png"))
     beside, rest = sheet[:, :150], sheet[:, 150:]
     found = {key: place_of(beside, thumbnail(sweep.views.whole("a", key), 112)) for key in (LQ, HQ)}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_model import make_base
-from training_case import make_config, make_photos
+from training_case import make_config, make_photos, told
 
-from srcli.config.training import Prompts, TrainConfig
+from srcli.config.training import TrainConfig
 from srcli.errors import ModelError, OutOfMemoryError, TrainingError, UsageError
 from srcli.networks.adapters import load_adapter
 from srcli.training import checkpoint, loop
@@ -111,7 +111,7 @@ def test_losses_compare_with_sharpened_references_and_validation_with_the_photos
 RECIPES = {
     "pixel": ("pixel", {}),
     "pixel with average and cosine": ("pixel", {"ema": 0.9, "schedule": "cosine", "warmup": 3}),
-    "pixel with discriminator": ("pixel", {**GAN, "losses": {"gan": 0.1, "matching": 0.1}}),
+    "pixel with discriminator": ("pixel", GAN),
     "semantic": (
         "semantic",
         {"ema": 0.5, **GAN, "references": {"sharpening": 1}, "frequency": {"mode": "amplitude", "patch": 16}},
@@ -162,7 +162,7 @@ def test_the_semantic_stage_leaves_the_pixel_adapter_and_the_base_as_they_are(
         real = loop.Run._finish
 
         def look(self: loop.Run) -> Path:
-            kept.update({key: value.clone() for key, value in self.networks.unet.state_dict().items()})
+            kept.update({key: value.clone() for key, value in self.trainee.network.state_dict().items()})
             return real(self)
 
         patch.setattr(loop.Run, "_finish", look)
@@ -317,7 +317,7 @@ def test_what_costs_memory_is_told_before_the_start(
     with caplog.at_level(logging.INFO, "srcli"):
         train(make_config("pixel", photos, tmp_path, {"steps": 1}), base)
     (line,) = [message for message in caplog.messages if message.startswith("memory:")]
-    assert "UNet" in line
+    assert "network" in line
     assert "decoder" in line
 
 
@@ -339,9 +339,9 @@ def test_an_output_that_holds_another_run_is_refused(base: Path, photos: Path, p
 
 def test_a_prompt_that_the_base_does_not_know_is_told(base: Path, photos: Path, pixel: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="knows no prompt `a cat`"):
-        train(make_config("semantic", photos, tmp_path, pixel=pixel, prompts=Prompts("", "a cat", "negative")), base)
+        train(make_config("semantic", photos, tmp_path, pixel=pixel, told=told("a cat")), base)
     with pytest.raises(UsageError, match="captions need a text encoder"):
-        train(make_config("semantic", photos, tmp_path, pixel=pixel, prompts=Prompts("", "", "", "sidecar")), base)
+        train(make_config("semantic", photos, tmp_path, pixel=pixel, captions="sidecar"), base)
 
 
 def test_settings_that_make_no_sense_are_named_at_once(photos: Path, tmp_path: Path) -> None:
@@ -378,13 +378,19 @@ def test_a_stable_diffusion_base_trains_with_captions_and_decodes_one_by_one(tmp
     for index in range(2):
         (photos / f"{index}.txt").write_text(f"a ramp number {index}\n")
     short: dict[str, Any] = {"crop": 64, "steps": 3}
-    prompts = Prompts("", "photograph", "painting, blur", "sidecar")
     pixel = trained(make_config("pixel", photos, tmp_path / "pixel", short), base)
     assert any(value.abs().max() > 0 for key, value in pixel.items() if "lora_B" in key)
     results = {}
     for chunk in (0, 2):
         output = tmp_path / str(chunk)
-        changes = {"pixel": tmp_path / "pixel", "prompts": prompts, "decode_chunk": chunk, "val": str(photos), "val_images": 1}
+        changes = {
+            "pixel": tmp_path / "pixel",
+            "told": told("photograph", "painting, blur"),
+            "captions": "sidecar",
+            "decode_chunk": chunk,
+            "val": str(photos),
+            "val_images": 1,
+        }
         results[chunk] = trained(make_config("semantic", photos, output, short, **changes), base)
         assert {"csd", "l2"} <= set(records(output, "train")[0])
     for key, value in results[0].items():
@@ -396,7 +402,6 @@ def test_photos_without_a_caption_are_told(tmp_path: Path, pixel: Path, caplog: 
     photos = make_photos(tmp_path / "photos", 3)
     (photos / "0.txt").write_text("a ramp")
     train(make_config("pixel", photos, tmp_path / "pixel", {"crop": 64, "steps": 1}), base)
-    prompts = Prompts("", "photograph", "blur", "sidecar")
-    changes = {"pixel": tmp_path / "pixel", "prompts": prompts}
+    changes = {"pixel": tmp_path / "pixel", "told": told("photograph", "blur"), "captions": "sidecar"}
     train(make_config("semantic", photos, tmp_path / "semantic", {"crop": 64, "steps": 1}, **changes), base)
     assert any("2 photos have no caption" in message and "1.png" in message for message in caplog.messages)

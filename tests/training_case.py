@@ -9,9 +9,12 @@ import numpy as np
 from PIL import Image
 
 from srcli.config.recipe_file import build_recipe
-from srcli.config.training import Prompts, TrainConfig
+from srcli.config.training import TrainConfig
 
-PROMPTS = Prompts("", "positive", "negative")
+
+def told(positive: str = "positive", negative: str = "negative") -> dict[str, Any]:
+    """What the networks are told, as a row has it."""
+    return {"prompt": "", "prompts.positive": positive, "prompts.negative": negative, "timestep": 1}
 
 
 def make_photos(folder: Path, count: int = 5, size: tuple[int, int] = (120, 90)) -> Path:
@@ -24,10 +27,16 @@ def make_photos(folder: Path, count: int = 5, size: tuple[int, int] = (120, 90))
 
 
 def make_config(stage: str, photos: Path, output: Path, recipe: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
-    """A run of 6 steps of two 32-pixel crops in float32 on the CPU."""
+    """A run of 6 steps of two 32-pixel crops in float32 on the CPU; `pixel` is the pixel adapter of a semantic one."""
     short: dict[str, Any] = {"steps": 6, "batch": 2, "crop": 32, "rank": 2, "alpha": 2.0, "learning_rate": 1e-2}
     if stage == "semantic":
         short["losses"] = {"lpips": 0.0}
     settings: dict[str, Any] = {"workers": 0, "device": "cpu", "dtype": "fp32", "save_every": 3, "log_every": 2, "val": "none"}
-    settings |= {"base_name": "base", "prompts": PROMPTS} | changes
-    return TrainConfig(stage, (str(photos),), output, build_recipe(stage, [short, recipe or {}]), **settings)
+    pixel = changes.pop("pixel", None)
+    settings |= {
+        "base_name": "base",
+        "told": told(),
+        "adapters": {"pixel": pixel} if pixel and stage == "semantic" else {},
+    } | changes
+    built = build_recipe("pisasr", stage, [short, recipe or {}])
+    return TrainConfig("pisasr", stage, (str(photos),), output, built, **settings)

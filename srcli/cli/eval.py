@@ -7,13 +7,14 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from srcli.cli.family_options import with_dials
 from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
 from srcli.config.eval import BASELINE_NAMES, IQA_METRIC_NAMES, METRIC_NAMES, EvalConfig
 from srcli.console import console
@@ -34,6 +35,7 @@ METRICS = "Metrics"
 UPSCALE_FIRST = "Upscale first"
 
 
+@with_dials(panel=UPSCALE_FIRST)
 def evaluate(
     sr: Annotated[
         list[str] | None,
@@ -92,8 +94,7 @@ def evaluate(
         ),
     ] = "",
     scale: Annotated[float, typer.Option(help="Output sides over input sides.", rich_help_panel=UPSCALE_FIRST)] = 4.0,
-    lambda_pixel: Annotated[float | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=UPSCALE_FIRST)] = None,
-    lambda_semantic: Annotated[float | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=UPSCALE_FIRST)] = None,
+    dials: Mapping[str, float] = {},
     keep: Annotated[
         Path | None,
         typer.Option(help="Keep the upscaled images here, in a folder per row.", rich_help_panel=UPSCALE_FIRST, metavar="DIR"),
@@ -132,8 +133,7 @@ def evaluate(
         model=tuple(model or ()),
         baseline=tuple(_names(baseline)),
         scale=scale,
-        lambda_pixel=lambda_pixel,
-        lambda_semantic=lambda_semantic,
+        dials=dials,
         models_file=models_file,
         keep=keep,
         output=output,

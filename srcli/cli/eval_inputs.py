@@ -80,8 +80,7 @@ def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
         output=jobs[0].target.parent,
         model=model,
         models_file=config.models_file,
-        lambda_pixel=config.lambda_pixel,
-        lambda_semantic=config.lambda_semantic,
+        dials=config.dials,
         scale=config.scale,
         device=config.device,
         dtype=config.dtype,
@@ -89,9 +88,9 @@ def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
         overwrite=True,
     )
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        from srcli.opening import megapixels, open_stream, planned
+        from srcli.opening import megapixels, model_of, open_stream, planned
 
-        stream = open_stream(settings)
+        stream = open_stream(settings, model_of(settings))
     log.info("upscaling %d image%s with `%s`", len(jobs), "" if len(jobs) == 1 else "s", model)
     expected = {image.job: megapixels(image.output_size) for image in planned(settings, jobs)}
     failures: Failures = []

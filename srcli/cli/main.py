@@ -9,9 +9,10 @@ import typer
 
 from srcli import __version__
 from srcli.cli import eval as eval_command
-from srcli.cli import models, sweep, train_pixel, train_semantic, upscale
+from srcli.cli import models, sweep, train, upscale
 from srcli.console import console, set_up_logging, show_error
 from srcli.errors import SrcliError
+from srcli.families import all_stages
 
 app = typer.Typer(
     help="Upscale photos in batches with one-step diffusion super-resolution.",
@@ -21,8 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("upscale")(upscale.upscale)
-app.command("train-pixel")(train_pixel.train_pixel)
-app.command("train-semantic")(train_semantic.train_semantic)
+for stage in all_stages():
+    app.command(f"train-{stage}")(train.training_command(stage))
 app.command("eval")(eval_command.evaluate)
 app.command("sweep")(sweep.sweep)
 app.add_typer(models.app, name="models")

@@ -97,6 +97,8 @@ def _base_state(spec: ModelSpec) -> tuple[Path | None, str]:
     """The folder of the base, and whether it is there; looks at the disk alone."""
     from srcli.store.weights import base_folder
 
+    if not spec.base.names:
+        return None, "present"
     try:
         return base_folder(spec), "present"
     except ModelError:
@@ -141,11 +143,13 @@ def _as_data(spec: ModelSpec) -> dict[str, Any]:
         state=_state_of(spec),
         base={**base, "path": None if folder is None else str(folder), "state": state, **size},
         adapters={name: _adapter_data(spec, name) for name in spec.adapters},
-        prompts=dataclasses.asdict(spec.prompts),
-        training=None if spec.training is None else dataclasses.asdict(spec.training),
+        dials={dial.name: dial.default for dial in spec.dials},
+        training=dict(spec.training),
         origin=str(spec.origin),
+        **spec.own,
     )
-    del data["folder"], data["given_base"]
+    for key in ("folder", "given_base", "own", "dial_defaults"):
+        del data[key]
     return data
 
 

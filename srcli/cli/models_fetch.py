@@ -105,6 +105,8 @@ def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run:
 
     if spec is not None:
         _LOGGER.info("licence of model `%s`: %s", spec.name, spec.licence)
+        if not base.names:
+            raise ModelError(f"model `{spec.name}` has no base to fetch", "use it as it is")
         if base.repo is None:
             return base_folder(spec)
     label = f"`{name}`" if spec is None else f"model `{name}`"
@@ -141,7 +143,7 @@ def _keep_prompts(folder: Path, spec: ModelSpec | None) -> None:
         return
     from srcli.networks.backbone import keep_prompts
 
-    prompts = ["", spec.prompt, spec.prompts.positive, spec.prompts.negative] if spec is not None else [""]
+    prompts = ["", *spec.prompts] if spec is not None else [""]
     keep_prompts(folder, prompts)
 
 

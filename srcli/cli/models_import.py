@@ -15,6 +15,7 @@ import typer
 from srcli.cli.models_fetch import tell_next_step
 from srcli.cli.options import FILES, ModelsFile
 from srcli.errors import ModelError, UsageError
+from srcli.families import convert_checkpoint, families
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
 from srcli.rows.spec import (
     ROW_NAME,
@@ -29,16 +30,6 @@ from srcli.rows.spec import (
 from srcli.rows.user_rows import add_user_row
 
 _LOGGER = logging.getLogger("srcli")
-_PISA_ROW = {
-    "native_scale": 4,
-    "prompt": "",
-    "timestep": 1,
-    "tile": 768,
-    "overlap": 256,
-    "min_side": 128,
-    "color_fix": "adain",
-}
-"""What holds for PiSA-SR's own checkpoint: the defaults of its code, tiles as output pixels (96 and 32 cells)."""
 
 
 def import_model(
@@ -146,11 +137,11 @@ def _checked_base(name: str, known: ModelSpec | None, base: str | None, *, force
 
 def _import_as_new(name: str, file: Path, base: str, licence: str | None, models_file: Path | None) -> None:
     source = base_of(base)
+    family, imports = next((name, each.imports) for name, each in families().items() if each.imports)
     row: dict[str, Any] = {
-        "family": "pisasr",
-        "description": "PiSA-SR, imported",
+        "family": family,
+        **imports.row,
         "base": _base_row(source),
-        **_PISA_ROW,
         "licence": licence or "unknown",
         "source": f"imported from {file.name}",
     }
@@ -181,13 +172,13 @@ def _converted(spec: ModelSpec, file: Path, folder: Path, licence: str) -> Itera
     Yields:
         The SHA-256 of the adapters' files by their names; the files are in place.
     """
-    unet_folder = _unet_folder(spec)
+    base_file = _base_file(spec)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{spec.name}-") as work:
             new, old = Path(work) / "new", Path(work) / "old"
             new.mkdir()
-            sums = _convert(spec, file, unet_folder, new, licence)
+            sums = _convert(spec, file, base_file, new, licence)
             if folder.exists():
                 folder.rename(old)
             try:
@@ -203,22 +194,23 @@ def _converted(spec: ModelSpec, file: Path, folder: Path, licence: str) -> Itera
         raise ModelError(message, "check the space and the rights of its folder") from fault
 
 
-def _convert(spec: ModelSpec, file: Path, unet_folder: Path, new: Path, licence: str) -> dict[str, str]:
-    from srcli.families.pisasr.reference import import_reference
+def _convert(spec: ModelSpec, file: Path, base_file: Path, new: Path, licence: str) -> dict[str, str]:
     from srcli.store.weights import sha256_of
 
     base_name = spec.base.embedded or spec.base.repo or str(spec.base.path)
-    adapters = import_reference(file, unet_folder, new, base_name, licence)
-    sums = {adapter.name: sha256_of(adapter.path) for adapter in adapters}
+    adapters = convert_checkpoint(spec.family, file, base_file, new, base_name, licence)
+    sums = {name: sha256_of(path) for name, path in adapters.items()}
     record_sums(new, {f"{name}/{IMPORTED_FILE}": digest for name, digest in sums.items()})
     return sums
 
 
-def _unet_folder(spec: ModelSpec) -> Path:
-    """Where the base's `unet/config.json` is; it alone is fetched where the base is not there."""
+def _base_file(spec: ModelSpec) -> Path:
+    """The file of the base that tells its layers; it alone is fetched where the base is not there."""
     from srcli.store.hub import cached_base, fetch_config
     from srcli.store.weights import base_folder
 
+    imports = spec.declared.imports
+    assert imports is not None
     if spec.base.repo is None or cached_base(spec.base) is not None:
-        return base_folder(spec) / "unet"
-    return fetch_config(spec.base, "unet/config.json", f"model `{spec.name}`").parent
+        return base_folder(spec) / imports.base_file
+    return fetch_config(spec.base, imports.base_file, f"model `{spec.name}`")

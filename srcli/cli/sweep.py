@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
 from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES
 from srcli.config.sweep import SweepConfig
@@ -29,46 +31,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("srcli")
 
-DIALS = "Dials"
 METRICS = "Metrics"
 PICTURES = "Pictures"
 
 
+@with_adapters(several=True)
+@with_dials(lists=True)
 def sweep(
     inputs: Annotated[
         list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT", show_default=False)
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.", show_default=False, metavar="DIR")],
-    lambda_pixel: Annotated[
-        str | None,
-        typer.Option(help="Weights of pixel fidelity: `0,0.5,1`, `0:1.5:0.25`, or both.", rich_help_panel=DIALS, metavar="LIST"),
-    ] = None,
-    lambda_semantic: Annotated[
-        str | None, typer.Option(help="Weights of semantic detail, likewise.", rich_help_panel=DIALS, metavar="LIST")
-    ] = None,
-    timestep: Annotated[
-        str | None,
-        typer.Option(
-            help="Diffusion timesteps that the UNet is told; each costs passes of its own.", rich_help_panel=DIALS, metavar="LIST"
-        ),
-    ] = None,
-    dial: Annotated[
-        list[str] | None,
-        typer.Option(help="Another dial of the model. Repeatable.", rich_help_panel=DIALS, metavar="NAME=LIST"),
-    ] = None,
+    dials: Mapping[str, str] = {},
     model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
     models_file: ModelsFile = None,
-    pixel: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Pixel adapter, as in `srcli upscale`. Repeat it to compare adapters, of several ranks say.",
-            rich_help_panel=MODEL,
-            metavar="DIR",
-        ),
-    ] = None,
-    semantic: Annotated[
-        list[Path] | None, typer.Option(help="Semantic adapter, likewise.", rich_help_panel=MODEL, metavar="DIR")
-    ] = None,
+    adapters: Mapping[str, list[Path]] = {},
     color_fix: Annotated[
         str | None,
         typer.Option(help="adain, wavelet, none. The model's own if not given.", rich_help_panel=MODEL, metavar="FIX"),
@@ -136,14 +113,10 @@ def sweep(
     config = SweepConfig(
         inputs=tuple(inputs),
         output=output,
-        lambda_pixel=lambda_pixel,
-        lambda_semantic=lambda_semantic,
-        timestep=timestep,
-        dial=tuple(dial or ()),
+        lists=dials,
         model=model,
         models_file=models_file,
-        pixel=tuple(pixel or ()),
-        semantic=tuple(semantic or ()),
+        adapters={name: tuple(paths) for name, paths in adapters.items()},
         hq=hq,
         metrics=_names(metrics, hq),
         crop_border=crop_border,

@@ -7,12 +7,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
 from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
@@ -25,6 +26,8 @@ from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, suffix_counts
 log = logging.getLogger("srcli")
 
 
+@with_adapters()
+@with_dials()
 def upscale(
     inputs: Annotated[
         list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT", show_default=False)
@@ -39,26 +42,8 @@ def upscale(
         str, typer.Option(help="A name from `srcli models list`, or the output folder of a training run.", rich_help_panel=MODEL)
     ] = "tiny",
     models_file: ModelsFile = None,
-    pixel: Annotated[
-        Path | None,
-        typer.Option(
-            help="Pixel adapter: the output of `srcli train-pixel`, a checkpoint of it, or the file. The model's if not given.",
-            rich_help_panel=MODEL,
-            metavar="DIR",
-        ),
-    ] = None,
-    semantic: Annotated[
-        Path | None,
-        typer.Option(help="Semantic adapter, likewise.", rich_help_panel=MODEL, metavar="DIR"),
-    ] = None,
-    lambda_pixel: Annotated[
-        float | None,
-        typer.Option(help="Weight of pixel fidelity: denoise and deblur. 1 if not given.", rich_help_panel=MODEL),
-    ] = None,
-    lambda_semantic: Annotated[
-        float | None,
-        typer.Option(help="Weight of semantic detail: texture and sharpness. 1 if not given.", rich_help_panel=MODEL),
-    ] = None,
+    adapters: Mapping[str, Path] = {},
+    dials: Mapping[str, float] = {},
     color_fix: Annotated[
         str | None,
         typer.Option(
@@ -139,10 +124,8 @@ def upscale(
         output=Path(output),
         model=model,
         models_file=models_file,
-        pixel=pixel,
-        semantic=semantic,
-        lambda_pixel=lambda_pixel,
-        lambda_semantic=lambda_semantic,
+        adapters=adapters,
+        dials=dials,
         scale=scale,
         width=width,
         height=height,
@@ -227,9 +210,9 @@ def _check_report(report: Path, jobs: Sequence[Job]) -> None:
 def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: Report) -> None:
     make_output_folder(todo[0].target.parent)
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        from srcli.opening import megapixels, open_stream, planned
+        from srcli.opening import megapixels, model_of, open_stream, planned
 
-        stream = open_stream(config)
+        stream = open_stream(config, model_of(config))
     expected = {image.job: megapixels(image.output_size) for image in planned(config, todo)}
     with UpscaleProgress(len(todo), sum(expected.values())) as progress:
         outcomes = stream.run(todo, lambda job: progress.start(job.source.name))
@@ -248,11 +231,11 @@ def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: R
 
 def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job], left_out: dict[str, int]) -> int:
     """Tell what would be done; the estimate comes from one tile, timed on this machine now."""
-    from srcli.opening import estimate_seconds, megapixels, open_stream, planned
+    from srcli.opening import estimate_seconds, megapixels, model_of, open_stream, planned
 
     images = list(planned(config, todo))
     good = [image for image in images if not image.fault]
-    seconds = estimate_seconds(open_stream(config), good) if good else 0.0
+    seconds = estimate_seconds(open_stream(config, model_of(config)), good) if good else 0.0
     total = sum(megapixels(image.output_size) for image in good)
     code = 1 if len(good) < len(images) else 0
     if config.json:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults
@@ -35,8 +34,8 @@ class EvalConfig:
     baseline: tuple[str, ...] = ()
     """Plain filters that enlarge `lq`."""
     scale: float = 4.0
-    lambda_pixel: float | None = None
-    lambda_semantic: float | None = None
+    dials: Mapping[str, float] = field(default_factory=dict)
+    """Of every model."""
     models_file: Path | None = None
     keep: Path | None = None
     """Where the upscaled pictures stay, in a folder per model; None: nowhere."""
@@ -125,9 +124,6 @@ def _lq_faults(config: EvalConfig) -> list[str]:
             faults.append(f"`--baseline {name}` is none of {', '.join(BASELINE_NAMES)}")
     if not 0 < config.scale <= MAX_SCALE:
         faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
-    for option, value in (("--lambda-pixel", config.lambda_pixel), ("--lambda-semantic", config.lambda_semantic)):
-        if value is not None and not math.isfinite(value):
-            faults.append(f"`{option} {value}` is not a number")
-        if value is not None and not config.model:
-            faults.append(f"`{option}` is used with `--model` only")
+    if not config.model:
+        faults += [f"`--{name.replace('_', '-')}` is used with `--model` only" for name in config.dials]
     return faults + device_faults(config.device, config.dtype)

@@ -1,6 +1,7 @@
 """The recipe of a training run: everything that decides what the adapter becomes, apart from photos, base and seed.
 
-The defaults are PiSA-SR's (Sun et al., CVPR 2025, section 4.1 and supplement; what the paper leaves open, from its code).
+A stage may have keys of its own beside these (`recipe.py` of its family), and other defaults (its declaration). The defaults here
+are PiSA-SR's (Sun et al., CVPR 2025, section 4.1 and supplement; what the paper leaves open, from its code).
 `srcli train-pixel --show-recipe` prints a recipe with its comments, `--recipe FILE` reads it back.
 """
 
@@ -15,13 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from srcli.config.degradation import Degradation
 
-STAGES = ("pixel", "semantic")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-DEFAULT_TARGETS = (
-    r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
-)
-"""PiSA-SR's: all convolutions and all attention and MLP projections of the UNet, not the time embedding."""
-
 SIGMA_PX = 1.2
 """Of `References`."""
 
@@ -38,31 +33,9 @@ class Losses:
     psnr: Annotated[Weight, Field(description="decibels that each picture's PSNR is short of 40 dB")] = 0.0
     ssim: Annotated[Weight, Field(description="1 - SSIM of luma")] = 0.0
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
-    csd: Annotated[Weight, Field(description="classifier score distillation by the frozen base")] = 0.0
     gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
-    matching: Annotated[Weight, Field(description="distance of what the discriminator's layers see")] = 0.0
     frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
     grid: Annotated[Weight, Field(description="steps that are uneven over the latent cells' grid, beyond the reference's")] = 0.0
-
-
-@dataclass(frozen=True, config=STRICT)
-class Csd:
-    """Classifier score distillation (PiSA-SR, eqs. 5, 6, S4)."""
-
-    guidance_scale: Annotated[Positive, Field(description="classifier-free guidance of the teacher")] = 7.5
-    step_range: Annotated[
-        tuple[float, float], Field(description="noise steps drawn, as shares of the base's, upper end excluded")
-    ] = (0.02, 0.5)
-    null_prompt_ratio: Annotated[
-        float, Field(ge=0, le=1, description="share of samples that the trained UNet sees under the empty prompt")
-    ] = 0.5
-
-    @field_validator("step_range")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 1:
-            raise ValueError("must be two shares, 0 <= low < high <= 1")
-        return value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -124,19 +97,16 @@ class Recipe:
     crop: Annotated[int, Field(ge=16, description="side of the crops, in output pixels")] = 512
     rank: Annotated[int, Field(ge=1, description="of the adapter")] = 4
     alpha: Annotated[Positive, Field(description="the adapter is scaled by alpha / rank")] = 8.0
-    targets: Annotated[str, Field(description="regular expression of the UNet's layers that get an adapter")] = DEFAULT_TARGETS
+    targets: Annotated[
+        str, Field(description="regular expression of the layers that get an adapter; empty = those of the method")
+    ] = ""
     learning_rate: Annotated[Positive, Field(description="peak, of AdamW")] = 5e-5
     schedule: Annotated[Literal["constant", "cosine", "linear"], Field(description="after the warm-up")] = "constant"
     warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 0
     weight_decay: Annotated[Weight, Field(description="of AdamW")] = 1e-2
     clip_norm: Annotated[Weight, Field(description="largest norm of the gradient; 0 = no clipping")] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1, description="decay of the average that is saved; 0 = save the last weights")] = 0.0
-    orthogonal: Annotated[bool, Field(description="semantic stage: keep its update off what the pixel adapter spans")] = False
-    orthogonal_energy: Annotated[
-        float, Field(gt=0, le=1, description="share of the pixel adapter's energy that is kept free")
-    ] = 0.95
     losses: Losses = Field(default_factory=Losses)
-    csd: Csd = Field(default_factory=Csd)
     gan: Gan = Field(default_factory=Gan)
     frequency: Frequency = Field(default_factory=Frequency)
     references: References = Field(default_factory=References)
@@ -155,15 +125,8 @@ class Recipe:
     def _something_to_learn(self) -> Recipe:
         if not any(asdict(self.losses).values()):
             raise ValueError("`losses` are all 0: there is nothing to learn")
-        late = ("gan", "matching")
-        if not any(weight for name, weight in asdict(self.losses).items() if name not in late) and self.gan.start >= self.steps:
+        if not any(weight for name, weight in asdict(self.losses).items() if name != "gan") and self.gan.start >= self.steps:
             raise ValueError(f"`losses.gan` alone, from step {self.gan.start} of {self.steps} on: there is nothing to learn")
-        return self
-
-    @model_validator(mode="after")
-    def _matching_has_its_discriminator(self) -> Recipe:
-        if self.losses.matching and not self.losses.gan:
-            raise ValueError("`losses.matching` is about what the discriminator of `losses.gan` sees, and that weight is 0")
         return self
 
     @model_validator(mode="after")
@@ -173,10 +136,3 @@ class Recipe:
         if self.losses.gan and self.crop % 8:
             raise ValueError(f"`crop` {self.crop} is no multiple of 8, which the discriminator of `losses.gan` needs")
         return self
-
-
-STAGE_DEFAULTS: dict[str, dict[str, object]] = {
-    "pixel": {"steps": 4000},
-    "semantic": {"steps": 8500, "losses": {"lpips": 2.0, "csd": 1.0}},
-}
-"""What the stages' defaults add to `Recipe`'s."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,32 +14,38 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tomlkit.items import Table
 
-from srcli.config.recipe import STAGE_DEFAULTS, Recipe
+from srcli.config.recipe import Recipe
 from srcli.errors import UsageError, joined_faults
+from srcli.families import families, recipe_class
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-_HINT = "`srcli train-pixel --show-recipe` prints every key with its meaning"
+_HINT = "`--show-recipe` prints every key with its meaning"
 
 
-def build_recipe(stage: str, layers: Sequence[Mapping[str, Any]]) -> Recipe:
+def build_recipe(family: str, stage: str, layers: Sequence[Mapping[str, Any]]) -> Recipe:
     """The stage's defaults with `layers` laid over them, later ones above; tables are merged key by key.
 
     Raises:
         UsageError: unknown keys, wrong types or values out of range; all of them.
     """
     merged: dict[str, Any] = {}
-    for layer in (STAGE_DEFAULTS[stage], *layers):
+    for layer in (families()[family].stages[stage].defaults, *layers):
         _lay_over(merged, layer)
     try:
-        return TypeAdapter(Recipe).validate_python(merged)
+        return TypeAdapter(recipe_class(family, stage)).validate_python(merged)
     except ValidationError as error:
         faults = [_fault(detail) for detail in error.errors(include_url=False)]
         message = faults[0] if len(faults) == 1 else joined_faults(f"{len(faults)} faults in the recipe", faults)
         raise UsageError(message, _HINT) from None
+
+
+def recipe_differences(recipe: Recipe, other: Recipe) -> dict[str, Any]:
+    """The keys in which one recipe is other than another of its kind, as a layer that makes it of that."""
+    return _differences(asdict(recipe), asdict(other))
 
 
 def read_recipe_file(file: Path) -> dict[str, Any]:
@@ -62,6 +69,17 @@ def recipe_as_toml(recipe: Recipe, title: str) -> str:
     document.add(tomlkit.comment(title))
     _write(document, recipe)
     return tomlkit.dumps(document)
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in one.items():
+        if isinstance(value, Mapping):
+            if inner := _differences(value, other[key]):
+                changed[key] = inner
+        elif value != other[key]:
+            changed[key] = list(value) if isinstance(value, tuple) else value
+    return changed
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

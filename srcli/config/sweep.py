@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,7 +18,6 @@ MAX_CELLS = 10_000
 """Settings of all dials together."""
 DEFAULT_METRICS = ("psnr", "ssim")
 """With references; without, none."""
-_DIAL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,12 @@ class SweepConfig:
 
     inputs: tuple[str, ...]
     output: Path
-    lambda_pixel: str | None = None
-    """A list as of `parse_values`, as are the next two."""
-    lambda_semantic: str | None = None
-    timestep: str | None = None
-    dial: tuple[str, ...] = ()
-    """Other dials, each `NAME=LIST`."""
+    lists: Mapping[str, str] = field(default_factory=dict)
+    """Dial -> its values, as of `parse_values`."""
     model: str = "tiny"
     models_file: Path | None = None
-    pixel: tuple[Path, ...] = ()
-    """Pixel adapters to compare, in place of the model's; likewise `semantic`. More than one makes an axis of the sweep."""
-    semantic: tuple[Path, ...] = ()
+    adapters: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """To compare, in place of the model's own. More than one of a kind make an axis of the sweep."""
     hq: Path | None = None
     """Folder of references, or one file."""
     metrics: tuple[str, ...] | None = None
@@ -88,7 +82,7 @@ class SweepConfig:
     @property
     def dials(self) -> dict[str, tuple[float, ...]]:
         """Name -> ascending values, of each dial that is asked for."""
-        return {name: parse_values(text) for name, text, _ in _given_dials(self)}
+        return {name: parse_values(text) for name, text in self.lists.items()}
 
     @property
     def all_metrics(self) -> tuple[str, ...]:
@@ -154,37 +148,21 @@ def _part_values(part: str) -> set[Decimal]:
     return {start + index * step for index in range(int((end - start) / step) + 1)}
 
 
-def _given_dials(config: SweepConfig) -> list[tuple[str, str, str]]:
-    """Name, list and what was typed, of each dial."""
-    named = ("lambda_pixel", "lambda_semantic", "timestep")
-    given = [(name, text, f"--{name.replace('_', '-')} {text}") for name in named if (text := getattr(config, name)) is not None]
-    for each in config.dial:
-        name, _, text = each.partition("=")
-        given.append((name.strip().lstrip("-").replace("-", "_"), text, f"--dial {each}"))
-    return given
-
-
 def _dial_faults(config: SweepConfig) -> list[str]:
     faults = []
-    cells = max(1, len(config.pixel)) * max(1, len(config.semantic))
-    given = _given_dials(config)
-    for name, text, typed in given:
-        if not _DIAL_NAME.fullmatch(name):
-            faults.append(f"`{typed}` names no dial: write it as in `--dial guidance-scale=1,1.1`")
-            continue
+    cells = math.prod(len(paths) for paths in config.adapters.values())
+    for name, text in config.lists.items():
         try:
             cells *= len(parse_values(text))
         except ValueError as fault:
-            faults.append(f"`{typed}`: {fault}")
-    names = [name for name, _, _ in given]
-    faults += [f"the dial `{name}` is given twice" for name in sorted({name for name in names if names.count(name) > 1})]
-    if not given and cells == 1:
-        faults.append("nothing to sweep: give a dial as in `--lambda-pixel 0:1.5:0.25`, or several `--semantic`")
+            faults.append(f"`--{name.replace('_', '-')} {text}`: {fault}")
+    if not config.lists and cells == 1:
+        faults.append("nothing to sweep: give values to a dial, or several adapters")
     if cells > MAX_CELLS:
         faults.append(f"the dials have {cells} settings together, over {MAX_CELLS}")
-    for option, paths in (("--pixel", config.pixel), ("--semantic", config.semantic)):
+    for name, paths in config.adapters.items():
         if len({path.resolve() for path in paths}) < len(paths):
-            faults.append(f"`{option}` names one adapter twice")
+            faults.append(f"`--{name}` names one adapter twice")
     return faults
 
 

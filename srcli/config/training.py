@@ -1,47 +1,39 @@
-"""The settings of `srcli train-pixel` and `srcli train-semantic`; needs pydantic."""
+"""The settings of the training commands; needs pydantic."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults
-from srcli.config.recipe import STAGES, Recipe
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What the networks are told; names of embeddings where the base has no text encoder."""
-
-    inference: str = ""
-    """Also the empty prompt of `csd.null_prompt_ratio`."""
-    positive: str = ""
-    """Appended to each caption, or alone where there are no captions."""
-    negative: str = ""
-    captions: str = ""
-    """`sidecar`, a list file, `model:REPO`, or nothing."""
+from srcli.config.recipe import Recipe
+from srcli.families import families
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What a training command is to do; `recipe` holds what decides the result, the rest how it is carried out."""
 
+    family: str
     stage: str
-    """`pixel` or `semantic`."""
+    """One of the family's."""
     data: tuple[str, ...]
     """Sources as `PATH[,lq=DIR][,weight=W]`."""
     output: Path
     recipe: Recipe
+    told: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What the networks are told: the values of the row's own keys and of its dials."""
     model: str = "tiny"
     base_name: str = ""
     """As the adapter's metadata will name it."""
-    pixel: Path | None = None
-    """Semantic stage: the pixel adapter's file or folder."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Files or folders of the adapters that the stage builds on."""
     start_from: Path | None = None
     """File or folder of an adapter of this stage whose weights the training begins with, instead of an empty one."""
-    prompts: Prompts = Prompts()
+    captions: str = ""
+    """`sidecar`, a list file, `model:REPO`, or nothing."""
     scale: int = 4
-    timestep: int = 1
     seed: int = 0
     val: str = ""
     """A source, `none`, or nothing to hold photos out of the data."""
@@ -60,15 +52,10 @@ class TrainConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.stage not in STAGES:
-            faults.append(f"`{self.stage}` is no stage: {', '.join(STAGES)}")
-        if not self.data:
-            faults.append("no `--data` given")
-        if self.stage == "semantic" and self.pixel is None:
-            faults.append("the semantic stage needs `--pixel`, the adapter that `srcli train-pixel` made")
-        if self.stage == "pixel" and self.recipe.orthogonal:
-            faults.append("`--orthogonal` belongs to the semantic stage")
+        stage = families()[self.family].stages[self.stage]
+        faults = [] if self.data else ["no `--data` given"]
+        faults += [f"it builds on the {name} adapter: give `--{name}`" for name in stage.needs if name not in self.adapters]
+        faults += stage.check(self)
         for name in ("val_images", "val_every", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 faults.append(f"`--{name.replace('_', '-')} {getattr(self, name)}` is not positive")

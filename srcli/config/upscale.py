@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults, tile_faults
+from srcli.images.suffixes import OUTPUT_FORMATS
 
 MAX_SCALE = 8
 COLOR_FIX_NAMES = ("adain", "wavelet", "none")
-FORMAT_NAMES = ("png", "jpeg", "webp", "tiff")
+FORMAT_NAMES = tuple(OUTPUT_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,9 @@ class UpscaleConfig:
     output: Path
     model: str = "tiny"
     models_file: Path | None = None
-    pixel: Path | None = None
-    """Another pixel adapter than the model's; as is `semantic`, a file or the folder of a training run or checkpoint."""
-    semantic: Path | None = None
-    lambda_pixel: float | None = None
-    lambda_semantic: float | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """In place of the model's own: a file, or the folder of a training run or checkpoint."""
+    dials: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
     """Output sides over input sides; 4 where nothing else sets the size."""
     width: int | None = None
@@ -86,9 +85,6 @@ def _size_faults(config: UpscaleConfig) -> list[str]:
 
 def _work_faults(config: UpscaleConfig) -> list[str]:
     faults = []
-    for name, value in (("--lambda-pixel", config.lambda_pixel), ("--lambda-semantic", config.lambda_semantic)):
-        if value is not None and not math.isfinite(value):
-            faults.append(f"`{name} {value}` is not a number")
     faults += tile_faults(config.tile, config.overlap, config.batch)
     faults += device_faults(config.device, config.dtype)
     if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:

@@ -39,7 +39,7 @@ class Blend:
 
     Args:
         grid: the tiles.
-        channels: of the blended plane.
+        channels: of the tiles.
         height: of the plane.
         width: of the plane.
     """

@@ -23,8 +23,8 @@ _ENLARGED_LONG_SIDE = 1024
 """Inputs that are enlarged to a model's `min_side` stop there on their longer side."""
 
 
-def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> Canvas:
-    """The input as the model wants it: bicubic at `native_scale`.
+def prepare_canvas(picture: Picture, native_scale: int, min_side: int, enlargement: str) -> Canvas:
+    """The input as the model wants it, enlarged by `native_scale`: `bicubic` or `bilinear`.
 
     Inputs below `min_side` are enlarged to it first, as PiSA-SR does; a very long and narrow one only until its longer side
     has 1024 pixels. Fully transparent pixels have the colour of the nearest that can be seen.
@@ -32,11 +32,12 @@ def prepare_canvas(picture: Picture, native_scale: int, min_side: int) -> Canvas
     values = visible_colors(picture)
     width, height = enlarged_size(picture.width, picture.height, min_side)
     if (width, height) == (picture.width, picture.height):
-        return Canvas(values, native_scale)
+        return Canvas(values, native_scale, enlargement == "bilinear")
     size = (height, width)
     if picture.bit_depth == 8:
-        return Canvas(resample_u8(values, size), native_scale)
-    return Canvas(resample(to_floats(values), size, Image.Resampling.BICUBIC), native_scale)
+        return Canvas(resample_u8(values, size), native_scale, enlargement == "bilinear")
+    enlarged = resample(to_floats(values), size, Image.Resampling.BICUBIC)
+    return Canvas(enlarged, native_scale, enlargement == "bilinear")
 
 
 def enlarged_size(width: int, height: int, min_side: int) -> tuple[int, int]:

@@ -1,36 +1,28 @@
 """One picture at many settings of a model's dials, for little more than one: encode, run each pass once, combine, decode.
 
-Knows the `Adjustable` protocol and nothing of any method.
+Knows the `Restorer` protocol and nothing of any method.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from srcli.engine.parts import Plane
 from srcli.engine.restore import Engine
-from srcli.protocol import Adjustable, Mixture, Settings
+from srcli.protocol import Mixture, Picture, Settings
 
 Step = tuple[Hashable, ...]
 """What is computed once: `(encoding,)` is a latent, `(encoding, pass)` the pass's answer to it."""
 
 
-@dataclass
 class MixingEngine(Engine):
-    """Restores with a model that has dials.
-
-    Args:
-        restorer: the model.
-        limits: see `Engine`.
-    """
-
-    restorer: Adjustable
+    """Restores one picture at many settings."""
 
     def restore_all(self, picture: Plane, settings: Sequence[Settings]) -> Iterator[tuple[int, Tensor]]:
         """Restore one picture at each of `settings`: each encoding and each pass is computed once, each setting decoded.
@@ -41,7 +33,7 @@ class MixingEngine(Engine):
 
         Args:
             picture: a `Canvas`, or (3, H, W), RGB, float32 in [-1, 1], at output size.
-            settings: of the dials.
+            settings: of the dials, laid over the engine's own.
 
         Yields:
             index in `settings`, and the result: (3, H, W), RGB, float32, clamped to [-1, 1].
@@ -50,7 +42,8 @@ class MixingEngine(Engine):
             OutOfMemoryError: not even the smallest tile fits.
             ImageError: the network gives NaN in float32 too.
         """
-        mixtures = [self.restorer.mix(each) for each in settings]
+        with torch.inference_mode():
+            mixtures = [self.restorer.mix({**self.settings, **each}, cast(Picture, picture)) for each in settings]
         left = Counter(step for mixture in mixtures for step in _steps(mixture))
         known: dict[Step, Tensor] = {}
         for index in _order(mixtures):
@@ -66,7 +59,7 @@ class MixingEngine(Engine):
             if step not in known:
                 known[step] = self._with_less_memory(partial(self._compute, step, picture, known), [picture])
         latent = known[(mixture.encoding,)]
-        prediction = torch.zeros_like(latent)
+        prediction = self._nothing(latent)
         for key, weight in mixture.weights.items():
             prediction.add_(known[(mixture.encoding, key)], alpha=weight)
         restored = self.restorer.apply(latent, prediction)

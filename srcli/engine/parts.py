@@ -8,31 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from srcli.engine.blend import Seams
 from srcli.engine.sums import side_by_side
 from srcli.engine.tiles import Grid, Tile, halo_grid, margins_of, spread_grid
-from srcli.protocol import Part
+from srcli.protocol import Part, Picture
 
-
-class Source(Protocol):
-    """A picture that gives crops of itself, such as `srcli.images.canvas.Canvas`."""
-
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        """(height, width, 3), RGB, float32 in [0, 1]; beyond the bottom and the right edge the last row and column go on."""
-        ...
-
-
-Plane: TypeAlias = Tensor | Source
+Plane: TypeAlias = Tensor | Picture
 """What is cut into tiles: (C, H, W), or a picture in as few bytes as it needs."""
 Call = Callable[[Callable[..., Tensor], Tensor], Tensor]
 """`call(run, batch)` is `run(batch)`, or as near to it as soundness needs."""
@@ -69,7 +55,7 @@ def run_part(part: Part, planes: Sequence[Plane], room: Room, call: Call) -> lis
 
     Args:
         part: the step.
-        planes: its inputs, (C, h * cell_in, w * cell_in) for h x w latent cells; a `Source` is padded to whole cells.
+        planes: its inputs, (C, h * cell_in, w * cell_in) for h x w latent cells; a `Picture` is padded to whole cells.
         room: what a call may take.
         call: how to run it.
 
@@ -99,7 +85,7 @@ def cells_of(plane: Plane, cell: int) -> tuple[int, int]:
 
 
 def cut(plane: Plane, tile: Tile, cell: int) -> Tensor:
-    """A tile of latent cells: (C, tile.height * cell, tile.width * cell); of a `Source` (3, …), float32 in [-1, 1]."""
+    """A tile of latent cells: (C, tile.height * cell, tile.width * cell); of a `Picture` (3, …), float32 in [-1, 1]."""
     top, left, height, width = (cell * side for side in (tile.top, tile.left, tile.height, tile.width))
     if isinstance(plane, Tensor):
         return plane[:, top : top + height, left : left + width]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, is_out_of_memory
-from srcli.protocol import Mixture, Part, Restorer
+from srcli.protocol import Mixture, Part, Picture, Restorer, Settings
 
 log = logging.getLogger("srcli")
 
@@ -125,10 +125,12 @@ class Engine:
     Args:
         restorer: the model.
         limits: where to begin; `self.limits` shrinks when memory runs out and stays so.
+        settings: of the model's dials, but for those that are found for each picture.
     """
 
     restorer: Restorer
     limits: Limits
+    settings: Settings = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
 
     def worked_pixels(self, height: int, width: int) -> int:
@@ -145,11 +147,26 @@ class Engine:
         return self.limits.grid(-(-height // factor), -(-width // factor))
 
     @torch.inference_mode()
-    def restore(self, pictures: Sequence[Plane]) -> list[Tensor]:
-        """Restore pictures that were already enlarged to output size.
+    def mix(self, pictures: Sequence[Plane]) -> list[Mixture]:
+        """What the settings need for each picture, and what was found for it.
 
         Args:
-            pictures: each a `Canvas`, or (3, H, W), RGB, float32 in [-1, 1]; any sides from 1 pixel, sizes may differ.
+            pictures: a `Picture` each; a tensor too where the model looks for nothing in it.
+
+        Raises:
+            OutOfMemoryError: not enough memory to look at them.
+        """
+        mix = self.restorer.mix
+        return self._with_less_memory(lambda: [mix(self.settings, cast(Picture, each)) for each in pictures], pictures)
+
+    @torch.inference_mode()
+    def restore(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture] | None = None) -> list[Tensor]:
+        """Restore pictures.
+
+        Args:
+            pictures: each a `Picture` at output size, or (3, H, W), RGB, float32 in [-1, 1], enlarged as the model's encoder
+                wants it and then of output size; any sides from 1 pixel, sizes may differ.
+            mixtures: of `mix`, if they are known.
 
         Returns:
             as many tensors (3, H, W), RGB, float32, clamped to [-1, 1], on the CPU.
@@ -158,7 +175,8 @@ class Engine:
             OutOfMemoryError: not even the smallest tile fits.
             ImageError: the network gives NaN in float32 too.
         """
-        return self._with_less_memory(lambda: self._restore(pictures), pictures)
+        known = self.mix(pictures) if mixtures is None else mixtures
+        return self._with_less_memory(lambda: self._restore(pictures, known), pictures)
 
     def _with_less_memory(self, work: Callable[[], Result], pictures: Sequence[Plane]) -> Result:
         """`work()`, again with smaller limits for as long as memory runs out; `pictures` are named where nothing fits."""
@@ -184,19 +202,24 @@ class Engine:
         if self.restorer.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _restore(self, pictures: Sequence[Plane]) -> list[Tensor]:
-        net = self.restorer
-        latents = self._encode(pictures, net.encoder(net.mixture.encoding))
-        predictions = self._predict(net.mixture, latents)
-        restored = [net.apply(*both) for both in zip(latents, predictions, strict=True)]
+    def _restore(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture]) -> list[Tensor]:
+        latents: list[Tensor] = [torch.empty(0)] * len(pictures)
+        for encoding in dict.fromkeys(mixture.encoding for mixture in mixtures):
+            alike = [index for index, mixture in enumerate(mixtures) if mixture.encoding == encoding]
+            encoded = self._encode([pictures[index] for index in alike], self.restorer.encoder(encoding))
+            for index, latent in zip(alike, encoded, strict=True):
+                latents[index] = latent
+        predictions = self._predict(mixtures, latents)
+        restored = [self.restorer.apply(*both) for both in zip(latents, predictions, strict=True)]
         del latents, predictions
         return self._decode(restored, pictures)
 
     def _encode(self, pictures: Sequence[Plane], parts: Sequence[Part]) -> list[Tensor]:
         """Latents, float32; (channels, h, w) each."""
-        factor = self.restorer.factor
-        padded = [pad_to_multiple(each, factor) if isinstance(each, Tensor) else each for each in pictures]
-        return self._through(parts, padded, "encode")
+        net = self.restorer
+        cell = net.factor * net.input_scale // net.native_scale
+        planes = [pad_to_multiple(each, cell) if isinstance(each, Tensor) else each.at(net.input_scale) for each in pictures]
+        return self._through(parts, planes, "encode")
 
     def _decode(self, restored: Sequence[Tensor], pictures: Sequence[Plane]) -> list[Tensor]:
         """Decoded and cut to the sizes of `pictures`."""
@@ -210,18 +233,25 @@ class Engine:
             planes = run_part(part, planes, room, lambda run, batch: self._call(run, batch, step))
         return [plane for plane in planes if isinstance(plane, Tensor)]
 
-    def _predict(self, mixture: Mixture, latents: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted sum of the passes' answers, in float32: for each pass all tiles, so that its weights stay at hand."""
-        answers = [torch.zeros_like(latent) for latent in latents]
-        for key, weight in mixture.weights.items():
-            for answer, one in zip(answers, self._pass(key, latents), strict=True):
-                answer.add_(one.to(answer.device), alpha=weight)
-        return answers
+    def _predict(self, mixtures: Sequence[Mixture], latents: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted sums of the passes' answers, in float32: for each pass all tiles, so that its weights stay at hand."""
+        predictions = [self._nothing(latent) for latent in latents]
+        for key in dict.fromkeys(key for mixture in mixtures for key in mixture.weights):
+            users = [index for index, mixture in enumerate(mixtures) if key in mixture.weights]
+            for index, answer in zip(users, self._pass(key, [latents[index] for index in users]), strict=True):
+                predictions[index].add_(answer.to(predictions[index].device), alpha=mixtures[index].weights[key])
+        return predictions
+
+    def _nothing(self, latent: Tensor) -> Tensor:
+        """The prediction before any pass."""
+        return latent.new_zeros(self.restorer.answer_channels, *latent.shape[1:])
 
     def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
         """One pass's answers to whole latents, tiles blended; on the device where there is but one tile."""
         grids = [self.limits.grid(*latent.shape[1:]) for latent in latents]
-        blends = [Blend(grid, *latent.shape) for grid, latent in zip(grids, latents, strict=True)]
+        blends = [
+            Blend(grid, self.restorer.answer_channels, *latent.shape[1:]) for grid, latent in zip(grids, latents, strict=True)
+        ]
         jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
         run = partial(self.restorer.predict_pass, key)
         for batch in _batches(jobs, self.limits.batch):

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -66,6 +66,8 @@ class Outcome:
     output_size: tuple[int, int] | None = None
     seconds: float = 0.0
     """Of the model; pictures that shared batches share it evenly."""
+    found: Mapping[str, float] = field(default_factory=dict)
+    """Dials that were found for the picture."""
 
 
 @dataclass
@@ -177,7 +179,8 @@ class Stream:
             picture = decode(job.source)
             output_size = self.size.of(picture.width, picture.height)
             check_sides(*output_size, job.target, format_of(job.target))
-            canvas = prepare_canvas(picture, self.engine.restorer.native_scale, self.engine.restorer.min_side)
+            net = self.engine.restorer
+            canvas = prepare_canvas(picture, net.native_scale, net.min_side, net.enlargement)
             cost = max(result_bytes(picture, canvas, output_size, format_of(job.target)))
             return _Item(job, picture, canvas, output_size, cost)
         except Exception as error:
@@ -233,10 +236,12 @@ class Stream:
     def _restore(self, items: list[_Item], on_start: Callable[[Job], None]) -> None:
         on_start(items[0].job)
         start = time.perf_counter()
-        results = self.engine.restore([item.canvas for item in items])
+        canvases = [item.canvas for item in items]
+        mixtures = self.engine.mix(canvases)
+        results = self.engine.restore(canvases, mixtures)
         seconds = time.perf_counter() - start
         self.clock.model += seconds
-        for item, result in zip(items, results, strict=True):
+        for item, mixture, result in zip(items, mixtures, results, strict=True):
             item.sr = result
             item.outcome = Outcome(
                 item.job,
@@ -244,6 +249,7 @@ class Stream:
                 input_size=(item.picture.width, item.picture.height),
                 output_size=item.output_size,
                 seconds=seconds / len(items),
+                found=mixture.facts,
             )
 
     # --- writing ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -26,10 +26,12 @@ class Canvas:
         values: (h, w, 1 or 3), gray or RGB: uint8, enlarged by Pillow's BICUBIC with its rounding to 8 bits, or uint16 or
             float32 in [0, 1], enlarged in float32.
         scale: the factor.
+        bilinear: enlarge by Pillow's BILINEAR instead.
     """
 
     values: Levels | Array
     scale: int = 1
+    bilinear: bool = False
 
     @property
     def height(self) -> int:
@@ -40,6 +42,10 @@ class Canvas:
     def width(self) -> int:
         """Pixels, enlarged."""
         return int(self.values.shape[1]) * self.scale
+
+    def at(self, scale: int) -> Canvas:
+        """The same picture enlarged by another factor; 1 is the picture itself."""
+        return replace(self, scale=scale)
 
     @property
     def nbytes(self) -> int:
@@ -85,9 +91,10 @@ class Canvas:
         source = self.values[from_y : y1 + _REACH, from_x : x1 + _REACH]
         size, box = ((y1 - y0) * scale, (x1 - x0) * scale), (x0 - from_x, y0 - from_y, x1 - from_x, y1 - from_y)
         inside = slice(top - y0 * scale, bottom - y0 * scale), slice(left - x0 * scale, right - x0 * scale)
+        how = Image.Resampling.BILINEAR if self.bilinear else Image.Resampling.BICUBIC
         if source.dtype == np.uint8:
-            return to_floats(resample_u8(source, size, box)[inside])
-        return np.ascontiguousarray(resample(_as_floats(source), size, Image.Resampling.BICUBIC, box)[inside])
+            return to_floats(resample_u8(source, size, box, how)[inside])
+        return np.ascontiguousarray(resample(_as_floats(source), size, how, box)[inside])
 
 
 def _as_floats(values: Levels | Array) -> Array:

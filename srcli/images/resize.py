@@ -31,19 +31,22 @@ def enlarge_bicubic(rgb: Array, size_hw: tuple[int, int], bit_depth: int) -> Arr
     return to_floats(resample_u8(to_levels(rgb, 8), size_hw))
 
 
-def resample_u8(levels: Levels, size_hw: tuple[int, int], box: Box | None = None) -> Levels:
-    """Pillow's BICUBIC on 8 bits, rounded after either direction.
+def resample_u8(
+    levels: Levels, size_hw: tuple[int, int], box: Box | None = None, how: Image.Resampling = Image.Resampling.BICUBIC
+) -> Levels:
+    """Pillow's resampling on 8 bits, rounded after either direction.
 
     Args:
         levels: (H, W, 1 or 3), uint8.
         size_hw: height and width of the result in pixels.
         box: see `resample`.
+        how: the filter.
 
     Returns:
         (h, w, 1 or 3), uint8.
     """
     image = Image.fromarray(np.ascontiguousarray(levels if levels.shape[2] > 1 else levels[..., 0]))
-    result = np.asarray(_resized(image, size_hw, Image.Resampling.BICUBIC, box))
+    result = np.asarray(_resized(image, size_hw, how, box))
     return result.reshape(*size_hw, levels.shape[2])
 
 

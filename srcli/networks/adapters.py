@@ -11,7 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from srcli.errors import ModelError, UsageError, joined_faults
-from srcli.rows.spec import AdapterFile, ModelSpec
-from srcli.store.weights import load_tensors, sha256_of
+from srcli.store.adapter_files import ADAPTER_FILE
+from srcli.store.weights import load_tensors
 
 _LOGGER = logging.getLogger("srcli")
-ADAPTER_FILE = "adapter_model.safetensors"
 TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
 """The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
 _PREFIX = "base_model.model."
@@ -260,51 +259,6 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
     settings["target_modules"].sort()  # a set in peft, written in another order by each process
     written.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder / ADAPTER_FILE
-
-
-def find_adapter(path: Path, stage: str) -> Path:
-    """The adapter's file that a path given by a user means: itself, or the one of a training run's or checkpoint's folder.
-
-    Raises:
-        ModelError: there is none.
-    """
-    for candidate in (path, path / ADAPTER_FILE, path / stage / ADAPTER_FILE):
-        if candidate.is_file():
-            return candidate
-    hint = f"give the output folder of `srcli train-{stage}`, one of its checkpoints, or an `{ADAPTER_FILE}`"
-    raise ModelError(f"no {stage} adapter in `{path}`", hint)
-
-
-def replace_adapters(spec: ModelSpec, given: Mapping[str, Path]) -> ModelSpec:
-    """The row with other adapters, by the paths that `find_adapter` takes.
-
-    Raises:
-        ModelError: there is none at a path.
-    """
-    adapters = dict(spec.adapters)
-    for stage, path in given.items():
-        file = find_adapter(path, stage).resolve()
-        adapters[stage] = AdapterFile(stage, str(file), sha256_of(file))
-    return replace(spec, adapters=adapters)
-
-
-def row_with(spec: ModelSpec, adapters: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """A row for models.toml like `spec`'s with these adapter files; paths below `folder` are written relative to it."""
-    base = {key: value for key, value in asdict(spec.base).items() if value not in (None, ())}
-    files = {}
-    for stage, file in adapters.items():
-        path = file.resolve()
-        shown = path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path
-        files[stage] = {"path": shown.as_posix(), "sha256": sha256_of(path)}
-    row: dict[str, Any] = {"family": spec.family, "description": f"trained by srcli on the base of {spec.name}"}
-    row |= {"native_scale": spec.native_scale, "base": {key: _plain(value) for key, value in base.items()}, "adapters": files}
-    row |= {"prompt": spec.prompt, "prompts": asdict(spec.prompts), "timestep": spec.timestep}
-    row |= {"tile": spec.tile, "overlap": spec.overlap, "tiling": spec.tiling}
-    return row | {"min_side": spec.min_side, "color_fix": spec.color_fix}
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def load_adapter(path: Path, name: str) -> Adapter:

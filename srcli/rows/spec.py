@@ -1,4 +1,4 @@
-"""The rows of `models.toml`: read, checked, found by name; `user_rows.py` adds them.
+"""The rows of `models.toml`: read, checked, found by name; `user_rows.py` writes them.
 
 Nothing here needs torch or a network. The format of a row is told in the header of `models.toml`.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
-from srcli.families import known_families
+from srcli.families import families
+from srcli.protocol import Base, Dial, Family
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
-from srcli.rows.row_recipe import TrainingRecipe, read_training
 from srcli.rows.toml import Table, parse
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ MOVED_REPOS = {
 
 @dataclass(frozen=True)
 class BaseSource:
-    """Where the frozen network is: exactly one of `embedded`, `path` and `repo` is given."""
+    """Where the frozen network is: one of `embedded`, `path` and `repo` is given; none of them where there is no such network."""
 
     embedded: str | None = None
     path: Path | None = None
@@ -72,14 +72,6 @@ class AdapterFile:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """The prompts of training and of classifier-free guidance; the one of inference is `ModelSpec.prompt`."""
-
-    positive: str = ""
-    negative: str = ""
-
-
-@dataclass(frozen=True)
 class ModelSpec:
     """One checked row of a models.toml."""
 
@@ -87,13 +79,15 @@ class ModelSpec:
     family: str
     description: str
     base: BaseSource
+    """Without names where the family has none."""
     adapters: Mapping[str, AdapterFile]
     licence: str
     source: str
     native_scale: int
-    prompt: str
-    prompts: Prompts
-    timestep: int
+    own: Mapping[str, str | int | float]
+    """The values of the family's own keys, all of them: `prompts.positive`."""
+    dial_defaults: Mapping[str, float]
+    """Of the dials that have others than the family's."""
     tile: int
     """Output pixels."""
     overlap: int
@@ -103,13 +97,35 @@ class ModelSpec:
     min_side: int
     """Input pixels; inputs with a shorter side are enlarged to it first. 0 for never."""
     color_fix: str
-    training: TrainingRecipe | None
+    training: Mapping[str, Any]
+    """What recipes begin with, of every stage; under a stage's name, what is other in that."""
     origin: Path
     """The file of the row."""
     folder: Path
     """What relative adapter paths start from."""
     given_base: str | None = None
     """The base as the user gave it, where it is not the row's own."""
+
+    @property
+    def declared(self) -> Family:
+        """What the family says of itself."""
+        return families()[self.family]
+
+    @property
+    def dials(self) -> tuple[Dial, ...]:
+        """Those that this very model has, with its own defaults."""
+        own = (dial for dial in self.declared.dials if not dial.adapter or dial.adapter in self.adapters)
+        return tuple(replace(dial, default=self.dial_defaults.get(dial.name, dial.default)) for dial in own)
+
+    @property
+    def prompts(self) -> list[str]:
+        """All texts that the base's text encoder may be asked for."""
+        return [str(self.own[key.name]) for key in self.declared.keys if key.prompt]
+
+    def recipe_layers(self, stage: str) -> list[Mapping[str, Any]]:
+        """What the row says of a stage's recipe, later ones over earlier ones."""
+        common = {key: value for key, value in self.training.items() if key not in self.declared.stages}
+        return [common, self.training.get(stage, {})]
 
 
 def packaged_models_file() -> Path:
@@ -223,39 +239,98 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
     where = f"`{file}`, model `{name}`"
     if not ROW_NAME.fullmatch(name):
         faults.append(f"{where}: the name must be of letters, digits, `-` and `_`")
-    table = Table(row, where, faults)
+    known = families()
+    family_name = Table(row, where, []).get("family", "")
+    family = known.get(family_name, Family(""))
+    table = Table(_moved(row, family), where, faults)
     packaged = file.resolve() == packaged_models_file().resolve()
     folder = file.resolve().parent
-    base = _read_base(table.table("base", required=True), folder)
-    training = read_training(table.table("training"))
+    base = _read_base(table.table("base", required=family.base is Base.DIFFUSERS), folder, family)
     spec = ModelSpec(
         name=name,
-        family=table.choice("family", None, known_families()),
+        family=table.choice("family", None, tuple(known)),
         description=table.get("description", ""),
         base=base,
-        adapters={key: _read_adapter(name, key, part) for key, part in table.table("adapters").tables().items()},
+        adapters=_read_adapters(name, table.table("adapters"), family),
         licence=table.get("licence", "unknown"),
         source=table.get("source", "unknown"),
         native_scale=table.number("native_scale", None, 1),
-        prompt=table.get("prompt", ""),
-        prompts=_read_prompts(table.table("prompts")),
-        timestep=table.number("timestep", 1, 0, 999),
+        own=_read_own(table, family),
+        dial_defaults=_read_dials(table.table("dials"), family),
         tile=table.number("tile", 768, 1),
         overlap=table.number("overlap", 256, 0),
         tiling=table.choice("tiling", "fixed", TILINGS),
         min_side=table.number("min_side", 0, 0),
         color_fix=table.choice("color_fix", "adain", COLOR_FIXES),
-        training=training if table.has("training") else None,
+        training=table.get("training", {}),
         origin=file,
         folder=BUILTIN / base.embedded if packaged and base.embedded else folder,
     )
     if spec.overlap >= spec.tile:
         table.fault(f"`overlap` ({spec.overlap}) must be less than `tile` ({spec.tile})")
-    table.close()
+    if family_name in known:
+        table.close()
+        if spec.training and not packaged:  # the packaged file is checked by a test, and spares each start the checker's import
+            _check_training(table, spec)
     return spec
 
 
-def _read_base(table: Table, folder: Path) -> BaseSource:
+def _moved(row: Any, family: Family) -> Any:
+    """The row with the keys of older rows where they stand now."""
+    if not isinstance(row, Mapping):
+        return row
+    row = dict(row)
+    for old, new in family.moved_keys.items():
+        head, last = new.split(".")
+        table = row.get(head, {})
+        if old in row and isinstance(table, Mapping):
+            row[head] = {last: row.pop(old), **table}
+    return row
+
+
+def _read_own(table: Table, family: Family) -> dict[str, str | int | float]:
+    own: dict[str, str | int | float] = {}
+    inner: dict[str, Table] = {}
+    for key in family.keys:
+        head, _, last = key.name.rpartition(".")
+        if head and head not in inner:
+            inner[head] = table.table(head)
+        part = inner[head] if head else table
+        value = part.get(last, key.default)
+        if isinstance(value, (int, float)) and not key.low <= value <= key.high:
+            part.fault(f"`{last}` must be {key.low:g} to {key.high:g}, not {value:g}")
+        own[key.name] = value
+    for part in inner.values():
+        part.close()
+    return own
+
+
+def _read_dials(table: Table, family: Family) -> dict[str, float]:
+    defaults = {dial.name: value for dial in family.dials if (value := table.find(dial.name, float)) is not None}
+    for dial in family.dials:
+        if dial.name in defaults and (fault := dial.fault(defaults[dial.name])):
+            table.fault(f"`{dial.name}` = {defaults[dial.name]:g} {fault}")
+    table.close()
+    return defaults
+
+
+def _check_training(table: Table, spec: ModelSpec) -> None:
+    from srcli.config.recipe_file import build_recipe
+
+    if not spec.declared.stages:
+        table.fault(f"`training`: {spec.declared.title} has no training")
+    for stage in spec.declared.stages:
+        try:
+            build_recipe(spec.family, stage, spec.recipe_layers(stage))
+        except UsageError as fault:
+            table.fault(f"`training`, stage `{stage}`: {fault.message}")
+
+
+def _read_base(table: Table, folder: Path, family: Family) -> BaseSource:
+    if family.base is Base.NONE:
+        if table.values:
+            table.fault(f"{family.title} has no base")
+        return BaseSource()
     path = table.find("path", str)
     mirrors: list[Any] = table.get("mirrors", [])
     base = BaseSource(
@@ -309,6 +384,19 @@ def _check_sum(table: Table, key: str, digest: str) -> None:
         table.fault(f"`{key}` must be 64 hexadecimal digits, not `{digest}`")
 
 
+def _read_adapters(model: str, table: Table, family: Family) -> dict[str, AdapterFile]:
+    found = {
+        slot.name: _read_adapter(model, slot.name, table.table(slot.name)) for slot in family.adapters if table.has(slot.name)
+    }
+    for slot in family.adapters:
+        table.know(slot.name)
+        if slot.required and slot.name not in found:
+            table.fault(f"`{slot.name}` is missing: {slot.about}")
+    if family.title:
+        table.close()
+    return found
+
+
 def _read_adapter(model: str, name: str, table: Table) -> AdapterFile:
     origin = table.find("import", str)
     if origin is not None:
@@ -324,9 +412,3 @@ def _read_adapter(model: str, name: str, table: Table) -> AdapterFile:
     _check_sum(table, "sha256", digest)
     table.close()
     return AdapterFile(name, str(_expanded(path)), digest.lower())
-
-
-def _read_prompts(table: Table) -> Prompts:
-    prompts = Prompts(table.get("positive", ""), table.get("negative", ""))
-    table.close()
-    return prompts

@@ -75,6 +75,10 @@ class Table:
         self.sound = False
         self.faults.append(f"{self.root}{f', `{self.path}`' if self.path else ''}: {words}")
 
+    def know(self, key: str) -> None:
+        """The key may be there."""
+        self._known.append(key)
+
     def has(self, key: str) -> bool:
         return key in self.values
 
@@ -105,17 +109,6 @@ class Table:
             self.fault(f"`{key}` must be {least}{f' to {most}' if most < float('inf') else ' or more'}, not {value}")
         return value
 
-    def count(self, key: str) -> int | None:
-        """A whole number from 1, or None where the key is missing."""
-        return self.number(key, 1, 1) if self.has(key) else self.find(key, int)
-
-    def rate(self, key: str) -> float | None:
-        """A finite number above 0, or None where the key is missing."""
-        value = self.find(key, float)
-        if value is not None and not 0 < value < float("inf"):
-            self.fault(f"`{key}` must be more than 0, not {value}")
-        return value
-
     def choice(self, key: str, default: str | None, choices: tuple[str, ...]) -> str:
         """One of `choices`; required if the default is None."""
         value = self.need(key, "") if default is None else self.get(key, default)
@@ -129,10 +122,6 @@ class Table:
         path = f"{self.path}.{key}" if self.path else key
         return Table(values, self.root, self.faults, path, isinstance(self.values.get(key), Mapping))
 
-    def tables(self) -> dict[str, Table]:
-        """Each value as a table, whatever the keys are."""
-        return {key: Table(part, self.root, self.faults, f"{self.path}.{key}") for key, part in self.values.items()}
-
     def close(self) -> None:
         """Note the keys that nobody asked for."""
         for key in self.values:
@@ -142,7 +131,7 @@ class Table:
 
 def _meant(word: str, words: list[str] | tuple[str, ...]) -> str:
     near = difflib.get_close_matches(word, words, 1, 0.5)
-    return f", did you mean `{near[0]}`?" if near else f", known are {', '.join(f'`{known}`' for known in words)}"
+    return f", did you mean `{near[0]}`?" if near else f", known are {', '.join(f'`{known}`' for known in words) or 'none'}"
 
 
 def _key_as_toml(key: str) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srcli.errors import UsageError, joined_faults
 from srcli.evaluation.files import distinct
 from srcli.protocol import Dial, Settings
 
@@ -108,27 +106,13 @@ class Grid:
         return self.at(tuple(place))
 
 
-def dial_axes(model: str, dials: Sequence[Dial], asked: Mapping[str, Sequence[float]]) -> tuple[Axis, ...]:
+def dial_axes(dials: Sequence[Dial], asked: Mapping[str, Sequence[float]]) -> tuple[Axis, ...]:
     """An axis for each dial that is asked for, in the model's order.
 
     Args:
-        model: its name, for messages.
         dials: that the model has.
         asked: dial -> ascending values.
-
-    Raises:
-        UsageError: the model has no such dial, or a value is not one for it; all such faults.
     """
-    known = {dial.name: dial for dial in dials}
-    faults = [f"the model `{model}` has no dial `{name}`" for name in asked if name not in known]
-    for name, values in asked.items():
-        if name in known:
-            faults += _value_faults(known[name], values)
-    if faults:
-        hint = f"its dials: {', '.join(f'`{name}`' for name in known) or 'none'}"
-        if "lambda_semantic" in asked and "lambda_semantic" not in known:
-            hint += "; `--semantic DIR` gives it a semantic adapter"
-        raise UsageError(faults[0] if len(faults) == 1 else joined_faults("these dials cannot be swept:", faults), hint)
     return tuple(_axis(dial, tuple(asked[dial.name])) for dial in dials if dial.name in asked)
 
 
@@ -159,19 +143,8 @@ def value_name(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def _value_faults(dial: Dial, values: Sequence[float]) -> list[str]:
-    faults = []
-    for value in values:
-        if not dial.low <= value <= dial.high:
-            bounds = f"{dial.low:g} to {dial.high:g}" if math.isfinite(dial.high) else f"from {dial.low:g}"
-            faults.append(f"`{dial.name}` cannot be {value_name(value)}: it goes {bounds}")
-        elif dial.whole and value != int(value):
-            faults.append(f"`{dial.name}` cannot be {value_name(value)}: it is a whole number")
-    return faults
-
-
 def _axis(dial: Dial, values: tuple[float, ...]) -> Axis:
-    default = values.index(dial.default) if dial.default in values else None
+    default = values.index(dial.default) if dial.default is not None and dial.default in values else None
     return Axis(dial.name, dial.symbol, dial.about, tuple(map(value_name, values)), values, default)
 
 

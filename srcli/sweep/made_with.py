@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from srcli.config.sweep import SweepConfig
+from srcli.opening import complete
 from srcli.rows.spec import ModelSpec
 from srcli.store.layout import PARTS
 from srcli.store.weights import base_folder, sha256_of
@@ -25,8 +26,8 @@ def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[
         "base": {name: str(value) for name, value in vars(spec.base).items() if value},
         "base's files": _identity(spec),
         "adapters": {name: adapter.sha256 for name, adapter in spec.adapters.items()},
-        "prompt": spec.prompt,
-        "timestep": spec.timestep,
+        "row": dict(spec.own),
+        "dials": dict(complete(spec, {})),
         "dtype": str(dtype).removeprefix("torch."),
         "color_fix": config.color_fix or spec.color_fix,
         "scale": config.scale,
@@ -44,6 +45,8 @@ def _identity(spec: ModelSpec) -> str:
 
     A folder may hold gigabytes, so its weights are not read for this.
     """
+    if not spec.base.names:
+        return ""
     folder = base_folder(spec).resolve()
     if folder.parent.name == "snapshots":  # a commit never changes
         return folder.name

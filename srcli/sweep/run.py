@@ -6,7 +6,7 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,20 +17,17 @@ import torch
 from srcli.config.sweep import SweepConfig
 from srcli.engine.framing import enlarge_plainly, finish, prepare_canvas
 from srcli.engine.mix import MixingEngine
-from srcli.engine.restore import choose_limits
 from srcli.engine.stream import failure
-from srcli.errors import ImageError, ModelError, UsageError
+from srcli.errors import ImageError, ModelError
 from srcli.evaluation.measure import Failure
 from srcli.evaluation.metrics import Opened, open_metrics
 from srcli.evaluation.reading import Reader
-from srcli.families import load_restorer
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode, encode
 from srcli.images.files import Job, is_done
-from srcli.networks.adapters import replace_adapters
-from srcli.networks.device import choose_device, choose_dtype, prepare
-from srcli.protocol import Adjustable, LoadOptions, Settings
-from srcli.rows.spec import ModelSpec, find_model
+from srcli.opening import choose_model, complete, open_engine, ready_device
+from srcli.protocol import Settings
+from srcli.rows.spec import ModelSpec
 from srcli.sweep.grid import Cell, Grid, adapter_axis, dial_axes
 from srcli.sweep.inputs import Photo, digest, find_photos
 from srcli.sweep.made_with import made_with
@@ -71,27 +68,32 @@ class Sweep:
         photos: to sweep.
         failures: of inputs that cannot be swept; those of the run are added.
         opened: the metrics.
-        device: of the networks.
+        dtype: of the networks.
+        variants: of `find_variants`.
 
     Raises:
-        UsageError: the model has no such dials, or the output folder is of another sweep.
+        UsageError: the model has no such dials or adapters, or the output folder is of another sweep.
         ModelError: the model is unknown, or its files are missing or damaged.
     """
 
     def __init__(
-        self, config: SweepConfig, photos: Sequence[Photo], failures: list[Failure], opened: Opened, device: torch.device
+        self,
+        config: SweepConfig,
+        photos: Sequence[Photo],
+        failures: list[Failure],
+        opened: Opened,
+        dtype: torch.dtype,
+        variants: Sequence[ModelSpec],
     ) -> None:
         self.config, self.photos, self.failures, self.opened = config, photos, failures, opened
-        self._device, self._dtype = device, choose_dtype(config.dtype, device)
-        self._variants = _variants(config)
+        self._dtype = dtype
+        self._variants = variants
         self._engine: tuple[int, MixingEngine] | None = None
-        restorer = self._engine_of(0).restorer
-        adapters = [adapter_axis(stage, paths) for stage, paths in _adapters(config).items() if len(paths) > 1]
-        self.grid = Grid((*dial_axes(restorer.name, restorer.dials, config.dials), *adapters))
+        adapters = [adapter_axis(name, paths) for name, paths in config.adapters.items() if len(paths) > 1]
+        self.grid = Grid((*dial_axes(variants[0].dials, config.dials), *adapters))
         self.views = Views(config.output, config.crops)
         self.records = Records(config.output, anew=config.overwrite)
-        self._native_scale, self._min_side = restorer.native_scale, restorer.min_side
-        self._color_fix = config.color_fix or restorer.color_fix
+        self._color_fix = config.color_fix or variants[0].color_fix
         self._made_with = [self._use(number) for number in range(len(self._variants))]
 
     @property
@@ -145,7 +147,7 @@ class Sweep:
         if changed:
             log.info("`%s` or its reference has changed since: its cells are made again", photo.source)
         if todo:
-            yield from self._restore(self._read(photo, digests), variant, todo)
+            yield from self._restore(self._read(photo, digests, variant), variant, todo)
 
     def _is_there(self, photo: Photo, cell: Cell, record: Record) -> bool:
         """Whether the record has all metrics and the files of the cell exist."""
@@ -164,13 +166,14 @@ class Sweep:
     def _recorded(self, image: Path) -> str:
         return image.relative_to(self.config.output).as_posix()
 
-    def _read(self, photo: Photo, digests: tuple[str, str]) -> _Loaded:
+    def _read(self, photo: Photo, digests: tuple[str, str], variant: int) -> _Loaded:
         """Decode a photo and its reference, and write their views."""
         picture = decode(photo.source)
         if self.opened.metrics and not picture.opaque:
             message = f"`{photo.source}` is transparent in places, and no metric says what is behind it"
             raise ImageError(message, "sweep it without `--hq` and `--metrics`, or lay it on one colour first")
-        canvas = prepare_canvas(picture, self._native_scale, self._min_side)
+        net = self._engine_of(variant).restorer
+        canvas = prepare_canvas(picture, net.native_scale, net.min_side, net.enlargement)
         self.views.write(enlarge_plainly(picture, canvas, photo.output_size), photo.name, LQ)
         hq_u8 = None
         if photo.hq is not None:
@@ -241,17 +244,10 @@ class Sweep:
         if self._engine is None or self._engine[0] != variant:
             self._engine = None
             gc.collect()
-            self._engine = (variant, self._load(self._variants[variant]))
+            spec = self._variants[variant]
+            settings = [complete(spec, each) for each in _settings(self.config)]
+            self._engine = (variant, open_engine(spec, self.config, settings))
         return self._engine[1]
-
-    def _load(self, spec: ModelSpec) -> MixingEngine:
-        config = self.config
-        restorer = load_restorer(spec, LoadOptions(self._device, self._dtype, settings=_settings(config)))
-        if not isinstance(restorer, Adjustable):
-            raise UsageError(f"the model `{spec.name}` has no dials", "sweep another model, or `srcli upscale` with this one")
-        limits = choose_limits(restorer, config.tile, config.overlap, config.batch)
-        log.debug("%s on %s in %s, %s", spec.name, self._device, self._dtype, limits)
-        return MixingEngine(restorer, limits)
 
     def _use(self, variant: int) -> str:
         """Tell the records what the cells of a variant are made with."""
@@ -267,27 +263,21 @@ def open_sweep(config: SweepConfig) -> Sweep:
         UsageError: inputs, device, dials or output folder cannot be used.
         ModelError: the model is unknown, its files are missing or damaged, or the metric to pick by cannot be computed.
     """
+    variants = find_variants(config)
     photos, failures = find_photos(config)
-    device = choose_device(config.device)
-    if config.dtype == "fp16" and device.type == "cpu":
-        log.warning("fp16 is very slow on a CPU: `--dtype fp32` or `bf16` are far faster")
-    prepare(device)
+    device, dtype = ready_device(config)
     opened = open_metrics(config.all_metrics, device, crop_border=config.crop_border)
     if config.pick is not None and config.pick in opened.missing:
         fault = opened.missing[config.pick]
         raise ModelError(f"`--pick {config.pick}`: {fault.message}", fault.hint)
-    return Sweep(config, photos, failures, opened, device)
+    return Sweep(config, photos, failures, opened, dtype, variants)
 
 
-def _adapters(config: SweepConfig) -> Mapping[str, tuple[Path, ...]]:
-    return {"pixel": config.pixel, "semantic": config.semantic}
-
-
-def _variants(config: SweepConfig) -> list[ModelSpec]:
-    """The model's row with each combination of adapters."""
-    spec = find_model(config.model, config.models_file)
-    given = {stage: paths for stage, paths in _adapters(config).items() if paths}
-    return [replace_adapters(spec, dict(zip(given, paths, strict=True))) for paths in itertools.product(*given.values())]
+def find_variants(config: SweepConfig) -> list[ModelSpec]:
+    """The model's row with each combination of adapters; raises as `choose_model`."""
+    combinations = itertools.product(*config.adapters.values())
+    given = [dict(zip(config.adapters, paths, strict=True)) for paths in combinations]
+    return [choose_model(config.model, config.models_file, adapters, config.dials) for adapters in given]
 
 
 def _settings(config: SweepConfig) -> tuple[Settings, ...]:

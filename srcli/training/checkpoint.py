@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from srcli.errors import ModelError, TrainingError
-from srcli.networks.adapters import Adapter, save_adapter
 from srcli.store.weights import load_pickle
 
 FOLDER = "checkpoints"
@@ -39,13 +38,13 @@ class Checkpoint:
     """What must be the same for the run to go on."""
 
 
-def save_checkpoint(output: Path, checkpoint: Checkpoint, adapter: Adapter, keep: int) -> Path:
+def save_checkpoint(output: Path, checkpoint: Checkpoint, save: Callable[[Path], None], keep: int) -> Path:
     """Write a checkpoint whole or not at all, then delete all but the newest `keep`.
 
     Args:
         output: of the run.
         checkpoint: its state.
-        adapter: as it would be saved if the run ended now.
+        save: writes what is learnt, as if the run ended now, into a folder.
         keep: at least 1.
 
     Raises:
@@ -55,7 +54,7 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, adapter: Adapter, keep
     part = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
-        save_adapter(adapter, part)
+        save(part)
         content = {"step": checkpoint.step, "state": checkpoint.state, "settings": checkpoint.settings}
         with (part / STATE_FILE).open("wb") as file:
             torch.save(content, file)

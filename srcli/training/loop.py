@@ -1,4 +1,4 @@
-"""The training of both stages: one loop, on one device or many, that can be stopped and goes on where it was."""
+"""The training of every stage: one loop, on one device or many, that can be stopped and goes on where it was."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from srcli.errors import TrainingError, UsageError
 from srcli.images.folders import held
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
-from srcli.networks.adapters import save_adapter
 from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from srcli.training.data.crops import Batch, Sample, StepOrder, finish, make_loader
 from srcli.training.data.sources import Skipped, tell_skipped
-from srcli.training.memory_need import decode_chunk, out_of_memory
+from srcli.training.memory_need import out_of_memory
 from srcli.training.output import cannot_go_on
 from srcli.training.setup import Setup, make_accelerator, shared_state
 from srcli.training.signals import StopSignals
@@ -62,7 +61,7 @@ class Run:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.config: TrainConfig = setup.config
-        self.networks = setup.networks
+        self.trainee = setup.trainee
         self.accelerator = setup.accelerator
         self.step = 0
         self.best = math.inf
@@ -102,8 +101,7 @@ class Run:
             raise cannot_go_on(self.step, error) from error
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                chunk = decode_chunk(self.networks)
-                raise out_of_memory(config, self.accelerator, f"at step {self.step + 1}", chunk) from error
+                raise out_of_memory(config, self.accelerator, f"at step {self.step + 1}", self.setup.chunk) from error
             raise
         return Stopped(self.step, STOPPED_BY_USER if stop.interrupted else STOPPED_BY_SYSTEM, processes)
 
@@ -144,18 +142,17 @@ class Run:
         sums: dict[str, Tensor] = {}
         for samples in parts:
             self._tell_skipped(samples)
-            batch = finish(samples, self.networks.device)
+            batch = finish(samples, self.accelerator.device)
             with self.accelerator.accumulate(*setup.accumulated):
                 values = self._backward(batch)
             for name, value in values.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.networks.device)) + value / len(parts)
+                sums[name] = sums.get(name, torch.zeros((), device=self.accelerator.device)) + value / len(parts)
         means, stopped = self._agreed(sums, stop.asked)
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise self._not_a_number(f"the loss ({', '.join(broken)})")
-        if setup.projector is not None:
-            setup.projector.project_gradients()
-        means["gradient"] = float(self.accelerator.clip_grad_norm_(self.networks.parameters, recipe.clip_norm or math.inf))
+        self.trainee.before_step()
+        means["gradient"] = float(self.accelerator.clip_grad_norm_(self.trainee.parameters, recipe.clip_norm or math.inf))
         if not math.isfinite(means["gradient"]):
             self._left_out += 1
             if self.accelerator.scaler is None or self._left_out > LEFT_OUT_MAX:
@@ -166,17 +163,15 @@ class Run:
         setup.optimiser.step()
         setup.optimiser.zero_grad()
         setup.schedule.step()
-        if setup.projector is not None:
-            setup.projector.project_weights()
+        self.trainee.after_step()
         if setup.average is not None:
-            setup.average.step(self.networks.parameters)
+            setup.average.step(self.trainee.parameters)
         return means, stopped
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradients of one batch to the adapter's (and let the discriminator learn)."""
-        setup, networks = self.setup, self.networks
-        z_lq = networks.encode(batch.lq)
-        z_sr = networks.restore(z_lq, networks.embed(setup.seen_prompts(batch)))
+        setup = self.setup
+        z_sr = self.trainee.forward(self.trainee.prepare(batch))
         scaler = self.accelerator.scaler
         gradient, values, sr = setup.objective.gradient(z_sr, batch, self.step, scaler.get_scale() if scaler else 1.0)
         self.accelerator.backward((z_sr * gradient).sum())
@@ -186,7 +181,7 @@ class Run:
 
     def _agreed(self, sums: dict[str, Tensor], asked: bool) -> tuple[dict[str, float], bool]:
         names = sorted(sums)
-        flags = torch.stack([torch.tensor(float(asked), device=self.networks.device), *(sums[name].float() for name in names)])
+        flags = torch.stack([torch.tensor(float(asked), device=self.accelerator.device), *(sums[name].float() for name in names)])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, "mean")
         stopped, *values = flags.tolist()
@@ -224,11 +219,11 @@ class Run:
         setup = self.setup
         if setup.fixed and self._main:
             with setup.averaged():
-                verdict = validate(setup.fixed, self.networks, setup.objective)
+                verdict = validate(setup.fixed, self.trainee, setup.objective, self.accelerator.device)
                 loss = verdict.values.get("loss", math.inf)
                 if self.step and loss < self.best:
                     self.best = loss
-                    save_adapter(self.networks.adapter(self.step), self.config.output / BEST)
+                    self.trainee.save(self.step, self.config.output / BEST)
             tracker.write(self.step, "val", verdict.values)
             save_sheet(verdict.sheet, self.config.output / SAMPLES / f"step-{self.step:08d}.png")
             tracker.picture(self.step, SAMPLES, verdict.sheet)
@@ -250,10 +245,13 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self._main:
             checkpoint = Checkpoint(self.step, {**self.setup.state(), "best": self.best}, self.setup.settings())
-            with self.setup.averaged():
-                adapter = self.networks.adapter(self.step)
-            save_checkpoint(self.config.output, checkpoint, adapter, self.config.keep)
+            save_checkpoint(self.config.output, checkpoint, self._save_learnt, self.config.keep)
         self.accelerator.wait_for_everyone()
+
+    def _save_learnt(self, folder: Path, *, half: bool = False) -> None:
+        """With the averaged weights where there are such."""
+        with self.setup.averaged():
+            self.trainee.save(self.step, folder, half=half)
 
     def _resume(self) -> None:
         saved = checkpoints(self.config.output)
@@ -271,18 +269,17 @@ class Run:
     def _finish(self) -> Path:
         folder = self.config.output / self.config.stage
         if self._main:
-            with self.setup.averaged():
-                save_adapter(self.networks.adapter(self.step), folder, torch.float16)
+            self._save_learnt(folder, half=True)
         self.accelerator.wait_for_everyone()
         return folder
 
 
-def train(config: TrainConfig, base: Path) -> Path | Stopped | None:
+def train(config: TrainConfig, base: Path | None) -> Path | Stopped | None:
     """Train an adapter: `config.output` gets `<stage>/`, `checkpoints/`, `best/`, `samples/`, `metrics.jsonl`, `tensorboard/`.
 
     Args:
         config: all settings.
-        base: the base's folder, in diffusers' layout.
+        base: the base's folder, if the family has one.
 
     Returns:
         the adapter's folder; where a signal stopped the run, if one did; None in all processes but the first.
@@ -300,7 +297,7 @@ def train(config: TrainConfig, base: Path) -> Path | Stopped | None:
         return outcome if accelerator.is_main_process else None
 
 
-def _ready(config: TrainConfig, base: Path, accelerator: Any) -> Run:
+def _ready(config: TrainConfig, base: Path | None, accelerator: Any) -> Run:
     """The run before its first step."""
     try:
         return Run(Setup(config, base, accelerator))

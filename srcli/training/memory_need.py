@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from srcli.config.training import TrainConfig
 from srcli.errors import OutOfMemoryError
-from srcli.families.pisasr.trainee import StageNetworks
+from srcli.protocol import Trainee
 from srcli.training.checkpoint import checkpoints
+from srcli.training.data.crops import Batch
 
 _PROBE_CELLS = 16
 """Side of the latent that is measured, at least; most of what is saved grows with the area (attention keeps no matrix)."""
@@ -27,59 +28,59 @@ class MemoryNeed:
     """Frozen networks, adapters and discriminator."""
     optimiser: int
     """Gradients, moments and averages of what is trained."""
-    unet: int
-    """Activations that the UNet keeps for its backward pass, for the whole batch."""
+    network: int
+    """Activations that the trained network keeps for its backward pass, for the whole batch."""
     decoder: int
     """Those of the decoder and the losses behind it, for the pictures decoded at once."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimiser + self.unet + self.decoder
+        return self.weights + self.optimiser + self.network + self.decoder
 
     def __str__(self) -> str:
-        parts = ("weights", self.weights), ("optimiser", self.optimiser), ("UNet", self.unet), ("decoder", self.decoder)
+        parts = ("weights", self.weights), ("optimiser", self.optimiser), ("network", self.network), ("decoder", self.decoder)
         words = ", ".join(f"{name} {_gb(size)}" for name, size in parts)
         return f"about {_gb(self.total)} ({words})"
 
 
 def memory_need(
-    networks: StageNetworks, others: Sequence[nn.Module], picture_loss: Callable[[Tensor, Tensor], Tensor]
+    config: TrainConfig, trainee: Trainee, others: Sequence[nn.Module], picture_loss: Callable[[Tensor, Tensor], Tensor]
 ) -> MemoryNeed:
     """Measure the activations of small crops and scale them to the run's crop and batch.
 
     Args:
-        networks: on their device, as they will be trained.
+        config: of the run.
+        trainee: on its device, as it will be trained.
         others: further networks on the device: discriminator, LPIPS.
         picture_loss: (1, 3, H, W) pictures and their references to a scalar.
     """
-    config, recipe = networks.config, networks.config.recipe
-    autoencoder = networks.autoencoder
-    cells = _probe_cells(recipe.frequency.patch if recipe.losses.frequency else 0, autoencoder.factor)
-    growth = (recipe.crop / (cells * autoencoder.factor)) ** 2
-    embedding = networks.embed([config.prompts.inference])
+    recipe = config.recipe
+    side = trainee.factor * _probe_cells(recipe.frequency.patch if recipe.losses.frequency else 0, trainee.factor)
+    growth = (recipe.crop / side) ** 2
+    device = next(trainee.network.parameters()).device
 
     def restore(count: int) -> Tensor:
-        z_lq = torch.zeros(count, autoencoder.channels, cells, cells, device=networks.device)
-        return networks.restore(z_lq, embedding.expand(count, -1, -1))
+        blank = torch.zeros(count, 3, side, side, device=device)
+        prompts = [str(config.told.get("prompt", ""))] * count
+        return trainee.forward(trainee.prepare(Batch(blank, blank, list(range(count)), prompts)))
 
     z_sr, one = _saved_bytes(lambda: restore(1))
     _, two = _saved_bytes(lambda: restore(2))
     leaf = z_sr.detach().requires_grad_()
 
     def decode() -> Tensor:
-        with networks.autocast():
-            sr = autoencoder.decode(leaf).float()
+        sr = trainee.decode(leaf)
         return picture_loss(sr, torch.zeros_like(sr))
 
     _, decoder = _saved_bytes(decode)
-    trained = sum(parameter.numel() for parameter in networks.parameters)
-    weights = sum(_bytes_of(module) for module in (networks.unet, autoencoder.network, *others))
+    trained = sum(parameter.numel() for parameter in trainee.parameters)
+    weights = sum(_bytes_of(module) for module in (trainee.network, *trainee.frozen, *others))
     copies = 4 if recipe.ema else 3  # gradient, two moments, average
     return MemoryNeed(
         weights,
         trained * 4 * copies,
         round(2 * one - two + (two - one) * growth * recipe.batch),  # merged layers keep their weights, whatever the batch
-        round(decoder * growth * decode_chunk(networks)),
+        round(decoder * growth * decode_chunk(config, trainee)),
     )
 
 
@@ -88,10 +89,9 @@ def _probe_cells(patch: int, factor: int) -> int:
     return max(_PROBE_CELLS, 2 * math.ceil(patch / (2 * factor)))
 
 
-def decode_chunk(networks: StageNetworks) -> int:
-    """Pictures decoded at once: one by one through a learned decoder, the whole batch through one without weights."""
-    config = networks.config
-    automatic = 1 if networks.autoencoder_learned else config.recipe.batch
+def decode_chunk(config: TrainConfig, trainee: Trainee) -> int:
+    """Pictures decoded at once: one by one through a decoder with a large graph, else the whole batch."""
+    automatic = 1 if trainee.decodes_alone else config.recipe.batch
     return min(config.decode_chunk or automatic, config.recipe.batch)
 
 

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from srcli.config.recipe import Recipe
-from srcli.families.pisasr.csd import csd, draw_timesteps_and_noise
-from srcli.families.pisasr.trainee import StageNetworks
-from srcli.training.data.crops import Batch
+from srcli.protocol import Batch, Trainee
 from srcli.training.losses.critic import Critic
 from srcli.training.losses.pictures import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
 from srcli.training.losses.references import sharpened
@@ -29,27 +27,15 @@ class Objective:
 
     Args:
         recipe: weights and settings.
-        networks: decoder, teacher and prompts.
+        trainee: decodes, and has losses of its own.
         lpips: where `losses.lpips` is above 0.
         critic: where `losses.gan` is above 0.
-        negative: the negative prompt of score distillation.
-        seed: of the noise that it draws.
         chunk: pictures decoded at once.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        networks: StageNetworks,
-        lpips: Perceptual | None,
-        critic: Critic | None,
-        negative: str,
-        seed: int,
-        chunk: int,
-    ) -> None:
-        self.recipe, self.networks = recipe, networks
-        self.lpips, self.critic = lpips, critic
-        self.negative, self.seed, self.chunk = negative, seed, chunk
+    def __init__(self, recipe: Recipe, trainee: Trainee, lpips: Perceptual | None, critic: Critic | None, chunk: int) -> None:
+        self.recipe, self.trainee = recipe, trainee
+        self.lpips, self.critic, self.chunk = lpips, critic, chunk
 
     def gradient(self, z_sr: Tensor, batch: Batch, step: int, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Value and gradient of the weighted sum.
@@ -69,18 +55,17 @@ class Objective:
         values: dict[str, Tensor] = {}
         pictures = []
         for part in _chunks(len(leaf), self.chunk):
-            with self.networks.autocast():
-                sr = self.networks.autoencoder.decode(leaf[part]).float()
+            sr = self.trainee.decode(leaf[part])
             share = sr.shape[0] / len(leaf)
             losses = self.picture_losses(sr, hq[part], step)
             _add(values, losses, share)
             if losses:
                 (self._weighted(losses) * (share * scale)).backward()  # type: ignore[no-untyped-call]
             pictures.append(sr.detach())
-        if self.recipe.losses.csd:
-            loss = self.distillation(leaf, batch)
-            _add(values, {"csd": loss}, 1.0)
-            (loss * (self.recipe.losses.csd * scale)).backward()  # type: ignore[no-untyped-call]
+        own = self.trainee.losses(leaf, batch)
+        if own:
+            _add(values, own, 1.0)
+            (self._weighted(own) * scale).backward()  # type: ignore[no-untyped-call]
         gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale  # none before `gan.start`
         return gradient, values, torch.cat(pictures)
 
@@ -90,11 +75,8 @@ class Objective:
 
         None where the adversarial loss is the only one: what a discriminator thinks at different times cannot be compared.
         """
-        with self.networks.autocast():
-            sr = self.networks.autoencoder.decode(z_sr).float()
-        losses = self.picture_losses(sr, self.references(batch.hq), step=-1)
-        if self.recipe.losses.csd:
-            losses["csd"] = self.distillation(z_sr, batch)
+        losses = self.picture_losses(self.trainee.decode(z_sr), self.references(batch.hq), step=-1)
+        losses |= self.trainee.losses(z_sr, batch)
         return float(self._weighted(losses)) if losses else None
 
     def references(self, hq: Tensor) -> Tensor:
@@ -116,26 +98,12 @@ class Objective:
         if weights.frequency:
             losses["frequency"] = frequency_loss(sr, hq, **asdict(recipe.frequency))
         if weights.grid:
-            losses["grid"] = grid_loss(sr, hq, self.networks.autoencoder.factor)
+            losses["grid"] = grid_loss(sr, hq, self.trainee.factor)
         if self.lpips is not None:
             losses["lpips"] = self.lpips(sr, hq).mean()
         if self.critic is not None and step >= recipe.gan.start:
-            losses |= self.critic.judge(sr, hq, matching=weights.matching > 0)
+            losses["gan"] = self.critic.judge(sr, hq)
         return losses
-
-    def distillation(self, z_sr: Tensor, batch: Batch) -> Tensor:
-        """Score distillation under each sample's prompt, with noise that is a function of the seed and the samples."""
-        settings, networks = self.recipe.csd, self.networks
-        seeds = [self.seed * 1_000_003 + index for index in batch.indices]
-        timestep, noise = draw_timesteps_and_noise(
-            seeds,
-            z_sr.shape[1:],
-            step_range=settings.step_range,
-            train_timesteps=len(networks.alphas),
-            device=z_sr.device,
-        )
-        positive, negative = networks.embed(batch.prompts), networks.embed([self.negative] * len(z_sr))
-        return csd(z_sr, networks.teacher, positive, negative, timestep, noise, networks.alphas, settings.guidance_scale)
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         return torch.stack([getattr(self.recipe.losses, name) * loss for name, loss in losses.items()]).sum()

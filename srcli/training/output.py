@@ -5,7 +5,7 @@ from __future__ import annotations
 from srcli.config.training import TrainConfig
 from srcli.errors import TrainingError, UsageError
 from srcli.images.folders import make_output_folder
-from srcli.networks.adapters import ADAPTER_FILE
+from srcli.store.adapter_files import ADAPTER_FILE
 from srcli.training.checkpoint import checkpoints, room_hint
 
 

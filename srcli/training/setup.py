@@ -11,21 +11,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from srcli.config.training import TrainConfig
 from srcli.errors import ModelError, UsageError
-from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces
-from srcli.families.pisasr.trainee import PIXEL, StageNetworks
+from srcli.families import families, load_trainee
 from srcli.memory import free_bytes, keep_large_blocks
-from srcli.networks.adapters import find_adapter
 from srcli.networks.device import bf16_pays, choose_device
 from srcli.networks.perceptual import lpips_network
+from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 from srcli.training.data.captions import full_prompt, read_captions
-from srcli.training.data.crops import Batch, CropSettings, Sample, TrainingCrops
+from srcli.training.data.crops import CropSettings, Sample, TrainingCrops
 from srcli.training.data.held_out import find_photos
 from srcli.training.data.sources import Source
 from srcli.training.losses.critic import Critic
@@ -45,18 +43,17 @@ class Setup:
 
     Args:
         config: of the run.
-        base: the base's folder.
+        base: the base's folder, if there is one.
         accelerator: of `make_accelerator`; made here if not given.
 
     Attributes:
-        networks, crops, objective, critic, optimiser, schedule: see their classes.
+        trainee, crops, objective, critic, optimiser, schedule: see their classes.
         fixed: samples for validation; may be empty.
-        projector: of `--orthogonal`, else None.
         average: of the adapter's weights, or None.
         accumulated: what gradients are accumulated for.
     """
 
-    def __init__(self, config: TrainConfig, base: Path, accelerator: Any = None) -> None:
+    def __init__(self, config: TrainConfig, base: Path | None, accelerator: Any = None) -> None:
         self.config = config
         recipe = config.recipe
         self.accelerator = accelerator or make_accelerator(config)
@@ -64,7 +61,7 @@ class Setup:
         sources, held_out = find_photos(config, shown=self._main)
         if self.accelerator.device.type == "cpu":
             keep_large_blocks()
-        self.networks = StageNetworks(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
+        self.trainee = load_trainee(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
         trained_on = [photo.hq for source in sources for photo in source.photos]
         prompts = self._prompts([*trained_on, *(photo.hq for photo in held_out)])
         settings = CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, prompts=prompts)
@@ -74,9 +71,8 @@ class Setup:
         self._drawn_from = _digest(sources)
         self.lpips = lpips_network(self.accelerator.device) if recipe.losses.lpips else None
         self.critic = Critic(recipe.gan, config.seed, self.accelerator) if recipe.losses.gan else None
-        chunk = decode_chunk(self.networks)
-        self.objective = Objective(recipe, self.networks, self.lpips, self.critic, config.prompts.negative, config.seed, chunk)
-        self.projector = self._projector()
+        self.chunk = decode_chunk(config, self.trainee)
+        self.objective = Objective(recipe, self.trainee, self.lpips, self.critic, self.chunk)
         self._state_memory()
         self._make_optimiser()
 
@@ -88,55 +84,32 @@ class Setup:
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
-        recipe, parameters = self.config.recipe, self.networks.parameters
+        recipe, parameters = self.config.recipe, self.trainee.parameters
         optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
         self.schedule = get_scheduler(name, optimiser, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps)
-        self.networks.trained, self.optimiser = self.accelerator.prepare(self.networks.unet, optimiser)
+        self.trainee.trained, self.optimiser = self.accelerator.prepare(self.trainee.network, optimiser)
         self.average = EMAModel(parameters, decay=recipe.ema) if recipe.ema else None
-        self.accumulated: list[nn.Module] = [self.networks.trained]
-
-    def _projector(self) -> Projector | None:
-        if not self.config.recipe.orthogonal:
-            return None
-        assert self.networks.pixel is not None
-        subspaces = fidelity_subspaces(self.networks.pixel, self.config.recipe.orthogonal_energy)
-        kept = sum(basis.shape[1] for basis in subspaces.values())
-        log.info("orthogonal: %d directions in %d layers belong to the pixel adapter", kept, len(subspaces))
-        return Projector(self.networks.lora_b(), subspaces)
-
-    # Prompts ---------------------------------------------------------------------------------------------------------
+        self.accumulated: list[nn.Module] = [self.trainee.trained]
 
     def _prompts(self, photos: list[Path]) -> dict[Path, str]:
-        """The positive prompt of every photo, of those for validation too; embedded now where they are few."""
-        told = self.config.prompts
-        if not self.config.recipe.losses.csd:
+        """The positive prompt of every photo, of those for validation too, where the stage asks for them."""
+        config = self.config
+        loss = families()[config.family].stages[config.stage].captions
+        if not loss or not getattr(config.recipe.losses, loss):
             return {}
-        if told.captions and self.networks.prompts.named:
-            raise UsageError(f"captions need a text encoder, which `{self.config.base_name}` has not", "leave out `--captions`")
         with self.accelerator.main_process_first():
-            cache = self.config.output / "captions.tsv"
-            captions = read_captions(told.captions, photos, cache=cache, device=self.accelerator.device)
-        if captions.missing and told.captions and self._main:
+            cache = config.output / "captions.tsv"
+            captions = read_captions(config.captions, photos, cache=cache, device=self.accelerator.device)
+        if captions.missing and config.captions and self._main:
             named = ", ".join(f"`{path.name}`" for path in captions.missing[:5])
             log.warning("%d photos have no caption and get the fixed prompt alone: %s …", len(captions.missing), named)
-        prompts = {path: full_prompt(captions.by_path.get(path, ""), told.positive) for path in photos}
-        distinct = sorted({told.inference, told.negative, told.positive, *prompts.values()})
+        positive = str(config.told["prompts.positive"])
+        prompts = {path: full_prompt(captions.by_path.get(path, ""), positive) for path in photos}
+        distinct = sorted(set(prompts.values()))
         if len(distinct) <= _FEW_PROMPTS:
-            self.networks.embed(distinct)
-            self.networks.prompts.release()
+            self.trainee.know(distinct)
         return prompts
-
-    def seen_prompts(self, batch: Batch) -> list[str]:
-        """What the trained UNet is told for each sample: its own prompt, or the empty one of inference by chance."""
-        told, recipe = self.config.prompts, self.config.recipe
-        if not recipe.losses.csd:
-            return [told.inference] * len(batch.indices)
-        seen = []
-        for index, prompt in zip(batch.indices, batch.prompts, strict=True):
-            null = np.random.default_rng([self.config.seed, 4, index]).random() < recipe.csd.null_prompt_ratio
-            seen.append(told.inference if null else prompt)
-        return seen
 
     # Memory ----------------------------------------------------------------------------------------------------------
 
@@ -146,11 +119,11 @@ class Setup:
         def losses(sr: Tensor, hq: Tensor) -> Tensor:
             return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60).values()) or [sr.mean()]).sum()
 
-        need = memory_need(self.networks, others, losses)
+        need = memory_need(self.config, self.trainee, others, losses)
         if self._main:
             free = free_bytes(self.accelerator.device)
             log.info("memory: %s on `%s`, of which %.1f GB are free", need, self.accelerator.device, free / 1e9)
-            if need.unet + need.decoder + need.optimiser > free:
+            if need.network + need.decoder + need.optimiser > free:
                 ways = "`--decode-chunk 1`, `--gradient-checkpointing`, or a smaller `--batch` with `--accumulate`"
                 log.warning("this will hardly fit: think of %s", ways)
 
@@ -162,7 +135,7 @@ class Setup:
         if self.average is None:
             yield
             return
-        parameters = self.networks.parameters
+        parameters = self.trainee.parameters
         self.average.store(parameters)
         self.average.copy_to(parameters)
         try:
@@ -172,25 +145,26 @@ class Setup:
 
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must share with the one that began; batches may be split otherwise."""
-        recipe, pixel, start = asdict(self.config.recipe), self.config.pixel, self.config.start_from
+        config = self.config
+        recipe, start = asdict(config.recipe), config.start_from
         split = recipe.pop("batch") * recipe.pop("accumulate") * self.accelerator.num_processes
         if recipe["schedule"] == "constant":
             recipe.pop("steps")  # may be prolonged
         return {
-            "stage": self.config.stage,
-            "base": self.config.base_name,
-            "seed": self.config.seed,
+            "stage": config.stage,
+            "base": config.base_name,
+            "seed": config.seed,
             "samples a step": split,
-            "pixel": pixel and sha256_of(find_adapter(pixel, PIXEL)),
-            "start from": start and sha256_of(find_adapter(start, self.config.stage)),
-            "prompts": asdict(self.config.prompts),
+            **{name: sha256_of(find_adapter(path, name)) for name, path in config.adapters.items()},
+            "start from": start and sha256_of(find_adapter(start, config.stage)),
+            **self.trainee.settings(),
             **recipe,
         }
 
     def state(self) -> dict[str, Any]:
         """All that changes while the run goes on, apart from the step; the data's place follows from the step."""
         state: dict[str, Any] = {
-            "weights": [parameter.detach().cpu() for parameter in self.networks.parameters],
+            "weights": [parameter.detach().cpu() for parameter in self.trainee.parameters],
             "optimiser": self.optimiser.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "drawn from": self._drawn_from,
@@ -212,7 +186,7 @@ class Setup:
         Raises:
             ModelError: the base has other layers than it had then.
         """
-        if [value.shape for value in state["weights"]] != [parameter.shape for parameter in self.networks.parameters]:
+        if [value.shape for value in state["weights"]] != [parameter.shape for parameter in self.trainee.parameters]:
             message = "the checkpoint to go on from is of an adapter of other layers: the base is not what it was"
             raise ModelError(message, "give another `--output`, and the old one as `--start-from`")
         of_old = self._drawn_from if len(self.crops.sources) == 1 else None  # older checkpoints drew from several otherwise
@@ -220,7 +194,7 @@ class Setup:
             what = "photos, their LQ partners, their sources or their weights, or how they take turns,"
             log.warning("%s are not those that the run began with: it goes on, but not as it would have", what)
         with torch.no_grad():
-            for parameter, value in zip(self.networks.parameters, state["weights"], strict=True):
+            for parameter, value in zip(self.trainee.parameters, state["weights"], strict=True):
                 parameter.copy_(value)
         self.optimiser.optimizer.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])

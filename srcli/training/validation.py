@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from srcli.errors import ImageError, UsageError
-from srcli.families.pisasr.trainee import PIXEL, StageNetworks
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.images.sheet import make_sheet
+from srcli.protocol import Trainee
 from srcli.training.data.crops import (
     CropSettings,
     Levels,
@@ -37,7 +37,7 @@ class Verdict:
 
     Attributes:
         values: means over the pictures: `loss` (the training objective without its adversarial part; not there where that is all
-            of it), and PSNR (dB) and SSIM on Y of the enlarged input (`psnr_lq`), of the pixel adapter alone and of both.
+            of it), and PSNR (dB) and SSIM on Y of the enlarged input (`psnr_lq`) and of each of the trainee's views.
         sheet: the pictures side by side, (H, W, 3), uint8, RGB.
     """
 
@@ -68,29 +68,25 @@ def fixed_samples(photos: Sequence[Photo], settings: CropSettings) -> list[Sampl
     return samples
 
 
-def validate(samples: Sequence[Sample], networks: StageNetworks, objective: Objective, rows: int = 8) -> Verdict:
-    """Restore every sample under the inference prompt and compare it with its original.
+def validate(samples: Sequence[Sample], trainee: Trainee, objective: Objective, device: torch.device, rows: int = 8) -> Verdict:
+    """Restore every sample as at inference and compare it with its original.
 
     Args:
         samples: from `fixed_samples`.
-        networks: with the weights to be judged.
+        trainee: with the weights to be judged.
         objective: for the loss.
+        device: of the networks.
         rows: so many samples go into the sheet.
     """
-    stages = [networks.names[:1], networks.names] if len(networks.names) > 1 else [networks.names]
-    labels = [PIXEL, "both"][: len(stages)]
     records: list[dict[str, float]] = []
     sheet: list[list[Levels]] = []
     for sample in samples:
-        batch = finish([sample], networks.device)
-        z_lq = networks.encode(batch.lq)
-        embedding = networks.embed([networks.config.prompts.inference])
+        batch = finish([sample], device)
         assert sample.lq is not None
         pictures = {"lq": sample.lq}
-        for label, names in zip(labels, stages, strict=True):
-            z_sr = networks.restore_with(names, z_lq, embedding)
-            with torch.no_grad(), networks.autocast():
-                pictures[label] = to_levels(networks.autoencoder.decode(z_sr)[0])
+        for label, z_sr in trainee.views(batch).items():
+            with torch.no_grad():
+                pictures[label] = to_levels(trainee.decode(z_sr)[0])
         loss = objective.value(z_sr, batch)
         record = {} if loss is None else {"loss": loss}
         for label, picture in pictures.items():
@@ -100,4 +96,4 @@ def validate(samples: Sequence[Sample], networks: StageNetworks, objective: Obje
         if len(sheet) < rows:
             sheet.append([*pictures.values(), sample.hq])
     means = {name: float(np.mean([record[name] for record in records])) for name in records[0]}
-    return Verdict(means, make_sheet(sheet, ["LQ", *labels, "HQ"]))
+    return Verdict(means, make_sheet(sheet, ["LQ", *list(pictures)[1:], "HQ"]))

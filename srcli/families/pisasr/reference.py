@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +13,23 @@ import torch
 from torch import Tensor
 
 from srcli.errors import ModelError
-from srcli.networks.adapters import TARGETS, Adapter, AdapterInfo, check_fit, save_adapter
+from srcli.families.pisasr import PIXEL, SEMANTIC, TARGETS
+from srcli.networks.adapters import Adapter, AdapterInfo, check_fit, save_adapter
 from srcli.store.weights import load_pickle
 
 REFERENCE_ALPHA = 8
 """peft's default, which the reference code uses and its checkpoint does not store."""
-_NAMES = {"pix": "pixel", "sem": "semantic"}
+_NAMES = {"pix": PIXEL, "sem": SEMANTIC}
 _LOGGER = logging.getLogger("srcli")
 
 
-@dataclass(frozen=True)
-class ImportedAdapter:
-    """An adapter that `import_reference` wrote."""
+def convert(file: Path, base_file: Path, out: Path, base: str, licence: str) -> dict[str, Path]:
+    """Convert the reference's checkpoint into two adapters; see `srcli.families.convert_checkpoint`.
 
-    name: str
-    path: Path
-    rank: int
-
-
-def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str, licence: str) -> list[ImportedAdapter]:
-    """Convert the reference's checkpoint (`pisa_sr.pkl`) into two adapters.
-
-    Args:
-        file: the checkpoint; read with `weights_only=True`, so it can run no code.
-        unet_folder: the base's `unet` folder; its `config.json` alone is read, and the layers that it tells of are compared
-            before anything is written.
-        out_folder: gets a folder for each adapter.
-        base: what the adapters' metadata name as their base.
-        licence: likewise.
-
-    Raises:
-        ModelError: not such a checkpoint, damaged, or for another base.
+    Of the base its UNet's `config.json` alone is read, and the layers that it tells of are compared before anything is written.
     """
     adapters = read_reference(load_pickle(file), file, base, licence)
-    unet = _unet_without_weights(unet_folder)
+    unet = _unet_without_weights(base_file)
     wanted = {name for name, module in unet.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")}
     for adapter in adapters:
         check_fit(unet, adapter)
@@ -55,21 +37,19 @@ def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str,
         if left_out:
             words = "`%s` leaves out %d of %d layers in its %s adapter, among them `%s`: is it complete?"
             _LOGGER.warning(words, file, len(left_out), len(wanted), adapter.name, left_out[0])
-    return [
-        ImportedAdapter(adapter.name, save_adapter(adapter, out_folder / adapter.name), adapter.info.rank) for adapter in adapters
-    ]
+    return {adapter.name: save_adapter(adapter, out / adapter.name) for adapter in adapters}
 
 
-def _unet_without_weights(folder: Path) -> Any:
+def _unet_without_weights(file: Path) -> Any:
     """The UNet of a `config.json`: its layers and their shapes, but no memory for weights."""
     from diffusers import UNet2DConditionModel
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
         with torch.device("meta"):
             return UNet2DConditionModel.from_config(config)
     except Exception as error:  # nearly anything, from a configuration that makes no sense
-        message = f"`{folder / 'config.json'}` describes no usable UNet: {error}"
+        message = f"`{file}` describes no usable UNet: {error}"
         raise ModelError(message, "use the base that the adapters were trained on") from error
 
 

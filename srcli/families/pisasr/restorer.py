@@ -1,7 +1,4 @@
-"""PiSA-SR: one step, two adapters, two dials.
-
-Source: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution: A Dual-LoRA Approach", CVPR 2025.
-"""
+"""PiSA-SR's restorer: passes of one UNet with the adapters merged into it, mixed by the dials."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from srcli.families.pisasr import PIXEL, SEMANTIC
 from srcli.memory import free_bytes
 from srcli.networks.adapters import load_adapter, merge, warn_of_strange_base
 from srcli.networks.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
 from srcli.networks.device import cast, in_float32, layout_for
 from srcli.networks.unet import FixedPromptUNet
-from srcli.protocol import Dial, LoadOptions, Mixture, Part, Settings
+from srcli.protocol import LoadOptions, Mixture, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import adapter_path, base_folder
 
-PIXEL, SEMANTIC = "pixel", "semantic"
 Names = tuple[str, ...]
 """Of the adapters that are merged for a pass."""
 
@@ -45,15 +42,16 @@ def pass_weights(lambda_pixel: float, lambda_semantic: float, *, has_semantic: b
 
 
 class PisaRestorer:
-    """z_sr = z_lq - ε(z_lq) at a fixed timestep (eqs. 4 and 8); implements `srcli.protocol.Adjustable`.
+    """z_sr = z_lq - ε(z_lq) at a fixed timestep (eqs. 4 and 8).
 
     Args:
         spec: the model's row.
-        options: device, dtype and the two scales, or all settings that will be asked for.
+        options: device, dtype and all settings that will be asked for.
         autoencoder: float32, on the CPU.
         networks: a UNet with merged adapters for each pass that the options need, on the CPU, in the options' dtype.
-        notes: see `Restorer.notes`.
     """
+
+    enlargement = "bicubic"
 
     def __init__(
         self,
@@ -61,18 +59,14 @@ class PisaRestorer:
         options: LoadOptions,
         autoencoder: Autoencoder,
         networks: Mapping[Names, FixedPromptUNet],
-        notes: tuple[str, ...] = (),
     ) -> None:
         self.name = spec.name
         self.device, self.dtype = options.device, options.dtype
-        self.native_scale, self.min_side = spec.native_scale, spec.min_side
+        self.native_scale = self.input_scale = spec.native_scale
+        self.min_side = spec.min_side
         self.tile, self.overlap, self.tiling, self.color_fix = spec.tile, spec.overlap, spec.tiling, spec.color_fix
-        self.factor, self.channels = autoencoder.factor, autoencoder.channels
-        self.notes = notes
-        self.dials = _dials(spec)
-        self._has_semantic = SEMANTIC in spec.adapters
-        self._timestep = spec.timestep
-        self.mixture = self.mix(_asked(options)[0])
+        self.factor = autoencoder.factor
+        self.channels = self.answer_channels = autoencoder.channels
         cast(autoencoder.network.to(options.device), options.dtype)
         self._parts = autoencoder.parts()
         self.decoder = self._parts.decoder
@@ -96,11 +90,10 @@ class PisaRestorer:
     def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
         return latent - prediction
 
-    def mix(self, settings: Settings) -> Mixture:
-        """Passes are (adapters, timestep)."""
-        timestep = int(settings.get("timestep", self._timestep))
-        weights = _weights(settings, has_semantic=self._has_semantic)
-        return Mixture({(names, timestep): weight for names, weight in weights.items()})
+    def mix(self, settings: Settings, picture: Picture) -> Mixture:
+        """Passes are (adapters, timestep), whatever the picture."""
+        timestep = int(settings["timestep"])
+        return Mixture({(names, timestep): weight for names, weight in _weights(settings).items()})
 
 
 class Resident:
@@ -142,13 +135,9 @@ def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
     adapters = {name: load_adapter(adapter_path(spec, name), name) for name in spec.adapters}
     for adapter in adapters.values():
         warn_of_strange_base(adapter, spec.base.names)
-    notes = []
-    if SEMANTIC not in adapters:
-        notes.append(f"the model `{spec.name}` has no semantic adapter: `--lambda-semantic` has no effect")
-    settings = _asked(options)
-    passes = dict.fromkeys(names for each in settings for names in _weights(each, has_semantic=SEMANTIC in adapters))
-    timesteps = {int(each.get("timestep", spec.timestep)) for each in settings}
-    embedding = prompt_embedding(base, spec.prompt)
+    passes = dict.fromkeys(names for each in options.settings for names in _weights(each))
+    timesteps = {int(each["timestep"]) for each in options.settings}
+    embedding = prompt_embedding(base, str(spec.own["prompt"]))
     networks = {}
     for names in passes:
         unet = load_unet(base)
@@ -156,20 +145,9 @@ def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
         networks[names] = cast(FixedPromptUNet(unet, embedding, timesteps), options.dtype)
         if options.compile:
             networks[names].compile_walk()
-    return PisaRestorer(spec, options, load_autoencoder(base), networks, tuple(notes))
+    return PisaRestorer(spec, options, load_autoencoder(base), networks)
 
 
-def _dials(spec: ModelSpec) -> tuple[Dial, ...]:
-    pixel = Dial("lambda_pixel", "λ_pix", "weight of pixel fidelity", 1.0)
-    semantic = Dial("lambda_semantic", "λ_sem", "weight of semantic detail", 1.0)
-    timestep = Dial("timestep", "t", "diffusion timestep that the UNet is told", spec.timestep, 0, 999, whole=True)
-    return (pixel, semantic, timestep) if SEMANTIC in spec.adapters else (pixel, timestep)
-
-
-def _asked(options: LoadOptions) -> tuple[Settings, ...]:
-    return options.settings or ({"lambda_pixel": options.lambda_pixel, "lambda_semantic": options.lambda_semantic},)
-
-
-def _weights(settings: Settings, *, has_semantic: bool) -> dict[Names, float]:
-    pixel, semantic = (settings.get(name, 1.0) for name in ("lambda_pixel", "lambda_semantic"))
-    return pass_weights(pixel, semantic, has_semantic=has_semantic)
+def _weights(settings: Settings) -> dict[Names, float]:
+    semantic = settings.get("lambda_semantic")
+    return pass_weights(settings["lambda_pixel"], semantic or 0.0, has_semantic=semantic is not None)

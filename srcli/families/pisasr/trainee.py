@@ -1,17 +1,22 @@
-"""The networks of a training run: the frozen base, the adapters on its UNet, and the same UNet without them as teacher."""
+"""The networks of a stage: the frozen base, the adapters on its UNet, and the same UNet without them as teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from srcli.config.training import TrainConfig
 from srcli.errors import UsageError
+from srcli.families.pisasr import PIXEL, SEMANTIC
+from srcli.families.pisasr.csd import csd, draw_timesteps_and_noise
+from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces
+from srcli.families.pisasr.recipe import SemanticRecipe
 from srcli.networks.adapters import (
     Adapter,
     AdapterInfo,
@@ -19,19 +24,22 @@ from srcli.networks.adapters import (
     attach_frozen,
     extract,
     fill,
-    find_adapter,
     load_adapter,
+    save_adapter,
     use_adapters,
     warn_of_strange_base,
 )
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
 from srcli.networks.merged import merge_where_it_pays
+from srcli.protocol import Batch
+from srcli.store.adapter_files import find_adapter
 
-PIXEL, SEMANTIC = "pixel", "semantic"
+_NULL_PROMPT_STREAM = 4
+"""Of the seed."""
 
 
-class StageNetworks:
-    """What one stage trains and what it needs for that.
+class PisaTrainee:
+    """What one stage trains and what it needs for that; implements `srcli.protocol.Trainee`.
 
     The base is kept once, in the precision of the run; adapters are float32. The teacher of score distillation is the same UNet
     with its adapters switched off, so it costs no memory.
@@ -43,12 +51,8 @@ class StageNetworks:
         dtype: of the frozen weights.
 
     Attributes:
-        unet: the UNet with its adapters; the loop may wrap it and put the wrapped one into `trained`.
-        trained: what `restore` calls.
-        parameters: those of the trained adapter, float32.
-        pixel: the frozen pixel adapter of the semantic stage, else None.
         steps_before: what the adapter that the run starts from had been trained.
-        alphas: cumulative products of the noise schedule, (1000,), float32.
+        alphas: cumulative products of the noise schedule, (1000,), float32; empty without score distillation.
 
     Raises:
         UsageError: a crop that does not consist of whole latent cells.
@@ -56,87 +60,174 @@ class StageNetworks:
     """
 
     def __init__(self, config: TrainConfig, base: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.config = config
-        self.device, self.dtype = device, dtype
-        self.autoencoder: Autoencoder = load_autoencoder(base, dtype)
-        if config.recipe.crop % self.autoencoder.factor:
-            message = f"the crop `{config.recipe.crop}` is no multiple of {self.autoencoder.factor}, the pixels of a latent cell"
+        self.config, self.recipe = config, config.recipe
+        self._device, self._dtype = device, dtype
+        self._autoencoder: Autoencoder = load_autoencoder(base, dtype)
+        self.factor = self._autoencoder.factor
+        if self.recipe.crop % self.factor:
+            message = f"the crop `{self.recipe.crop}` is no multiple of {self.factor}, the pixels of a latent cell"
             raise UsageError(message, f"give a multiple of both that and the scale {config.scale} as `--crop`")
-        self.autoencoder.network.to(device)
-        self.unet: Any = load_unet(base, dtype).to(device, memory_format=torch.channels_last)
-        self.pixel = load_adapter(find_adapter(config.pixel, PIXEL), PIXEL) if config.pixel and config.stage == SEMANTIC else None
-        if self.pixel is not None:
-            warn_of_strange_base(self.pixel, (config.base_name,))
-            attach_frozen(self.unet, self.pixel)
-        recipe = config.recipe
-        self.parameters = attach(self.unet, config.stage, recipe.rank, recipe.alpha, recipe.targets)
-        self.steps_before = 0
-        if config.start_from is not None:
-            start = load_adapter(find_adapter(config.start_from, config.stage), config.stage)
-            warn_of_strange_base(start, (config.base_name,))
-            fill(self.unet, start, AdapterInfo(recipe.rank, recipe.alpha))
-            self.steps_before = start.info.steps
-        self.names = [PIXEL, SEMANTIC] if self.pixel is not None else [config.stage]
-        self._switch(self.names)
-        merge_where_it_pays(self.unet, config.stage)
+        self._autoencoder.network.to(device)
+        self.frozen = [self._autoencoder.network]
+        self.decodes_alone = any(True for _ in self._autoencoder.network.parameters())
+        self.network: Any = load_unet(base, dtype).to(device, memory_format=torch.channels_last)
+        pixel = self._attach_pixel(config.adapters.get(PIXEL))
+        self._names = [PIXEL, SEMANTIC] if pixel is not None else [config.stage]
+        self.parameters = attach(self.network, config.stage, self.recipe.rank, self.recipe.alpha, self.recipe.targets)
+        self.steps_before = self._start_from(config.start_from)
+        self._switch(self._names)
+        merge_where_it_pays(self.network, config.stage)
         if config.gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
-        self.trained: Any = self.unet
-        self.prompts = PromptEncoder(base, device)
-        self.alphas = load_alphas(base).to(device) if recipe.losses.csd else torch.empty(0)
+            self.network.enable_gradient_checkpointing()
+        self.trained: Any = self.network
+        self._prompts = PromptEncoder(base, device)
+        self.alphas = load_alphas(base).to(device) if self._csd_weight else torch.empty(0)
+        if config.captions and self._prompts.named:
+            raise UsageError(f"captions need a text encoder, which `{config.base_name}` has not", "leave out `--captions`")
+        self._projector = self._make_projector(pixel)
 
-    def autocast(self) -> Any:
-        """The context in which networks compute in the run's precision."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    # Set-up ----------------------------------------------------------------------------------------------------------
 
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """(N, tokens, width), float32, on the device."""
-        return self.prompts(prompts)
+    def _attach_pixel(self, path: Path | None) -> Adapter | None:
+        if path is None:
+            return None
+        pixel = load_adapter(find_adapter(path, PIXEL), PIXEL)
+        warn_of_strange_base(pixel, (self.config.base_name,))
+        attach_frozen(self.network, pixel)
+        return pixel
 
-    @torch.no_grad()
-    def encode(self, picture: Tensor) -> Tensor:
-        """(N, 3, H, W), RGB, in [-1, 1], to latents; one by one where the encoder needs memory."""
-        parts = torch.split(picture, 1) if self.autoencoder_learned else [picture]
-        with self.autocast():
-            return torch.cat([self.autoencoder.encode(part).float() for part in parts])
+    def _start_from(self, path: Path | None) -> int:
+        """Fill the attached adapter with a trained one's weights; the steps that it was trained."""
+        if path is None:
+            return 0
+        start = load_adapter(find_adapter(path, self.config.stage), self.config.stage)
+        warn_of_strange_base(start, (self.config.base_name,))
+        fill(self.network, start, AdapterInfo(self.recipe.rank, self.recipe.alpha))
+        return start.info.steps
+
+    def _make_projector(self, pixel: Adapter | None) -> Projector | None:
+        if pixel is None or not isinstance(self.recipe, SemanticRecipe) or not self.recipe.orthogonal:
+            return None
+        mark = f".lora_B.{self.config.stage}.weight"
+        own = {name.removesuffix(mark): p for name, p in self.network.named_parameters() if name.endswith(mark)}
+        return Projector(own, fidelity_subspaces(pixel, self.recipe.orthogonal_energy))
 
     @property
-    def autoencoder_learned(self) -> bool:
-        """Whether the autoencoder has weights, and so a decoder graph worth splitting."""
-        return any(True for _ in self.autoencoder.network.parameters())
+    def _csd_weight(self) -> float:
+        return getattr(self.recipe.losses, "csd", 0.0)
 
-    def restore(self, z_lq: Tensor, embedding: Tensor) -> Tensor:
-        """z_sr = z_lq - ε(z_lq) with all adapters (PiSA-SR, eqs. 3 and 4): (N, channels, h, w), float32."""
+    @property
+    def _inference(self) -> str:
+        return str(self.config.told["prompt"])
+
+    @property
+    def _positive(self) -> str:
+        return str(self.config.told["prompts.positive"])
+
+    @property
+    def _negative(self) -> str:
+        return str(self.config.told["prompts.negative"])
+
+    # A step ----------------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+    def know(self, prompts: Sequence[str]) -> None:
+        self._prompts(sorted({self._inference, self._negative, self._positive, *prompts}))
+        self._prompts.release()
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """z_lq, (N, channels, h, w), and the embeddings of what the UNet is told, (N, tokens, width); float32."""
+        return self._encode(batch.lq), self._prompts(self._seen_prompts(batch))
+
+    def forward(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        """z_sr = z_lq - ε(z_lq) with all adapters (eqs. 3 and 4)."""
+        return self._restored(self.trained, *prepared)
+
+    def decode(self, z_sr: Tensor) -> Tensor:
         with self.autocast():
-            residual: Tensor = self.trained(z_lq, self.config.timestep, encoder_hidden_states=embedding).sample
-        return z_lq - residual.float()
+            return self._autoencoder.decode(z_sr).float()
+
+    def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score distillation under each sample's prompt, with noise that is a function of the seed and the samples."""
+        if not self._csd_weight:
+            return {}
+        settings = cast(SemanticRecipe, self.recipe).csd
+        seeds = [self.config.seed * 1_000_003 + index for index in batch.indices]
+        timestep, noise = draw_timesteps_and_noise(
+            seeds,
+            z_sr.shape[1:],
+            step_range=settings.step_range,
+            train_timesteps=len(self.alphas),
+            device=z_sr.device,
+        )
+        positive, negative = self._prompts(batch.prompts), self._prompts([self._negative] * len(z_sr))
+        return {"csd": csd(z_sr, self._teacher, positive, negative, timestep, noise, self.alphas, settings.guidance_scale)}
+
+    def before_step(self) -> None:
+        if self._projector is not None:
+            self._projector.project_gradients()
+
+    def after_step(self) -> None:
+        if self._projector is not None:
+            self._projector.project_weights()
 
     @torch.no_grad()
-    def restore_with(self, names: Sequence[str], z_lq: Tensor, embedding: Tensor) -> Tensor:
-        """As `restore`, with some of the adapters and without gradients."""
-        with self._only(names), self.autocast():
-            residual: Tensor = self.unet(z_lq, self.config.timestep, encoder_hidden_states=embedding).sample
-        return z_lq - residual.float()
+    def views(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Under the inference prompt: of the pixel adapter alone, and of both."""
+        z_lq, embedding = self._encode(batch.lq), self._prompts([self._inference] * len(batch.indices))
+        stages = {PIXEL: [PIXEL], "both": self._names} if len(self._names) > 1 else {PIXEL: self._names}
+        views = {}
+        for label, names in stages.items():
+            with self._only(names):
+                views[label] = self._restored(self.network, z_lq, embedding)
+        return views
 
-    @torch.no_grad()
-    def teacher(self, noisy: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
-        """ε of the frozen base: (N, channels, h, w), (N,), (N, tokens, width) -> (N, channels, h, w), float32."""
-        with self._only([]), self.autocast():
-            epsilon: Tensor = self.unet(noisy, timestep, encoder_hidden_states=embedding).sample
-        return epsilon.float()
+    def save(self, step: int, folder: Path, *, half: bool = False) -> None:
+        save_adapter(self.adapter(step), folder, torch.float16 if half else torch.float32)
 
     def adapter(self, step: int) -> Adapter:
         """The trained adapter as it is now, on the CPU, float32."""
-        config = self.config
-        info = AdapterInfo(
-            config.recipe.rank, config.recipe.alpha, config.base_name, config.stage, self.steps_before + step, config.licence
-        )
-        return extract(self.unet, config.stage, info)
+        steps, config = self.steps_before + step, self.config
+        info = AdapterInfo(self.recipe.rank, self.recipe.alpha, config.base_name, config.stage, steps, config.licence)
+        return extract(self.network, config.stage, info)
 
-    def lora_b(self) -> dict[str, torch.nn.Parameter]:
-        """The trained adapter's B matrices by their layers' names."""
-        mark = f".lora_B.{self.config.stage}.weight"
-        return {name.removesuffix(mark): p for name, p in self.unet.named_parameters() if name.endswith(mark)}
+    def settings(self) -> dict[str, Any]:
+        prompts = {"inference": self._inference, "positive": self._positive, "negative": self._negative}
+        return {"prompts": {**prompts, "captions": self.config.captions}}
+
+    # Networks --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _encode(self, picture: Tensor) -> Tensor:
+        """(N, 3, H, W), RGB, in [-1, 1], to latents; one by one where the encoder needs memory."""
+        parts = torch.split(picture, 1) if self.decodes_alone else [picture]
+        with self.autocast():
+            return torch.cat([self._autoencoder.encode(part).float() for part in parts])
+
+    def _restored(self, unet: Any, z_lq: Tensor, embedding: Tensor) -> Tensor:
+        with self.autocast():
+            residual: Tensor = unet(z_lq, int(self.config.told["timestep"]), encoder_hidden_states=embedding).sample
+        return z_lq - residual.float()
+
+    @torch.no_grad()
+    def _teacher(self, noisy: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
+        """ε of the frozen base: (N, channels, h, w), (N,), (N, tokens, width) -> (N, channels, h, w), float32."""
+        with self._only([]), self.autocast():
+            epsilon: Tensor = self.network(noisy, timestep, encoder_hidden_states=embedding).sample
+        return epsilon.float()
+
+    def _seen_prompts(self, batch: Batch) -> list[str]:
+        """What the trained UNet is told for each sample: its own prompt, or the empty one of inference by chance."""
+        if not self._csd_weight:
+            return [self._inference] * len(batch.indices)
+        ratio = cast(SemanticRecipe, self.recipe).csd.null_prompt_ratio
+        seen = []
+        for index, prompt in zip(batch.indices, batch.prompts, strict=True):
+            null = np.random.default_rng([self.config.seed, _NULL_PROMPT_STREAM, index]).random() < ratio
+            seen.append(self._inference if null else prompt)
+        return seen
 
     @contextmanager
     def _only(self, names: Sequence[str]) -> Iterator[None]:
@@ -144,11 +235,14 @@ class StageNetworks:
         try:
             yield
         finally:
-            self._switch(self.names)
+            self._switch(self._names)
 
     def _switch(self, names: Sequence[str]) -> None:
-        use_adapters(self.unet, names)
-        for parameter in self.unet.parameters():
+        use_adapters(self.network, names)
+        for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
+
+
+load = PisaTrainee

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -52,28 +51,23 @@ class UNetDiscriminator(nn.Module):
         Raises:
             UsageError: a side that is not a multiple of 8.
         """
-        return self.seen(picture)[-1]
-
-    def seen(self, picture: Tensor) -> list[Tensor]:
-        """What each layer makes of pictures, from the first activation, (N, features, H, W), to the logits.
-
-        Raises:
-            UsageError: a side that is not a multiple of 8.
-        """
         height, width = picture.shape[-2:]
         if height % (1 << _LEVELS) or width % (1 << _LEVELS):
             message = f"the discriminator cannot judge a crop of {width}x{height} px"
             raise UsageError(message, f"use a crop whose sides are multiples of {1 << _LEVELS}")
-        seen = [_activate(self.first(picture))]
+        x = _activate(self.first(picture))
+        on_the_way = [x]
         for layer in self.down:
-            seen.append(_activate(layer(seen[-1])))
-        on_the_way = seen[:_LEVELS]
+            x = _activate(layer(x))
+            on_the_way.append(x)
+        on_the_way.pop()
         for layer in self.up:
-            larger = functional.interpolate(seen[-1], scale_factor=2, mode="bilinear", align_corners=False)
-            seen.append(_activate(layer(larger)) + on_the_way.pop())
+            larger = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = _activate(layer(larger)) + on_the_way.pop()
         for layer in self.refine:
-            seen.append(_activate(layer(seen[-1])))
-        return [*seen, self.last(seen[-1])]
+            x = _activate(layer(x))
+        logits: Tensor = self.last(x)
+        return logits
 
 
 class _FullPrecisionNorm(nn.Conv2d):
@@ -147,25 +141,6 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind) -> Tensor:
     if kind == "relativistic":
         return functional.softplus(fake - _paired(real, fake)).mean()
     raise _unknown(kind)
-
-
-def matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """ℓ1 distance of what a discriminator's layers see in paired pictures (Wang et al., "pix2pixHD", 2018, eq. 4).
-
-    Each layer's mean |fake - real| is divided by its mean |real|, so that all layers count alike.
-
-    Args:
-        fake: activations for our pictures, (N, C, H, W) each.
-        real: activations for the references, the same shapes; taken as constants.
-
-    Returns:
-        a scalar, float32; 0 for equal pictures.
-    """
-    distances = []
-    for ours, theirs in zip(fake, real, strict=True):
-        theirs = theirs.detach().float()
-        distances.append((ours.float() - theirs).abs().mean() / theirs.abs().mean().clamp(min=1e-6))
-    return torch.stack(distances).mean()
 
 
 def gradient_penalty(discriminator: nn.Module, pictures: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from srcli.training.losses.adversarial import (
     discriminator_loss,
     generator_loss,
     gradient_penalty,
-    matching_loss,
 )
 
 BETAS = (0.9, 0.99)
@@ -41,24 +40,17 @@ class Critic:
             self._trained = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=BETAS)
 
-    def judge(self, sr: Tensor, hq: Tensor, *, matching: bool) -> dict[str, Tensor]:
-        """What the adapter is to lower: (N, 3, H, W) each, RGB, about [-1, 1]; gradients reach `sr` only.
-
-        Returns:
-            `gan`, and `matching` where that is asked for.
-        """
-        needs_real = matching or self.settings.kind == "relativistic"
+    def judge(self, sr: Tensor, hq: Tensor) -> Tensor:
+        """What the adapter is to lower, a scalar: (N, 3, H, W) each, RGB, about [-1, 1]; gradients reach `sr` only."""
+        needs_real = self.settings.kind == "relativistic"
         self.network.requires_grad_(False)
         try:
             with self._autocast(sr):
-                *seen, fake = self.network.seen(sr)
-                *seen_real, real = self.network.seen(hq) if needs_real else [fake]
+                fake = self.network(sr)
+                real = self.network(hq) if needs_real else None
         finally:
             self.network.requires_grad_(True)
-        losses = {"gan": generator_loss(fake, real if needs_real else None, self.settings.kind)}
-        if matching:
-            losses["matching"] = matching_loss(seen, seen_real)
-        return losses
+        return generator_loss(fake, real, self.settings.kind)
 
     def learn(self, sr: Tensor, hq: Tensor) -> dict[str, Tensor]:
         """Learn from restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.
