@@ -670,7 +670,7 @@ def test_an_interrupted_write_leaves_nothing(
     def fail(_: int) -> None:
         raise fault
 
-    monkeypatch.setattr("srcli.images.codec.os.fsync", fail)
+    monkeypatch.setattr("srcli.disk.os.fsync", fail)
     with pytest.raises(shown or type(fault)):
         encode(picture_of(), tmp_path / "a", format, 90)
     assert list(tmp_path.iterdir()) == []

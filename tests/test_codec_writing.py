@@ -29,14 +29,14 @@ def test_what_one_run_writes_another_leaves_alone(tmp_path: Path, monkeypatch: p
     target, refused, real = tmp_path / "a", [], os.fsync
 
     def meanwhile(handle: int) -> None:
-        monkeypatch.setattr("srcli.images.codec.os.fsync", real)
+        monkeypatch.setattr("srcli.disk.os.fsync", real)
         with pytest.raises(ImageError, match="another run is writing it") as caught:
             encode(picture_of(1), target, format, 90)
         refused.append(caught.value.hint)
         real(handle)
 
     encode(picture_of(), tmp_path / "alone", format, 90)
-    monkeypatch.setattr("srcli.images.codec.os.fsync", meanwhile)
+    monkeypatch.setattr("srcli.disk.os.fsync", meanwhile)
     encode(picture_of(), target, format, 90)
     assert target.read_bytes() == (tmp_path / "alone").read_bytes()
     assert ["folder of its own" in hint for hint in refused] == [True]
@@ -53,11 +53,11 @@ def test_a_file_that_was_finished_meanwhile_is_not_written_into(
     (tmp_path / "same").hardlink_to(part)
 
     def late(file: Any, how: int) -> None:
-        monkeypatch.setattr("srcli.images.codec.fcntl.flock", real)
+        monkeypatch.setattr("srcli.disk.fcntl.flock", real)
         ends(part, target)
         real(file, how)
 
-    monkeypatch.setattr("srcli.images.codec.fcntl.flock", late)
+    monkeypatch.setattr("srcli.disk.fcntl.flock", late)
     encode(picture_of(), target, "png", 90)
     assert (tmp_path / "same").read_bytes() == b"of another run"
     np.testing.assert_array_equal(decode(target).levels, picture_of().levels)
@@ -68,7 +68,7 @@ def test_places_without_locks_can_be_written_to(tmp_path: Path, monkeypatch: pyt
     def fail(_: Any, how: int) -> None:
         raise OSError(errno.EOPNOTSUPP, f"Operation {how} not supported")
 
-    monkeypatch.setattr("srcli.images.codec.fcntl.flock", fail)
+    monkeypatch.setattr("srcli.disk.fcntl.flock", fail)
     encode(picture_of(), tmp_path / "a.png", "png", 90)
     np.testing.assert_array_equal(decode(tmp_path / "a.png").levels, picture_of().levels)
 

@@ -20,9 +20,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from tiny_model import make_base
 from training_case import make_config, make_photos
 
+from srcli import disk
 from srcli.errors import OutOfMemoryError, TrainingError, UsageError
 from srcli.networks.adapters import load_adapter
-from srcli.training import loop, setup
+from srcli.training import loop, setup, tracking
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train
 from srcli.training.losses.pictures import critic
@@ -245,16 +246,14 @@ def test_a_full_disk_anywhere_is_an_error_with_a_way_on(name: str, step: int, ba
 def test_a_resumed_run_on_a_full_disk_keeps_its_records(base: Path, photos: Path, tmp_path: Path) -> None:
     train(make_config("pixel", photos, tmp_path), base)
     before = (tmp_path / "metrics.jsonl").read_text()
-    real = Path.write_text
 
-    def half(self: Path, data: str, *more: Any, **options: Any) -> int:
-        if "metrics" not in self.name:
-            return real(self, data, *more, **options)
-        real(self, data[: len(data) // 2], *more, **options)
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def half(path: Path, content: bytes) -> None:
+        with disk.whole(path) as file:
+            file.write(content[: len(content) // 2])
+            full()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(tracking, "write_whole", half)
         with pytest.raises(TrainingError, match="No space left"):
             train(make_config("pixel", photos, tmp_path, {"steps": 8}, resume=True), base)
     assert (tmp_path / "metrics.jsonl").read_text() == before

@@ -55,7 +55,7 @@ def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Fai
 
 def _folder_names(names: Sequence[str]) -> list[str]:
     """A name of one part for each: a model may be called by a path, and nothing is written there."""
-    from srcli.evaluation.files import distinct
+    from srcli.evaluation.names import distinct
 
     return distinct(re.sub(r"[^\w.+-]+", "_", name).strip("._") or "model" for name in names)
 

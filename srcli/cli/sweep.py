@@ -21,8 +21,8 @@ from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsF
 from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES
 from srcli.config.sweep import SweepConfig
 from srcli.console import console, format_duration
+from srcli.disk import held_as_it_is
 from srcli.errors import SrcliError
-from srcli.images.folders import held_as_it_is
 
 if TYPE_CHECKING:
     from srcli.evaluation.measure import Failure

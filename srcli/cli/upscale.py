@@ -18,9 +18,9 @@ from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, M
 from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
+from srcli.disk import make_output_folder
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
-from srcli.images.folders import make_output_folder
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, suffix_counts
 
 log = logging.getLogger("srcli")

@@ -22,6 +22,7 @@ from huggingface_hub import constants as hub
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor
 
+from srcli.disk import first_line
 from srcli.errors import ImageError, ModelError
 
 U8 = npt.NDArray[np.uint8]
@@ -219,7 +220,7 @@ def _guarded(name: str, score: Score) -> Score:
         except (RuntimeError, ValueError, AssertionError, MemoryError) as fault:
             size = f"{sr.shape[1]} x {sr.shape[0]} px"
             hint = "it may be too small for this metric, or too large for the memory"
-            raise ImageError(f"`{name}` cannot be computed for {size}: {_first_line(fault)}", hint) from fault
+            raise ImageError(f"`{name}` cannot be computed for {size}: {first_line(fault)}", hint) from fault
 
     return guarded
 
@@ -254,7 +255,7 @@ def _built(name: str, build: Callable[[], Any], allow_download: bool, about: str
                     f"the weights of `{name}` are missing ({about})", f"srcli eval --fetch --metrics {name}"
                 ) from fault
             hint = "check the network" if allow_download else "try versions of its packages that fit together"
-            raise ModelError(f"`{name}` cannot be loaded: {_first_line(fault)}", hint) from fault
+            raise ModelError(f"`{name}` cannot be loaded: {first_line(fault)}", hint) from fault
     return network.requires_grad_(False) if isinstance(network, torch.nn.Module) else network
 
 
@@ -310,7 +311,3 @@ def _not_in_the_hubs_cache(fault: BaseException | None) -> bool:
             return True
         fault = fault.__cause__ or fault.__context__
     return False
-
-
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]

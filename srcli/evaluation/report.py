@@ -16,8 +16,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from srcli.disk import NAMES, cannot_write, whole, write_text
 from srcli.errors import SrcliError, UsageError
-from srcli.evaluation.files import NAMES, cannot_write, write_text
 from srcli.evaluation.measure import Measurement, Results, value_text
 from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.evaluation.pairs import Unmatched
@@ -197,14 +197,14 @@ def write_summary(folder: Path, told: Mapping[str, Any], text: str) -> None:
 
 def _csv_to_json(source: Path, target: Path, names: list[str]) -> None:
     """Line by line, so that the memory does not grow with the folder."""
-    with source.open(encoding="utf-8", errors=NAMES, newline="") as rows, target.open("w", encoding="utf-8") as file:
-        file.write("[")
+    with source.open(encoding="utf-8", errors=NAMES, newline="") as rows, whole(target) as file:
+        file.write(b"[")
         for number, row in enumerate(csv.DictReader(rows)):
             values = {name: _finite(float(row[name])) for name in names if row[name]}
             failure = {"failure": row["failure"]} if row["failure"] else {}
             line = {"image": row["image"], "method": row["method"], **values, **failure}
-            file.write((",\n" if number else "\n") + json.dumps(line, allow_nan=False))
-        file.write("\n]\n")
+            file.write(((",\n" if number else "\n") + json.dumps(line, allow_nan=False)).encode())
+        file.write(b"\n]\n")
 
 
 def _ranked(info: MetricInfo, means: Mapping[str, float]) -> list[str]:

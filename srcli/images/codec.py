@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
-import stat
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from srcli.disk import whole
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
 from srcli.images.levels import Array, Levels, to_depth, to_floats
@@ -23,11 +20,6 @@ from srcli.images.metadata import PREFIX, to_stored, to_upright, updated_exif
 from srcli.images.reader import MAX_PIXELS
 from srcli.images.rows import collect, on_white, rows_of
 from srcli.images.suffixes import OUTPUT_FORMATS
-
-try:
-    import fcntl
-except ImportError:  # there are no such locks on this system
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "MAX_PIXELS",
@@ -45,9 +37,6 @@ __all__ = [
 _SIDE_LIMITS = {"jpeg": 65500, "webp": 16383}  # px; JPEG's is libjpeg's own, 35 below that of the format
 _JPEG_EXIF_BYTES = 65533
 _FULL_CHROMA_QUALITY = 90
-_TRIES = 100
-_NAME_BYTES = 255  # of one file, on nearly every system
-_SHORT_NAME = 50  # characters, of 4 bytes each at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,74 +186,10 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
         raise UsageError(f"`{format}` is not a format that can be written", f"use one of {', '.join(OUTPUT_FORMATS)}")
     check_sides(picture.width, picture.height, path, format)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as file:
+        with whole(path, alone=True) as file:
             _write(picture, file, format, quality)
     except OSError as fault:
         raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place at the end; after any fault it is gone again."""
-    part = _part_of(path)
-    with _opened_alone(part, path) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name != "posix":
-                file.close()  # what is open cannot be moved there
-            part.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
-
-
-def _part_of(path: Path) -> Path:
-    """Named after the target, so that a rerun clears up after a killed one."""
-    name = f".{path.name}.part"
-    if len(os.fsencode(name)) > _NAME_BYTES:
-        name = f".{path.name[:_SHORT_NAME]}-{zlib.crc32(os.fsencode(path.name)):08x}.part"
-    return path.with_name(name)
-
-
-def _opened_alone(part: Path, path: Path) -> BinaryIO:
-    """An empty file that nobody else writes for as long as it is open; a stale one is used again.
-
-    Raises:
-        ImageError: somebody else has it open for `path`.
-    """
-    for _ in range(_TRIES):  # the caller closes what is returned
-        file = open(part, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))  # noqa: SIM115
-        try:
-            _lock(file, path)
-            about = os.fstat(file.fileno())
-            with suppress(FileNotFoundError):
-                if os.path.samestat(about, part.stat()):  # else the last owner put it in place or removed it meanwhile
-                    if about.st_size:
-                        file.truncate(0)
-                    return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    raise OSError(errno.EAGAIN, "its temporary file changes all the time")
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Until the file is closed; without a lock where the system or its file system (some network drives) has none."""
-    if fcntl is None or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as fault:
-        hint = "let that run finish, or give this one an output folder of its own"
-        raise ImageError(f"`{path}` cannot be written: another run is writing it", hint) from fault
-    except OSError as fault:
-        if fault.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise
 
 
 def check_sides(width: int, height: int, path: Path, format: str) -> None:
@@ -346,4 +271,6 @@ def _write_hint(fault: OSError) -> str:
         return "make room, then run the same command again: finished images are skipped"
     if fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "choose an output folder that you may write to"
+    if isinstance(fault, BlockingIOError):
+        return "let that run finish, or give this one an output folder of its own"
     return "check the output folder"

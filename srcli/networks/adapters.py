@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srcli.disk import write_whole
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.store.adapter_files import ADAPTER_FILE
 from srcli.store.weights import load_tensors
@@ -240,12 +241,8 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
     from peft.utils import CONFIG_NAME
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
-    part = folder / f".{ADAPTER_FILE}.part"
-    # not safetensors' own `save_file`, which leaves a file that nobody but its owner can read
-    part.write_bytes(save(tensors, {"format": "pt", **adapter.info.to_metadata()}))
-    part.replace(folder / ADAPTER_FILE)
+    write_whole(folder / ADAPTER_FILE, save(tensors, {"format": "pt", **adapter.info.to_metadata()}))
     config = LoraConfig(
         r=adapter.info.rank,
         lora_alpha=adapter.info.alpha,
@@ -253,11 +250,9 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
         base_model_name_or_path=adapter.info.base,
         inference_mode=True,
     )
-    config.save_pretrained(str(folder))
-    written = folder / CONFIG_NAME
-    settings = json.loads(written.read_text(encoding="utf-8"))
-    settings["target_modules"].sort()  # a set in peft, written in another order by each process
-    written.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # not its own `save_pretrained`, which writes sets in another order in each process
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    write_whole(folder / CONFIG_NAME, f"{json.dumps(settings, indent=2, sort_keys=True)}\n".encode())
     return folder / ADAPTER_FILE
 
 

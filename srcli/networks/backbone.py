@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from srcli.disk import first_line, write_whole
 from srcli.errors import ModelError
 from srcli.protocol import Part, Parts
 from srcli.store.layout import variant_of
@@ -83,13 +84,12 @@ class PatchAutoencoder:
 
     def save_config(self, folder: Path) -> None:
         """Write `config.json` into `folder`, as diffusers does for its own autoencoders."""
-        folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
             "_class_name": type(self).__name__,
             "patch_size": self.factor,
             "scaling_factor": self.scaling_factor,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
 
 
 class KLAutoencoder:
@@ -268,7 +268,7 @@ def load_alphas(base: Path) -> Tensor:
     try:
         scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"`{base}` has no usable scheduler: {_first_line(error)}", _BASE_HINT) from error
+        raise ModelError(f"`{base}` has no usable scheduler: {first_line(error)}", _BASE_HINT) from error
     if scheduler.config.prediction_type != "epsilon":
         message = (
             f"`{base}` predicts `{scheduler.config.prediction_type}`, but score distillation needs a base that predicts the noise"
@@ -288,7 +288,7 @@ def _load_text_encoder(base: Path, device: torch.device) -> tuple[Any, Any]:
         tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
         encoder = CLIPTextModel.from_pretrained(folder, use_safetensors=True, variant=variant_of(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"`{base}` has no usable text encoder: {_first_line(error)}", _BASE_HINT) from error
+        raise ModelError(f"`{base}` has no usable text encoder: {first_line(error)}", _BASE_HINT) from error
     return tokenizer, encoder.to(device, torch.float32)
 
 
@@ -312,7 +312,7 @@ def _load_part(kind: Any, base: Path, part: str, dtype: torch.dtype) -> Any:
         variant = variant_of(base / part)
         network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=dtype, variant=variant)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"`{base}` has no usable `{part}`: {_first_line(error)}", _BASE_HINT) from error
+        raise ModelError(f"`{base}` has no usable `{part}`: {first_line(error)}", _BASE_HINT) from error
     return network.eval().requires_grad_(False)
 
 
@@ -329,11 +329,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read `{path}`: {_first_line(error)}", _BASE_HINT) from error
+        raise ModelError(f"cannot read `{path}`: {first_line(error)}", _BASE_HINT) from error
     if not isinstance(content, dict):
         raise ModelError(f"`{path}` is not a JSON object", _BASE_HINT)
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

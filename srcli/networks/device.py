@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from srcli.disk import first_line
 from srcli.errors import ModelError, UsageError
 from srcli.memory import keep_large_blocks
 
@@ -97,9 +98,8 @@ def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             hint = "leave out `--compile`; or install what it needs: a C++ compiler on a CPU, Triton on a GPU"
-            raise ModelError(f"the network cannot be compiled: {reason}", hint) from error
+            raise ModelError(f"the network cannot be compiled: {first_line(error)}", hint) from error
 
     return call
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srcli.disk import first_line
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.store.weights import load_pickle, sha256_of
 
@@ -155,9 +156,8 @@ def _untrained_vgg() -> Any:
         with torch.random.fork_rng(devices=[]):
             return _NoTrainLpips(net="vgg", pnet_rand=True)
     except (ImportError, OSError, RuntimeError, AttributeError) as fault:  # what versions that do not fit together raise
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
         hint = f"versions that fit together: {_INSTALL} in a fresh environment; {_WITHOUT}"
-        raise ModelError(f"`torchmetrics` and `torchvision` cannot be used: {reason}", hint) from fault
+        raise ModelError(f"`torchmetrics` and `torchvision` cannot be used: {first_line(fault)}", hint) from fault
 
 
 def _load_features(net: Any, path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from srcli.disk import write_whole
+
 IMPORTED_FILE = "adapter_model.safetensors"
 """In a folder for each adapter."""
 _SUMS_FILE = "SHA256SUMS"
@@ -29,7 +31,7 @@ def record_sums(folder: Path, sums: Mapping[str, str]) -> None:
         OSError: the record cannot be written.
     """
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
-    (folder / _SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+    write_whole(folder / _SUMS_FILE, "".join(lines).encode())
 
 
 def recorded_sums(folder: Path) -> dict[str, str]:

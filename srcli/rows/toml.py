@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,21 +179,3 @@ def with_row(text: str, name: str, row: str) -> str:
         place = len(kept)
         row = (newline if text and not text.endswith("\n") else "") + (newline if text else "") + row
     return "".join([*kept[:place], row, *kept[place:]])
-
-
-def replace_file(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        if file.exists():
-            shutil.copymode(file, name)
-        else:
-            Path(name).chmod(0o644)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from srcli.disk import write_whole
 from srcli.errors import ModelError
 from srcli.rows.spec import raise_faults, read_row, specs_of, user_models_file
-from srcli.rows.toml import parse, parsed_or_none, read_text, replace_file, row_as_toml, with_row
+from srcli.rows.toml import parse, parsed_or_none, read_text, row_as_toml, with_row
 
 
 def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) -> Path:
@@ -42,7 +43,7 @@ def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) ->
                 f"cannot replace the row of model `{name}` in `{file}`: it is not written as a `[models.{name}]` table",
                 "delete that row by hand and try again",
             )
-        replace_file(file.resolve(), new_text)
+        write_whole(file.resolve(), new_text.encode())
     except UnicodeEncodeError as fault:
         raise ModelError(f"cannot write the row of model `{name}`: {fault.object!r} is not UTF-8 text") from fault
     except OSError as fault:

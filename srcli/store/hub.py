@@ -8,23 +8,21 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from srcli.disk import DISK_FULL, first_line, write_whole
 from srcli.errors import ModelError, joined_faults
 from srcli.rows.spec import BaseSource
 from srcli.store.hub_file import (
-    DISK_FULL,
     TIMEOUT_S,
     HubFile,
     UnfitError,
     WrongFileError,
     endpoint,
     fetch_file,
-    first_line,
     is_fault_of_disk,
     known_as_others,
     partial_of,
@@ -263,13 +261,8 @@ def _carry_out(plan: Plan, base: BaseSource, listener: Listener) -> Path:
 
 def _name_commit(storage: Path, commit: str, revision: str) -> None:
     """Note in the cache which commit the branch or tag is; last, so that a copy is found only when it is complete."""
-    if revision == commit:
-        return
-    ref = storage / "refs" / revision
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    part = ref.with_name(f".{ref.name}.{uuid.uuid4().hex}")  # process ids repeat among containers that share a cache
-    part.write_text(commit, encoding="utf-8")
-    part.replace(ref)
+    if revision != commit:
+        write_whole(storage / "refs" / revision, commit.encode())
 
 
 # The cache and the library -------------------------------------------------------------------------------------------

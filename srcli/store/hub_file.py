@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
+from srcli.disk import DISK_FULL, first_line
 from srcli.errors import ModelError
 from srcli.store.layout import needed_files
 
 _LOGGER = logging.getLogger("srcli")
 TIMEOUT_S = 30.0
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[\w-][\w.-]*")  # it names files
@@ -56,11 +56,6 @@ class WrongFileError(UnfitError):
 def is_fault_of_disk(fault: BaseException) -> bool:
     """Whether the disk takes no more: neither a repeat nor a mirror would help."""
     return isinstance(fault, OSError) and fault.errno in DISK_FULL | _DISK_CLOSED
-
-
-def first_line(fault: BaseException) -> str:
-    """What an exception says, in one line."""
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 def file_digest(path: Path, algorithm: str = "sha256", start: bytes = b"") -> str:

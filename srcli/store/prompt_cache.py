@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
 
+from srcli.disk import write_whole
 from srcli.errors import ModelError
 from srcli.store.layout import variant_of
 from srcli.store.weights import load_tensors
@@ -68,15 +67,7 @@ def keep_embedding(base: Path, prompt: str, embedding: Tensor) -> None:
     path = _path(base, prompt)
     data = save({_KEY: embedding.detach().float().cpu().contiguous()}, {"prompt": prompt, "base": str(base)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, data)
     except OSError as fault:
         _LOGGER.warning("cannot keep the prompt embedding in `%s`: %s; it is computed anew each time", path, fault.strerror)
 

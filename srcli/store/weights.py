@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srcli.disk import first_line
 from srcli.errors import ModelError, joined_faults
 from srcli.rows.spec import BUILTIN, ModelSpec, packaged_models_file, user_models_file
 from srcli.store import hub
@@ -119,7 +120,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as fault:
         raise _unreadable(path, fault) from fault
     except SafetensorError as fault:
-        raise ModelError(f"`{path}` is no usable safetensors file: {_first_line(fault)}", _DAMAGED_HINT) from fault
+        raise ModelError(f"`{path}` is no usable safetensors file: {first_line(fault)}", _DAMAGED_HINT) from fault
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -136,7 +137,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     except OSError as fault:
         raise _unreadable(path, fault) from fault
     except SafetensorError as fault:
-        raise ModelError(f"`{path}` is no usable safetensors file: {_first_line(fault)}", _DAMAGED_HINT) from fault
+        raise ModelError(f"`{path}` is no usable safetensors file: {first_line(fault)}", _DAMAGED_HINT) from fault
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
@@ -218,9 +219,5 @@ _DAMAGED_HINT = "check that it is the right file, and download it again"
 
 
 def _unreadable(path: Path, fault: OSError) -> ModelError:
-    reason = "no such file" if isinstance(fault, FileNotFoundError) else fault.strerror or _first_line(fault)
+    reason = "no such file" if isinstance(fault, FileNotFoundError) else fault.strerror or first_line(fault)
     return ModelError(f"cannot read `{path}`: {reason}", "check the path and the rights of the file")
-
-
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]

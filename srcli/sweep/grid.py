@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srcli.evaluation.files import distinct
+from srcli.evaluation.names import distinct
 from srcli.protocol import Dial, Settings
 
 

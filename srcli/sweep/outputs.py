@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srcli.evaluation.files import cannot_write
+from srcli.disk import cannot_write
 from srcli.sweep.page import Page
 from srcli.sweep.plots import Plot, missing_library, write_plots
 from srcli.sweep.run import Sweep

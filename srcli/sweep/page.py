@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from srcli import __version__
-from srcli.evaluation.files import write_text
+from srcli.disk import write_text
 from srcli.evaluation.measure import value_text
 from srcli.evaluation.metrics import METRICS
 from srcli.evaluation.report import BEST, SECOND, marks

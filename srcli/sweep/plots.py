@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srcli.disk import whole
 from srcli.errors import ModelError
 from srcli.evaluation.metrics import MetricInfo
 from srcli.sweep.grid import Cell, Grid
@@ -198,9 +199,7 @@ def _head(info: MetricInfo) -> str:
 def _save(figure: Figure, title: str, folder: Path, name: str) -> Plot:
     figure.suptitle(title, fontsize=10)
     plot = Plot(title, folder / f"{name}.png", folder / f"{name}.svg")
-    folder.mkdir(parents=True, exist_ok=True)
     for path, options in ((plot.png, {"dpi": 150}), (plot.svg, {"metadata": {"Date": None}})):
-        part = path.with_name(f".{path.name}.part")
-        figure.savefig(part, format=path.suffix[1:], **options)
-        part.replace(path)
+        with whole(path) as file:
+            figure.savefig(file, format=path.suffix[1:], **options)
     return plot

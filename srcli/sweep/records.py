@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from srcli.disk import cannot_write, write_text
 from srcli.errors import UsageError, joined_faults
-from srcli.evaluation.files import cannot_write, write_text
 
 CELLS_FILE = "cells.jsonl"
 SETTINGS_FILE = "made_with.json"

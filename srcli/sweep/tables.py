@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srcli.evaluation.files import write_text
+from srcli.disk import write_text
 from srcli.evaluation.measure import Results, value_text
 from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.evaluation.report import BEST, SECOND, TIED, in_table, marks, uncertainties

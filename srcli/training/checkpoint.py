@@ -8,8 +8,6 @@ output/<stage>/                     the finished adapter
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +17,7 @@ from typing import Any
 
 import torch
 
+from srcli.disk import DISK_FULL, first_line, whole
 from srcli.errors import ModelError, TrainingError
 from srcli.store.weights import load_pickle
 
@@ -56,15 +55,14 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, save: Callable[[Path],
         shutil.rmtree(part, ignore_errors=True)
         save(part)
         content = {"step": checkpoint.step, "state": checkpoint.state, "settings": checkpoint.settings}
-        with (part / STATE_FILE).open("wb") as file:
+        with whole(part / STATE_FILE) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        raise TrainingError(f"cannot write the checkpoint `{folder}`: {_reason(error)}", room_hint(error)) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise TrainingError(f"cannot write the checkpoint `{folder}`: {reason}", room_hint(error)) from error
     for old in checkpoints(output)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -100,14 +98,8 @@ def load_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Checkpoint:
     return found
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def room_hint(error: Exception) -> str:
     """What to do about a file that could not be written."""
-    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = not isinstance(error, OSError) or error.errno in DISK_FULL
     room = "make room on the disk, then " if full else ""
     return f"{room}repeat the command with `--resume`: it goes on from the last checkpoint"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from srcli.config.training import TrainConfig
+from srcli.disk import held
 from srcli.errors import TrainingError, UsageError
-from srcli.images.folders import held
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
 from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint

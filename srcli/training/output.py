@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from srcli.config.training import TrainConfig
+from srcli.disk import make_output_folder
 from srcli.errors import TrainingError, UsageError
-from srcli.images.folders import make_output_folder
 from srcli.store.adapter_files import ADAPTER_FILE
 from srcli.training.checkpoint import checkpoints, room_hint
 

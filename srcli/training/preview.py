@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from srcli.config.training import TrainConfig
-from srcli.images.folders import make_output_folder
+from srcli.disk import make_output_folder
 from srcli.images.sheet import make_sheet, save_sheet
 from srcli.training.data.crops import CropSettings, TrainingCrops, finish, to_levels
 from srcli.training.data.held_out import find_photos

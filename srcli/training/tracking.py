@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from srcli.disk import write_whole
+
 log = logging.getLogger("srcli")
 
 METRICS_FILE = "metrics.jsonl"
@@ -31,12 +33,8 @@ class Tracker:
         self._file, self._board = None, None
         if not enabled:
             return
-        output.mkdir(parents=True, exist_ok=True)
         path = output / METRICS_FILE
-        kept = _records_until(path, step) if step else []
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, "".join(_records_until(path, step) if step else []).encode())
         self._file = path.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.images.codec import decode
 
@@ -41,7 +42,7 @@ def captioned(photos: list[Path], name: str, device: torch.device) -> Iterator[t
             except torch.OutOfMemoryError:
                 raise
             except Exception as fault:  # a model that wants more than a picture fails in its own way
-                raise ModelError(f"`{name}` cannot caption photos: {_first_line(fault)}", CAPTIONERS) from fault
+                raise ModelError(f"`{name}` cannot caption photos: {first_line(fault)}", CAPTIONERS) from fault
             yield batch, [one_line(text) for text in texts]
             bar.update(len(batch))
 
@@ -73,10 +74,10 @@ def _load_model(name: str) -> tuple[Any, Any]:
         model, about = kind.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
         processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:  # of a model for something else
-        raise ModelError(f"`{name}` cannot caption photos: {_first_line(fault)}", CAPTIONERS) from fault
+        raise ModelError(f"`{name}` cannot caption photos: {first_line(fault)}", CAPTIONERS) from fault
     except Exception as fault:  # which HTTP client the hub's library raises from depends on its version
         hint = "check the name; without a network copy the hub's cache (`HF_HOME`), or give the model's folder as `model:DIR`"
-        raise ModelError(f"cannot load the captioning model `{name}`: {_first_line(fault)}", hint) from fault
+        raise ModelError(f"cannot load the captioning model `{name}`: {first_line(fault)}", hint) from fault
     if about["missing_keys"]:
         log.warning("%d weights of `%s` are missing and random: look at its captions", len(about["missing_keys"]), name)
     return processor, model.eval()
@@ -87,10 +88,6 @@ def _picture(photo: Path) -> Image.Image:
     picture = Image.fromarray(decode(photo).rgb_u8)
     picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BICUBIC)
     return picture
-
-
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 def one_line(text: str) -> str:

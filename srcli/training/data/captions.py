@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -13,6 +12,7 @@ from pathlib import Path, PurePath
 
 import torch
 
+from srcli.disk import NAMES, write_whole
 from srcli.errors import ModelError, OutOfMemoryError, UsageError, joined_faults
 from srcli.training.data.captioner import CAPTIONERS, captioned, one_line
 
@@ -257,14 +257,9 @@ def _read_cache(cache: Path, origin: str) -> dict[str, str]:
 def _write_cache(cache: Path, origin: str, captions: dict[str, str]) -> None:
     """Whole or not at all. A name that holds a tab or an end of line has no place in it."""
     lines = [f"{path}\t{caption}" for path, caption in captions.items() if not set("\t\r\n").intersection(path)]
-    part = cache.with_name(f".{cache.name}.part")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes("\n".join([_HEADER + origin, *lines, ""]).encode("utf-8", "surrogateescape"))
-        part.replace(cache)
+        write_whole(cache, "\n".join([_HEADER + origin, *lines, ""]).encode("utf-8", NAMES))
     except OSError as fault:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise UsageError(f"cannot write `{cache}`: {fault.strerror or fault}", "check the space and the rights") from fault
 
 
