@@ -89,7 +89,7 @@ def test_a_familys_name_stands_in_its_own_folder_alone() -> None:
         assert not others & (named | parts), path
 
 
-@pytest.mark.parametrize("module", ["tiles", "cli", "config", "console", "files", "spec"])
+@pytest.mark.parametrize("module", ["tiles", "cli", "config", "console", "disk", "files", "spec"])
 def test_light_modules_import_no_heavy_library(module: str) -> None:
     heavy = {"torch", "diffusers", "peft", "transformers", "cv2", "accelerate", "torchvision"}
     paths = [path for path in FILES if path.stem == module or (module in ("cli", "config") and path.parent.name == module)]
