@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from hub import COMMIT, Hub, git_sha1, running_hub
 
 from srcli.errors import ModelError
 from srcli.rows.spec import BaseSource
-from srcli.store.hub import HubFile, Plan, cached_base, fetch_base, fetch_config, size_text
+from srcli.store.hub import HubFile, Plan, cached_base, fetch_base, fetch_config
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -81,6 +82,8 @@ class Recorder:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants
 
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))  # the library waits before it goes on
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # of bytes written at once: our files are small
     with running_hub(tmp_path / "hf", monkeypatch) as server:
         yield server
@@ -161,11 +164,11 @@ def test_the_plan_tells_sizes_and_licence_and_a_dry_run_ends_there(hub: Hub) -> 
     folder, told = fetch("a/b", dry_run=True)
     (plan,) = told.plans
     assert folder is None
-    assert (plan.repo, plan.commit, plan.licence) == ("a/b", COMMIT, "openrail++")
+    assert (plan.repo, plan.folder.name, plan.licence) == ("a/b", COMMIT, "openrail++")
     assert plan.missing_bytes == sum(map(len, WANTED.values()))
     assert (plan.present_bytes, told.files) == (0, [])
     assert plan.free_bytes > 0
-    assert not plan.storage.exists()
+    assert not plan.folder.parents[1].exists()
     assert [request.method for request in hub.requests] == ["GET"]
     _, told = fetch("a/b")
     assert told.files == sorted(WANTED)
@@ -289,7 +292,11 @@ def test_two_that_end_at_once_both_note_the_commit(hub: Hub, monkeypatch: pytest
 def test_a_server_without_ranges_begins_anew(hub: Hub) -> None:
     hub.repos["a/b"] = WANTED
     hub.ignores_ranges = True
-    hub.faults[UNET] = ["drop"]
+    hub.faults[UNET] = [
+        "drop",
+        "500",
+        "drop",
+    ]  # anew after a fault that ends the library's own attempts, and after one within them
     folder, told = fetch("a/b")
     assert folder is not None
     assert (folder / UNET).read_bytes() == WANTED[UNET]
@@ -547,7 +554,7 @@ def test_too_little_space_is_told_before_the_download(hub: Hub, small_disk: Path
     hub.repos["a/b"] = hub.repos["c/d"] = WANTED | {UNET: bytes(2_000_000)}
     error = failure("a/b", "c/d")
     assert error.message.startswith(f"not enough space for the base in `{small_disk}")
-    assert "2 MB to come, 524 kB free" in error.message
+    assert "2.0 MB to come, 524.3 kB free" in error.message
     assert "HF_HOME" in error.hint
     assert [request.path for request in hub.requests] == ["/api/models/a/b"]
 
@@ -593,10 +600,3 @@ def test_the_configuration_alone(hub: Hub) -> None:
     assert fetched("a/b", "c/d") == WANTED
     with pytest.raises(ModelError, match=r"cannot fetch `unet/config.json` of the base of model `m`\n  - `x/y`: no such repo"):
         fetch_config(base_of("x/y"), "unet/config.json", "model `m`")
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (680_000_000, "680 MB"), (1_734_000_000, "1.73 GB")]
-)
-def test_sizes(size: int, text: str) -> None:
-    assert size_text(size) == text

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -155,8 +156,6 @@ def _as_data(spec: ModelSpec) -> dict[str, Any]:
 
 def _flattened(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """`{"a": {"b": 1}}` as `a.b` and 1, without what is not given."""
-    from srcli.store.hub import size_text
-
     pairs: list[tuple[str, Any]] = []
     for key, value in data.items():
         if isinstance(value, dict):
@@ -164,7 +163,7 @@ def _flattened(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         elif isinstance(value, (list, tuple)):
             pairs.append((prefix + key, ", ".join(map(str, value))))
         elif key == "size_bytes":
-            pairs.append((f"{prefix}size", size_text(value)))
+            pairs.append((f"{prefix}size", decimal(value)))
         elif value is not None:
             pairs.append((prefix + key, json.dumps(value) if value == "" else value))
     return pairs

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from srcli.cli.options import ModelsFile
@@ -110,8 +111,9 @@ def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run:
         if base.repo is None:
             return base_folder(spec)
     label = f"`{name}`" if spec is None else f"model `{name}`"
+    progress = _DownloadProgress()
     try:
-        with _DownloadProgress() as progress:
+        with progress.bar:
             return fetch_base(base, label, progress, dry_run=dry_run)
     except KeyboardInterrupt:
         _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
@@ -150,52 +152,36 @@ def _keep_prompts(folder: Path, spec: ModelSpec | None) -> None:
 class _DownloadProgress:
     """The plan as lines; then a bar on a terminal, and in a log a line for each file and each tenth."""
 
-    _STEPS = 10
-
     def __init__(self) -> None:
         columns = (BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
         shown = console.is_terminal and _LOGGER.isEnabledFor(logging.INFO)
         file = TextColumn("{task.description}", markup=False)
-        self._bar = Progress(*columns, file, console=console, transient=True, disable=not shown)
-        self._task = self._bar.add_task("", total=None, visible=False)
-        self._total = self._done = self._told = 0
-
-    def __enter__(self) -> _DownloadProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
+        self.bar = Progress(*columns, file, console=console, transient=True, disable=not shown)
+        self._task = self.bar.add_task("", total=None, visible=False)
+        self._told = 0
 
     def plan(self, plan: Plan) -> None:
-        from srcli.store.hub import size_text
-
         licence = f", licence by its model card: {plan.licence}" if plan.licence else ""
-        _LOGGER.info("base `%s`, commit `%s`%s", plan.repo, plan.commit[:12], licence)
+        _LOGGER.info("base `%s`, commit `%s`%s", plan.repo, plan.folder.name[:12], licence)
         if not plan.missing:
-            _LOGGER.info("%s are already here, nothing is to be downloaded", size_text(plan.present_bytes))
+            _LOGGER.info("%s are already here, nothing is to be downloaded", decimal(plan.present_bytes))
             return
         least = "at least " if any(file.size_bytes is None for file in plan.missing) else ""
         here = plan.present_bytes + plan.partial_bytes
-        words = "%s%s to download in %d files, %s already here; %s free in `%s`"
-        sizes = (least, size_text(plan.missing_bytes), len(plan.missing), size_text(here), size_text(plan.free_bytes))
-        _LOGGER.info(words, *sizes, plan.storage.parent)
-        self._total, self._done, self._told = plan.missing_bytes, 0, 0
-        self._bar.reset(self._task, total=plan.missing_bytes or None, visible=True)
+        to_come = f"{least}{decimal(plan.missing_bytes)} to download in {len(plan.missing)} files"
+        _LOGGER.info("%s, %s already here; %s free in `%s`", to_come, decimal(here), decimal(plan.free_bytes), plan.cache)
+        self._told = 0
+        self.bar.reset(self._task, total=plan.missing_bytes or None, visible=True)
 
     def start(self, file: HubFile) -> None:
-        from srcli.store.hub import size_text
-
-        self._bar.update(self._task, description=file.path)
-        if self._bar.disable:
-            _LOGGER.info("fetching `%s`%s", file.path, f", {size_text(file.size_bytes)}" if file.size_bytes is not None else "")
+        self.bar.update(self._task, description=file.path)
+        if self.bar.disable:
+            _LOGGER.info("fetching `%s`%s", file.path, f", {decimal(file.size_bytes)}" if file.size_bytes is not None else "")
 
     def advance(self, size_bytes: int) -> None:
-        from srcli.store.hub import size_text
-
-        self._done += size_bytes
-        self._bar.advance(self._task, size_bytes)
-        tenth = self._done * self._STEPS // self._total if self._total else 0
-        if self._bar.disable and self._told < tenth < self._STEPS:
+        self.bar.advance(self._task, size_bytes)
+        (task,) = self.bar.tasks
+        tenth = int(task.percentage) // 10
+        if self.bar.disable and self._told < tenth < 10:
             self._told = tenth
-            _LOGGER.info("%d %% of %s has come", tenth * 100 // self._STEPS, size_text(self._total))
+            _LOGGER.info("%d %% of %s has come", tenth * 10, decimal(int(task.total or 0)))

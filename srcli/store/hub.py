@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from rich.filesize import decimal
 
 from srcli.disk import DISK_FULL, first_line, write_whole
 from srcli.errors import ModelError, joined_faults
@@ -24,6 +26,7 @@ from srcli.store.hub_file import (
     endpoint,
     fetch_file,
     is_fault_of_disk,
+    is_sha256,
     known_as_others,
     partial_of,
     remove_damaged,
@@ -31,7 +34,11 @@ from srcli.store.hub_file import (
 )
 from srcli.store.layout import INDEX_FILE, lacking_files, lacking_parts, needed_files
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
 _LOGGER = logging.getLogger("srcli")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -39,29 +46,20 @@ class Plan:
     """What is to be done to have a base."""
 
     repo: str
-    commit: str
+    folder: Path
+    """The snapshot of the pinned commit in the hub's cache: `models--owner--name/snapshots/<commit>`."""
     licence: str
     """What the model card says; empty where it says nothing."""
-    storage: Path
-    """The repository's folder in the hub's cache."""
-    files: tuple[HubFile, ...]
-    """All that are needed, sorted by path."""
-    present: frozenset[str]
-    """Paths of those that are in the cache, whole."""
+    missing: tuple[HubFile, ...]
+    """Those needed that are not in the cache, sorted by path."""
+    present_bytes: int
+    """Of those needed that are."""
     partial_bytes: int
-    """What earlier, broken downloads of the others have left."""
+    """What earlier, broken downloads of the missing ones have left."""
 
     @property
-    def folder(self) -> Path:
-        return self.storage / "snapshots" / self.commit
-
-    @property
-    def missing(self) -> tuple[HubFile, ...]:
-        return tuple(file for file in self.files if file.path not in self.present)
-
-    @property
-    def present_bytes(self) -> int:
-        return sum(file.size_bytes or 0 for file in self.files if file.path in self.present)
+    def cache(self) -> Path:
+        return self.folder.parents[2]
 
     @property
     def missing_bytes(self) -> int:
@@ -71,7 +69,7 @@ class Plan:
     @property
     def free_bytes(self) -> int:
         """On the cache's disk."""
-        return shutil.disk_usage(next(path for path in (self.storage, *self.storage.parents) if path.exists())).free
+        return shutil.disk_usage(next(path for path in self.folder.parents if path.exists())).free
 
 
 class Listener(Protocol):
@@ -121,27 +119,18 @@ def fetch_base(base: BaseSource, label: str, listener: Listener, *, dry_run: boo
     Raises:
         ModelError: no repository has it all, whole and right (each is named with its fault), or the disk takes no more.
     """
+    sums = base.sha256 or {}
     folder = cached_base(base)
-    if folder is not None and (dry_run or not remove_damaged(folder, base.sha256 or {})):
+    if folder is not None and (dry_run or not remove_damaged(folder, sums)):
         listener.plan(_plan_of_copy(folder))
         return folder
-    faults: list[str] = []
-    repos = repositories(base)
-    for repo in repos:
-        if faults:
-            _LOGGER.warning("%s; trying the mirror `%s`", faults[-1], repo)
-        try:
-            plan = _plan(repo, base)
-            listener.plan(plan)
-            if dry_run:
-                return None
-            return _carry_out(plan, base, listener)
-        except ModelError:
-            raise
-        except Exception as fault:  # which HTTP client the hub's library raises from depends on its version
-            _raise_fault_of_disk(fault)
-            faults.append(f"`{repo}`: {_reason(fault)}")
-    raise ModelError(joined_faults(f"cannot fetch the base of {label}", faults), _ways_out(faults))
+
+    def attempt(repo: str) -> Path | None:
+        plan = _plan(repo, base, repair=not dry_run)
+        listener.plan(plan)
+        return None if dry_run else _carry_out(plan, base, listener)
+
+    return _of_first(base, f"the base of {label}", attempt)
 
 
 def fetch_config(base: BaseSource, path: str, label: str) -> Path:
@@ -150,64 +139,78 @@ def fetch_config(base: BaseSource, path: str, label: str) -> Path:
     Raises:
         ModelError: none has it; each is named with its fault.
     """
-    sums = base.sha256 or {}
+    known = HubFile(path, digest=(base.sha256 or {}).get(path))
     for repo in repositories(base):
         folder = _cached_folder(repo, base.revision, path)
-        if folder is not None and _is_here(folder, HubFile(path)) and not remove_if_damaged(folder, path, sums.get(path)):
+        if folder is not None and _is_here(folder, known) and not remove_if_damaged(folder / path, known):
             return folder / path
+
+    def attempt(repo: str) -> Path:
+        folder, _, listed = _listing(repo, base.revision)
+        if path not in listed:
+            raise UnfitError(f"lacks `{path}`")
+        fetch_file(repo, folder, listed[path], known.digest, lambda _: None)
+        _name_commit(folder, base.revision or "main")
+        return folder / path
+
+    return _of_first(base, f"`{path}` of the base of {label}", attempt)
+
+
+def _of_first(base: BaseSource, what: str, attempt: Callable[[str], _T]) -> _T:
+    """What the first repository gives that does not fail."""
     faults: list[str] = []
     for repo in repositories(base):
+        if faults:
+            _LOGGER.warning("%s; trying the mirror `%s`", faults[-1], repo)
         try:
-            listed, info = _listing(repo, base.revision)
-            if path not in listed:
-                raise UnfitError(f"lacks `{path}`")
-            storage, commit = _storage(repo), str(info.sha)
-            fetch_file(repo, commit, storage, listed[path], sums.get(path), lambda _: None)
-            _name_commit(storage, commit, base.revision or "main")
-            return storage / "snapshots" / commit / path
-        except Exception as fault:  # as in `fetch_base`
+            return attempt(repo)
+        except ModelError:
+            raise
+        except Exception as fault:  # which HTTP client the hub's library raises from depends on its version
             _raise_fault_of_disk(fault)
             faults.append(f"`{repo}`: {_reason(fault)}")
-    raise ModelError(joined_faults(f"cannot fetch `{path}` of the base of {label}", faults), _ways_out(faults))
+    raise ModelError(joined_faults(f"cannot fetch {what}", faults), _ways_out(faults))
 
 
 # Planning ------------------------------------------------------------------------------------------------------------
+# One request lists names, sizes and sums. The library's own dry run (`hf_hub_download(dry_run=True)`) needs one for each file
+# and tells less: no sum to hold against the row's or to find an unfinished blob by, no licence, and as present any file of that
+# name, damaged or empty ones too; `snapshot_download(dry_run=True)` also notes the commit of a copy that is not complete.
 
 
-def _listing(repo: str, revision: str | None) -> tuple[dict[str, HubFile], Any]:
-    """All files of a repository, and what else the hub says of it; asks once, without repeats."""
-    from huggingface_hub import HfApi
+def _listing(repo: str, revision: str | None) -> tuple[Path, str, dict[str, HubFile]]:
+    """A repository's snapshot in the cache (there or not), its licence and all of its files; asks the hub once."""
+    from huggingface_hub import HfApi, constants
 
     info = HfApi(endpoint=endpoint()).model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
     if not re.fullmatch(r"[\w-]+", str(info.sha)):  # it names a folder
         raise UnfitError("the server tells no usable commit")
-    return {each.rfilename: _hub_file(each) for each in info.siblings or ()}, info
+    storage = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+    licence = getattr(info.card_data, "license", None) or ""
+    licence = licence if isinstance(licence, str) else ", ".join(licence)
+    return storage / "snapshots" / str(info.sha), licence, {each.rfilename: _hub_file(each) for each in info.siblings or ()}
 
 
-def _plan(repo: str, base: BaseSource) -> Plan:
-    listed, info = _listing(repo, base.revision)
+def _hub_file(listed: RepoSibling) -> HubFile:
+    large = listed.lfs
+    return HubFile(listed.rfilename, large.size if large else listed.size, large.sha256 if large else listed.blob_id)
+
+
+def _plan(repo: str, base: BaseSource, *, repair: bool) -> Plan:
+    folder, licence, listed = _listing(repo, base.revision)
     lacking = lacking_parts(listed)
     if lacking:
         raise UnfitError(f"lacks {', '.join(f'`{name}`' for name in lacking)}")
-    files = tuple(listed[name] for name in needed_files(listed))
-    _check_listed_sums(files, base.sha256 or {})
-    storage, commit = _storage(repo), str(info.sha)
-    present = frozenset(file.path for file in files if _is_here(storage / "snapshots" / commit, file))
-    partial = sum(_partial_bytes(storage, file) for file in files if file.path not in present)
-    licence = getattr(info.card_data, "license", None) or ""
-    return Plan(repo, commit, licence if isinstance(licence, str) else ", ".join(licence), storage, files, present, partial)
-
-
-def _hub_file(listed: Any) -> HubFile:
-    large = listed.lfs
-    size = getattr(large, "size", None) or listed.size
-    return HubFile(listed.rfilename, size, getattr(large, "sha256", None), listed.blob_id)
-
-
-def _check_listed_sums(files: tuple[HubFile, ...], wanted: Mapping[str, str]) -> None:
+    files = [listed[name] for name in needed_files(listed)]
+    sums = base.sha256 or {}
     for file in files:
-        if file.sha256 is not None and wanted.get(file.path, file.sha256) != file.sha256:
-            raise WrongFileError(file.path, "SHA-256", file.sha256, wanted[file.path])
+        if is_sha256(file.digest) and sums.get(file.path, file.digest) != file.digest:
+            raise WrongFileError(file.path, "SHA-256", str(file.digest), sums[file.path])
+    if repair:
+        remove_damaged(folder, sums)
+    missing = tuple(file for file in files if not _is_here(folder, file))
+    present = sum(file.size_bytes or 0 for file in files if file not in missing)
+    return Plan(repo, folder, licence, missing, present, sum(_partial_bytes(folder, file) for file in missing))
 
 
 def _is_here(folder: Path, file: HubFile) -> bool:
@@ -219,8 +222,8 @@ def _is_here(folder: Path, file: HubFile) -> bool:
     return size > 0 if file.size_bytes is None else size == file.size_bytes
 
 
-def _partial_bytes(storage: Path, file: HubFile) -> int:
-    blob = storage / "blobs" / (file.sha256 or file.blob_id or "-")
+def _partial_bytes(folder: Path, file: HubFile) -> int:
+    blob = folder.parents[1] / "blobs" / (file.digest or "-")
     for path in (blob, partial_of(blob)):
         if path.exists():
             return min(path.stat().st_size, file.size_bytes or 0)
@@ -229,10 +232,8 @@ def _partial_bytes(storage: Path, file: HubFile) -> int:
 
 def _plan_of_copy(folder: Path) -> Plan:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    files = tuple(HubFile(name, (folder / name).stat().st_size) for name in needed_files(names))
-    storage = folder.parent.parent
-    repo = storage.name.removeprefix("models--").replace("--", "/", 1)
-    return Plan(repo, folder.name, "", storage, files, frozenset(file.path for file in files), 0)
+    repo = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+    return Plan(repo, folder, "", (), sum((folder / name).stat().st_size for name in needed_files(names)), 0)
 
 
 # Downloading ---------------------------------------------------------------------------------------------------------
@@ -241,37 +242,29 @@ def _plan_of_copy(folder: Path) -> Plan:
 def _carry_out(plan: Plan, base: BaseSource, listener: Listener) -> Path:
     free = plan.free_bytes
     if plan.missing_bytes > free:
-        sizes = f"{size_text(plan.missing_bytes)} to come, {size_text(free)} free"
-        raise ModelError(f"not enough space for the base in `{plan.storage.parent}`: {sizes}", _SPACE_HINT)
+        sizes = f"{decimal(plan.missing_bytes)} to come, {decimal(free)} free"
+        raise ModelError(f"not enough space for the base in `{plan.cache}`: {sizes}", _SPACE_HINT)
     sums = base.sha256 or {}
-    remove_damaged(plan.folder, sums)
     others = known_as_others(plan.folder, sums)
     if others:
         raise UnfitError(f"{', '.join(f'`{name}`' for name in others)} in the cache is another file than the row's SHA-256 says")
-    for file in plan.files:
-        if not _is_here(plan.folder, file):
-            listener.start(file)
-            fetch_file(plan.repo, plan.commit, plan.storage, file, sums.get(file.path), listener.advance)
+    for file in plan.missing:
+        listener.start(file)
+        fetch_file(plan.repo, plan.folder, file, sums.get(file.path), listener.advance)
     lacking = lacking_files(plan.folder)
     if lacking:
         raise UnfitError(f"lacks {', '.join(f'`{name}`' for name in lacking)}")
-    _name_commit(plan.storage, plan.commit, base.revision or "main")
+    _name_commit(plan.folder, base.revision or "main")
     return plan.folder
 
 
-def _name_commit(storage: Path, commit: str, revision: str) -> None:
+def _name_commit(folder: Path, revision: str) -> None:
     """Note in the cache which commit the branch or tag is; last, so that a copy is found only when it is complete."""
-    if revision != commit:
-        write_whole(storage / "refs" / revision, commit.encode())
+    if revision != folder.name:
+        write_whole(folder.parents[1] / "refs" / revision, folder.name.encode())
 
 
 # The cache and the library -------------------------------------------------------------------------------------------
-
-
-def _storage(repo: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
 
 
 def _cached_folder(repo: str, revision: str | None, path: str) -> Path | None:
@@ -309,19 +302,17 @@ def _reason(fault: BaseException) -> str:
     """Why a download failed, in one line."""
     from huggingface_hub import errors
 
-    if isinstance(fault, UnfitError):
-        return str(fault)
     if isinstance(fault, errors.LocalEntryNotFoundError) and fault.__cause__ is not None:
         fault = fault.__cause__
-    if isinstance(fault, errors.GatedRepoError):
-        return "its owner wants a login (`hf auth login`, or a token in `HF_TOKEN`) and an accepted licence"
-    if isinstance(fault, errors.RepositoryNotFoundError):
-        return "no such repository, or a private one"
-    if isinstance(fault, errors.RevisionNotFoundError):
-        return "no such revision"
-    if isinstance(fault, errors.OfflineModeIsEnabled):
-        return "not in the cache, and `HF_HUB_OFFLINE` is set"
-    return f"{first_line(fault)} ({type(fault).__name__})"
+    reasons: dict[type[Exception], str] = {
+        UnfitError: str(fault),
+        errors.GatedRepoError: "its owner wants a login (`hf auth login`, or a token in `HF_TOKEN`) and an accepted licence",
+        errors.RepositoryNotFoundError: "no such repository, or a private one",
+        errors.RevisionNotFoundError: "no such revision",
+        errors.OfflineModeIsEnabled: "not in the cache, and `HF_HUB_OFFLINE` is set",
+    }
+    known = (text for kind, text in reasons.items() if isinstance(fault, kind))
+    return next(known, f"{first_line(fault)} ({type(fault).__name__})")
 
 
 def _ways_out(faults: list[str]) -> str:
@@ -331,11 +322,3 @@ def _ways_out(faults: list[str]) -> str:
         "try again later: what has come so far is kept; or name another mirror, or a local folder, in the model's row of your "
         "`models.toml` or as `--base`; or copy the hub's cache (`HF_HOME`) from a machine that has it and set `HF_HUB_OFFLINE=1`"
     )
-
-
-def size_text(size_bytes: int) -> str:
-    """`1.73 GB`, `680 MB`, `12.3 kB`; decimal units, as disks are sold by."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= power:
-            return f"{size_bytes / power:.3g} {unit}"
-    return f"{size_bytes} B"

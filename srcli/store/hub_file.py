@@ -7,22 +7,24 @@ and what the hub and the row say it is.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import logging
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from srcli.disk import DISK_FULL, first_line
 from srcli.errors import ModelError
 from srcli.store.layout import needed_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
 
 _LOGGER = logging.getLogger("srcli")
 TIMEOUT_S = 30.0
@@ -38,10 +40,8 @@ class HubFile:
 
     path: str
     size_bytes: int | None = None
-    sha256: str | None = None
-    """Of large files alone."""
-    blob_id: str | None = None
-    """git's SHA-1; of large files that of a pointer to them."""
+    digest: str | None = None
+    """SHA-256 of a large file, git's SHA-1 of a small one; names its blob in the cache."""
 
 
 class UnfitError(Exception):
@@ -71,21 +71,25 @@ def file_digest(path: Path, algorithm: str = "sha256", start: bytes = b"") -> st
     return digest.hexdigest()
 
 
-def _difference(path: Path, file: HubFile, row_sum: str | None = None) -> WrongFileError | None:
-    """In what a file on disk is another than the hub and the model's row say."""
+def _difference(path: Path, file: HubFile, *digests: str | None) -> WrongFileError | None:
+    """In what a file on disk is another than the hub says, and other sums; those of no known kind count nothing."""
     size = path.stat().st_size
     if file.size_bytes is not None and size != file.size_bytes:
         return WrongFileError(file.path, "size", str(size), str(file.size_bytes))
-    wanted = {sum_ for sum_ in (row_sum, file.sha256) if sum_ is not None}
-    if wanted:
-        actual = file_digest(path)
-        return next((WrongFileError(file.path, "SHA-256", actual, other) for other in sorted(wanted - {actual})), None)
-    if file.blob_id is None or not _SHA1.fullmatch(file.blob_id):
-        return None
-    actual = file_digest(path, "sha1", b"blob %d\0" % size)
-    if file.blob_id in (actual, file_digest(path, "sha1")):  # the second is the ETag of some proxies
-        return None
-    return WrongFileError(file.path, "git SHA-1", actual, file.blob_id)
+    for wanted in sorted(filter(None, {file.digest, *digests})):
+        if is_sha256(wanted):
+            kind, actual = "SHA-256", [file_digest(path)]
+        elif _SHA1.fullmatch(wanted):  # the second is the ETag of some proxies
+            kind, actual = "git SHA-1", [file_digest(path, "sha1", b"blob %d\0" % size), file_digest(path, "sha1")]
+        else:
+            continue
+        if wanted not in actual:
+            return WrongFileError(file.path, kind, actual[0], wanted)
+    return None
+
+
+def is_sha256(digest: str | None) -> bool:
+    return digest is not None and _SHA256.fullmatch(digest) is not None
 
 
 def _blob_of(path: Path) -> Path:
@@ -93,7 +97,7 @@ def _blob_of(path: Path) -> Path:
 
     A blob may itself be a link, to a store that repositories share and that names files by other sums.
     """
-    while path.is_symlink() and not (_SHA256.fullmatch(path.name) or _SHA1.fullmatch(path.name)):
+    while path.is_symlink() and not (is_sha256(path.name) or _SHA1.fullmatch(path.name)):
         path = path.parent / path.readlink()
     return path
 
@@ -109,24 +113,24 @@ def remove_damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
         The paths of what was removed.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return [name for name in needed_files(names) if remove_if_damaged(folder, name, sums.get(name))]
+    return [name for name in needed_files(names) if remove_if_damaged(folder / name, HubFile(name, digest=sums.get(name)))]
 
 
-def remove_if_damaged(folder: Path, name: str, row_sum: str | None) -> bool:
-    """The same for one file of a snapshot; True if it was removed.
+def remove_if_damaged(path: Path, file: HubFile) -> bool:
+    """The same for one file, of a snapshot or a blob; True if it was removed.
 
     Raises:
         ModelError: it cannot be read or removed.
     """
-    blob = _blob_of(folder / name)
-    by_name = blob.name if _SHA256.fullmatch(blob.name) else None
+    blob = _blob_of(path)
+    known = replace(file, digest=blob.name) if is_sha256(blob.name) else file
     try:
-        damage = _difference(blob, HubFile(name, None, by_name or row_sum, blob.name))
+        damage = _difference(blob, known, blob.name)
         if damage is None:
             return False
         _LOGGER.warning("in the cache, %s; it is removed", damage)
-        for path in (folder / name, blob.resolve(), blob):
-            path.unlink(missing_ok=True)
+        for each in (path, blob.resolve(), blob):
+            each.unlink(missing_ok=True)
     except OSError as fault:
         message = f"`{fault.filename or blob}` in the cache cannot be checked and removed where damaged: {fault.strerror}"
         raise ModelError(message, "check the rights of that folder, or set `HF_HOME` to another one") from fault
@@ -136,19 +140,18 @@ def remove_if_damaged(folder: Path, name: str, row_sum: str | None) -> bool:
 def known_as_others(folder: Path, sums: Mapping[str, str]) -> list[str]:
     """Paths of files that the cache names by another SHA-256 than the one wanted; reads none of them."""
     blobs = {name: _blob_of(folder / name).name for name in sums if (folder / name).exists()}
-    return [name for name, blob in blobs.items() if _SHA256.fullmatch(blob) and blob != sums[name]]
+    return [name for name, blob in blobs.items() if is_sha256(blob) and blob != sums[name]]
 
 
 # Downloading ---------------------------------------------------------------------------------------------------------
 
 
-def fetch_file(repo: str, commit: str, storage: Path, file: HubFile, sha256: str | None, advance: Callable[[int], None]) -> None:
+def fetch_file(repo: str, snapshot: Path, file: HubFile, sha256: str | None, advance: Callable[[int], object]) -> None:
     """Bring one file into the cache, behind what an earlier, broken download has left of it.
 
     Args:
         repo: as `owner/name`.
-        commit: of the repository.
-        storage: the repository's folder in the hub's cache.
+        snapshot: where the cache keeps the files of a commit: `models--owner--name/snapshots/<commit>`.
         file: what is fetched.
         sha256: what it must have, besides what the hub says.
         advance: is told how many bytes more have come.
@@ -160,46 +163,29 @@ def fetch_file(repo: str, commit: str, storage: Path, file: HubFile, sha256: str
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import WeakFileLock
 
+    commit, storage = snapshot.name, snapshot.parents[1]
     url = hf_hub_url(repo, file.path, revision=commit, endpoint=endpoint())
     about = get_hf_file_metadata(url, timeout=TIMEOUT_S)
     if about.etag is None or not _ETAG.fullmatch(about.etag):
         raise UnfitError(f"the server gives `{file.path}` no usable ETag")
+    size = about.size if about.size is not None else file.size_bytes
+    known = HubFile(file.path, size, next(filter(is_sha256, (file.digest, about.etag)), file.digest or about.etag))
     blob = storage / "blobs" / about.etag
     lock = storage.parent / ".locks" / storage.name / f"{about.etag}.lock"
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
-        known = _with_headers(file, about)
-        if not _is_right_blob(blob, known):
+        if not blob.exists() or remove_if_damaged(blob, known):
+            blob.unlink(missing_ok=True)  # a link to what is gone
             _load_all(url, about, partial_of(blob), advance)
             _check(partial_of(blob), known, sha256)
             partial_of(blob).replace(blob)
         elif sha256 is not None and (other := _difference(blob, known, sha256)):
             raise other
-    snapshot = storage / "snapshots" / commit / file.path
-    if snapshot.exists() and snapshot.stat().st_size != blob.stat().st_size:
-        snapshot.unlink()
-    with quiet_bars():  # links the blob into the snapshot, and asks the server once more for its name
-        hf_hub_download(repo, file.path, revision=commit, endpoint=endpoint())
-
-
-def _with_headers(file: HubFile, about: Any) -> HubFile:
-    """What the list says of a file, and what its headers say where the list says nothing; the size is the headers'."""
-    size = about.size if about.size is not None else file.size_bytes
-    by_name = about.etag if _SHA256.fullmatch(about.etag) else None
-    return replace(file, size_bytes=size, sha256=file.sha256 or by_name, blob_id=file.blob_id or about.etag)
-
-
-def _is_right_blob(blob: Path, file: HubFile) -> bool:
-    """Whether a blob that no snapshot has yet is what its name says; what is not is removed."""
-    damage = _difference(blob, file) if blob.exists() else None
-    if damage is not None:
-        _LOGGER.warning("in the cache, %s; it is removed", damage)
-        blob.resolve().unlink()
-    if damage is not None or not blob.exists():
-        blob.unlink(missing_ok=True)  # a link to what is gone
-        return False
-    return True
+    path = snapshot / file.path
+    if path.exists() and path.stat().st_size != blob.stat().st_size:
+        path.unlink()
+    hf_hub_download(repo, file.path, revision=commit, endpoint=endpoint())  # links the blob into the snapshot
 
 
 def _check(partial: Path, file: HubFile, row_sum: str | None) -> None:
@@ -210,7 +196,7 @@ def _check(partial: Path, file: HubFile, row_sum: str | None) -> None:
         raise difference
 
 
-def _load_all(url: str, about: Any, partial: Path, advance: Callable[[int], None]) -> None:
+def _load_all(url: str, about: HfFileMetadata, partial: Path, advance: Callable[[int], object]) -> None:
     """GET what `partial` lacks of the file, and begin again as long as each attempt brings more."""
     from huggingface_hub import get_hf_file_metadata
 
@@ -234,7 +220,7 @@ def _load_all(url: str, about: Any, partial: Path, advance: Callable[[int], None
             raise UnfitError("the file changed on the server while it was downloaded")
 
 
-def _load(url: str, about: Any, partial: Path, advance: Callable[[int], None]) -> None:
+def _load(url: str, about: HfFileMetadata, partial: Path, advance: Callable[[int], object]) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -245,35 +231,9 @@ def _load(url: str, about: Any, partial: Path, advance: Callable[[int], None]) -
     if about.size is not None and had > about.size:
         partial.unlink()
         had = 0
-    if had and had == about.size:
-        return
-    with partial.open("ab") as stream, quiet_bars():
-        counting = cast("BinaryIO", _CountingFile(stream, advance))
-        http_get(about.location, counting, resume_size=had, headers=headers, expected_size=about.size)
-
-
-@dataclass
-class _CountingFile:
-    """A file that tells of each write."""
-
-    stream: BinaryIO
-    advance: Callable[[int], None]
-    _lost: int = field(default=0, init=False)
-
-    def write(self, data: bytes) -> int:
-        written = self.stream.write(data)
-        self.advance(max(len(data) - self._lost, 0))
-        self._lost = max(self._lost - len(data), 0)
-        return written
-
-    def truncate(self, size: int | None = None) -> int:
-        """A server that cannot go on from the middle begins anew: what comes twice is not progress."""
-        kept = self.stream.tell() if size is None else size
-        self._lost += self.stream.seek(0, os.SEEK_END) - kept
-        return self.stream.truncate(kept)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+    bar = cast("Any", SimpleNamespace(update=advance))  # where a server begins anew, what comes twice is taken back
+    with partial.open("ab") as stream:
+        http_get(about.location, stream, resume_size=had, headers=headers, expected_size=about.size, _tqdm_bar=bar)
 
 
 def _size_of(path: Path) -> int:
@@ -289,20 +249,3 @@ def endpoint() -> str | None:
     """The hub's address as the user set it; read at each use, unlike huggingface_hub's own constant."""
     address = os.environ.get("HF_ENDPOINT")
     return address.rstrip("/") if address else None
-
-
-@contextlib.contextmanager
-def quiet_bars() -> Iterator[None]:
-    """The library's own progress bars are off: we tell the progress ourselves."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if are_progress_bars_disabled():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where `HF_HUB_DISABLE_PROGRESS_BARS=0` forbids it
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
