@@ -197,6 +197,7 @@ def _hub_file(listed: RepoSibling) -> HubFile:
 
 
 def _plan(repo: str, base: BaseSource, *, repair: bool) -> Plan:
+    """Ask what there is to do; `repair` takes damaged files out of the cache first, so that they count as missing."""
     folder, licence, listed = _listing(repo, base.revision)
     lacking = lacking_parts(listed)
     if lacking:
@@ -291,11 +292,9 @@ def _raise_fault_of_disk(fault: BaseException) -> None:
     if isinstance(fault, OSError) and is_fault_of_disk(fault):
         from huggingface_hub import constants
 
-        place = fault.filename or constants.HF_HUB_CACHE
         hint = "check the rights of the folder, or set `HF_HOME` to another one"
-        raise ModelError(
-            f"cannot write to `{place}`: {fault.strerror}", _SPACE_HINT if fault.errno in DISK_FULL else hint
-        ) from fault
+        message = f"cannot write to `{fault.filename or constants.HF_HUB_CACHE}`: {fault.strerror}"
+        raise ModelError(message, _SPACE_HINT if fault.errno in DISK_FULL else hint) from fault
 
 
 def _reason(fault: BaseException) -> str:

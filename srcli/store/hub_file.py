@@ -177,23 +177,18 @@ def fetch_file(repo: str, snapshot: Path, file: HubFile, sha256: str | None, adv
     with WeakFileLock(lock):
         if not blob.exists() or remove_if_damaged(blob, known):
             blob.unlink(missing_ok=True)  # a link to what is gone
-            _load_all(url, about, partial_of(blob), advance)
-            _check(partial_of(blob), known, sha256)
-            partial_of(blob).replace(blob)
+            partial = partial_of(blob)
+            _load_all(url, about, partial, advance)
+            if other := _difference(partial, known, sha256):
+                partial.unlink()
+                raise other
+            partial.replace(blob)
         elif sha256 is not None and (other := _difference(blob, known, sha256)):
             raise other
     path = snapshot / file.path
     if path.exists() and path.stat().st_size != blob.stat().st_size:
         path.unlink()
     hf_hub_download(repo, file.path, revision=commit, endpoint=endpoint())  # links the blob into the snapshot
-
-
-def _check(partial: Path, file: HubFile, row_sum: str | None) -> None:
-    """Remove a download that is not what it should be, and raise `WrongFileError`."""
-    difference = _difference(partial, file, row_sum)
-    if difference is not None:
-        partial.unlink()
-        raise difference
 
 
 def _load_all(url: str, about: HfFileMetadata, partial: Path, advance: Callable[[int], object]) -> None:
