@@ -133,8 +133,8 @@ def test_states(models_file: Path) -> None:
 def test_show(models_file: Path, base: Path) -> None:
     pairs = dict(line.split(maxsplit=1) for line in run("show", "mine", "--models-file", models_file).splitlines())
     assert pairs["base.path"] == str(base)
-    assert (pairs["base.state"], pairs["base.size"]) == ("present", "4 B")
-    assert pairs["adapters.pixel.size"] == f"{(models_file.parent / 'pixel.safetensors').stat().st_size} B"
+    assert (pairs["base.state"], pairs["base.size"]) == ("present", "4 bytes")
+    assert pairs["adapters.pixel.size"] == f"{(models_file.parent / 'pixel.safetensors').stat().st_size} bytes"
     assert pairs["adapters.pixel.metadata.rank"] == "4"
     assert pairs["prompt"] == '""'
     with pytest.raises(ModelError, match="unknown model `mime`; did you mean `mine`"):

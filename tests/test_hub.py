@@ -292,11 +292,7 @@ def test_two_that_end_at_once_both_note_the_commit(hub: Hub, monkeypatch: pytest
 def test_a_server_without_ranges_begins_anew(hub: Hub) -> None:
     hub.repos["a/b"] = WANTED
     hub.ignores_ranges = True
-    hub.faults[UNET] = [
-        "drop",
-        "500",
-        "drop",
-    ]  # anew after a fault that ends the library's own attempts, and after one within them
+    hub.faults[UNET] = ["drop", "500", "drop"]  # the library goes on by itself after the last alone
     folder, told = fetch("a/b")
     assert folder is not None
     assert (folder / UNET).read_bytes() == WANTED[UNET]
@@ -403,7 +399,10 @@ def test_a_copy_that_lacks_a_small_file_is_no_copy_and_is_completed(hub: Hub, na
     folder, _ = fetch("a/b")
     assert folder is not None
     (folder / name).rename(folder / f"{name}.json")  # another file of that folder does not stand for it
+    (folder / UNET).resolve().write_bytes(b"x" + WANTED[UNET][1:])
     assert cached_base(base_of("a/b")) is None
+    _, told = fetch("a/b")
+    assert told.files == [file.path for file in told.plans[0].missing] == [name, UNET]
     assert fetched("a/b") == WANTED | {f"{name}.json": WANTED[name]}
     assert cached_base(base_of("a/b")) == folder
 
