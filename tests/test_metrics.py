@@ -18,14 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from srcli.config import eval as config
 from srcli.errors import ImageError, ModelError, UsageError
 from srcli.evaluation import metric_networks as networks
 from srcli.evaluation import statistics
+from srcli.evaluation.catalogue import ALONE, METRICS
 from srcli.evaluation.measure import Results
 from srcli.evaluation.metric_networks import FidNetwork, FidSum
-from srcli.evaluation.metrics import METRICS, Metric, Opened, open_metrics
-from srcli.evaluation.reading import FILTERS, Reader, write_enlarged
+from srcli.evaluation.metrics import Metric, Opened, open_metrics
+from srcli.evaluation.reading import Reader, write_enlarged
 from srcli.evaluation.report import marks, uncertainties
 from srcli.images.codec import Picture, encode
 from srcli.images.fidelity import psnr_y, ssim_y
@@ -68,12 +68,8 @@ def present(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 # Registry ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_and_the_registry_know_the_same_metrics_and_filters() -> None:
-    assert set(config.METRIC_NAMES) == set(METRICS)
-    assert set(config.REFERENCE_METRIC_NAMES) == {info.name for info in METRICS.values() if info.needs_reference}
-    assert set(config.IQA_METRIC_NAMES) == {info.name for info in METRICS.values() if info.noncommercial}
-    assert set(networks.IQA_NAMES) == set(config.IQA_METRIC_NAMES)
-    assert set(config.BASELINE_NAMES) == set(FILTERS)
+def test_those_without_a_reference_are_the_noncommercial_packages() -> None:
+    assert set(networks.IQA_NAMES) == set(ALONE) == {info.name for info in METRICS.values() if info.noncommercial}
 
 
 def test_directions_and_borders_are_those_of_the_papers() -> None:

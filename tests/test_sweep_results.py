@@ -15,7 +15,8 @@ from sweep_case import config, run_all, with_lists
 from tiny_model import make_model
 
 from srcli.errors import ModelError, SrcliError
-from srcli.evaluation.metrics import METRICS, Metric, Opened
+from srcli.evaluation.catalogue import METRICS
+from srcli.evaluation.metrics import Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.protocol import Dial
 from srcli.sweep import plots, run

@@ -16,9 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from srcli.cli.family_options import with_dials
 from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
-from srcli.config.eval import BASELINE_NAMES, IQA_METRIC_NAMES, METRIC_NAMES, EvalConfig
+from srcli.config.eval import EvalConfig
 from srcli.console import console
 from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.evaluation.catalogue import ALONE, BASELINES
+from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +62,7 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help=f"Names with commas, or `all`: {', '.join(METRIC_NAMES)}. {', '.join(IQA_METRIC_NAMES)} need no --hq, but the "
+            help=f"Names with commas, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
             "extra `srcli\\[iqa]`, whose package pyiqa is for noncommercial use only (PolyForm-Noncommercial). "
             "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`.",
             rich_help_panel=METRICS,
@@ -87,7 +89,7 @@ def evaluate(
     baseline: Annotated[
         str,
         typer.Option(
-            help=f"Enlarge --lq by plain filters, a row each: {', '.join(BASELINE_NAMES)}.",
+            help=f"Enlarge --lq by plain filters, a row each: {', '.join(BASELINES)}.",
             rich_help_panel=UPSCALE_FIRST,
             metavar="NAMES",
             show_default=False,
@@ -200,7 +202,8 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
 
 def _open(config: EvalConfig) -> Opened:
     with _status("loading the metrics"):
-        from srcli.evaluation.metrics import IQA_LICENCE, METRICS, open_metrics
+        from srcli.evaluation.catalogue import IQA_LICENCE, METRICS
+        from srcli.evaluation.metrics import open_metrics
         from srcli.networks.device import choose_device, prepare
 
         device = choose_device(config.device)
@@ -230,8 +233,8 @@ def _tell_fetched(opened: Opened, *, as_json: bool) -> int:
 
 
 def _show(measurement: Measurement) -> None:
+    from srcli.evaluation.catalogue import METRICS
     from srcli.evaluation.measure import value_text
-    from srcli.evaluation.metrics import METRICS
 
     for failure in measurement.failures:
         named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
@@ -285,7 +288,7 @@ def _split(metrics: str, hq: Path | None) -> tuple[str, ...]:
     """`all` is every metric that the given folders allow."""
     names = _names(metrics)
     if names == ["all"]:
-        return METRIC_NAMES if hq is not None else IQA_METRIC_NAMES
+        return tuple(CATALOGUE) if hq is not None else ALONE
     return tuple(names)
 
 

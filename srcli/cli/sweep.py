@@ -18,11 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
-from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES
 from srcli.config.sweep import SweepConfig
 from srcli.console import console, format_duration
 from srcli.disk import held_as_it_is
 from srcli.errors import SrcliError
+from srcli.evaluation.catalogue import ALONE
+from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
 if TYPE_CHECKING:
     from srcli.evaluation.measure import Failure
@@ -59,7 +60,7 @@ def sweep(
         str | None,
         typer.Option(
             help="Names with commas, or `all`, as in `srcli eval`. psnr,ssim with --hq, none without; "
-            f"{', '.join(IQA_METRIC_NAMES)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only).",
+            f"{', '.join(ALONE)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only).",
             rich_help_panel=METRICS,
             metavar="NAMES",
         ),
@@ -231,7 +232,7 @@ def _tell_failures(failures: list[Failure], told: int) -> int:
 
 def _tell_missing(sweep: Sweep) -> dict[str, SrcliError]:
     """What of the output cannot be made here, told before the work begins."""
-    from srcli.evaluation.metrics import IQA_LICENCE
+    from srcli.evaluation.catalogue import IQA_LICENCE
     from srcli.sweep.plots import missing_library
 
     missing: dict[str, SrcliError] = dict(sweep.opened.missing)
@@ -248,8 +249,8 @@ def _tell_missing(sweep: Sweep) -> dict[str, SrcliError]:
 
 def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: _Counts, seconds: float) -> None:
     if outputs is not None:
+        from srcli.evaluation.catalogue import METRICS as INFOS
         from srcli.evaluation.measure import value_text
-        from srcli.evaluation.metrics import METRICS as INFOS
 
         means = outputs.table.means()
         for name, cell in outputs.table.best().items():
@@ -280,5 +281,5 @@ def _names(metrics: str | None, hq: Path | None) -> tuple[str, ...] | None:
         return None
     names = tuple(name for name in (part.strip().lower() for part in metrics.split(",")) if name)
     if names == ("all",):
-        return tuple(name for name in METRIC_NAMES if name != "fid") if hq is not None else IQA_METRIC_NAMES
+        return tuple(name for name in CATALOGUE if name != "fid") if hq is not None else ALONE
     return names

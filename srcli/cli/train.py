@@ -7,6 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from srcli.rows.spec import ModelSpec
 
 log = logging.getLogger("srcli")
-
-_RECIPE_KEYS = (
-    *("steps", "batch", "accumulate", "crop", "rank", "alpha", "targets", "schedule", "warmup", "clip_norm", "ema"),
-    "learning_rate",
-)
-_LOSS_KEYS = ("l2", "l1", "psnr", "ssim", "lpips", "gan", "frequency", "grid")
 
 
 def training_command(stage: str) -> Callable[..., None]:
@@ -144,8 +139,12 @@ def _recipe(spec: ModelSpec, stage: str, given: Mapping[str, Any]) -> Recipe:
 
 def _option_layers(stage: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the options say of the recipe."""
-    layers: list[dict[str, Any]] = [{key: given[key] for key in _RECIPE_KEYS if given[key] is not None}]
-    layers += [{"losses": {key: given[key]}} for key in _LOSS_KEYS if given[key] is not None]
+    from srcli.config.recipe import Losses, Recipe
+
+    weights = {each.name: given[each.name] for each in fields(Losses)}
+    chosen = {each.name: given.get(each.name) for each in fields(Recipe) if each.name not in weights}
+    layers: list[dict[str, Any]] = [{key: value for key, value in chosen.items() if value is not None}]
+    layers.append({"losses": {key: value for key, value in weights.items() if value is not None}})
     for name, option in stage_options(stage).items():
         if name in given["own"] and option.key and not option.of_row:
             head, _, last = option.key.rpartition(".")

@@ -4,7 +4,6 @@ This is the last place where a command-line flag exists. Modules of this package
 `degradation` need pydantic, so they are imported by their own names.
 """
 
-from srcli.config._checks import DTYPE_NAMES
-from srcli.config.upscale import COLOR_FIX_NAMES, FORMAT_NAMES, MAX_SCALE, UpscaleConfig
+from srcli.config.upscale import UpscaleConfig
 
-__all__ = ["COLOR_FIX_NAMES", "DTYPE_NAMES", "FORMAT_NAMES", "MAX_SCALE", "UpscaleConfig"]
+__all__ = ["UpscaleConfig"]

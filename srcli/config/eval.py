@@ -7,14 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults
-from srcli.config.upscale import MAX_SCALE
-
-REFERENCE_METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips-vgg", "dists", "fid")
-"""They compare with `--hq`."""
-IQA_METRIC_NAMES = ("niqe", "clipiqa", "musiq", "maniqa")
-"""They need no reference; the package that computes them is for noncommercial use only."""
-METRIC_NAMES = REFERENCE_METRIC_NAMES + IQA_METRIC_NAMES
-BASELINE_NAMES = ("nearest", "bilinear", "bicubic", "lanczos")
+from srcli.evaluation.catalogue import BASELINES, METRICS
+from srcli.images.choices import MAX_SCALE
 
 
 @dataclass(frozen=True)
@@ -89,11 +83,11 @@ def _metric_faults(config: EvalConfig) -> list[str]:
     if not config.metrics:
         faults.append("`--metrics` names no metric")
     for name in config.metrics:
-        if name not in METRIC_NAMES:
-            faults.append(f"`--metrics {name}` is none of {', '.join(METRIC_NAMES)}")
+        if name not in METRICS:
+            faults.append(f"`--metrics {name}` is none of {', '.join(METRICS)}")
         if config.metrics.count(name) > 1 and f"`--metrics` names `{name}` twice" not in faults:
             faults.append(f"`--metrics` names `{name}` twice")
-    compared = [name for name in config.metrics if name in REFERENCE_METRIC_NAMES]
+    compared = [name for name in config.metrics if name in METRICS and METRICS[name].needs_reference]
     if compared and config.hq is None and not config.fetches_only:
         faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")
     return faults + crop_border_faults(config.crop_border, config.metrics)
@@ -120,8 +114,8 @@ def _lq_faults(config: EvalConfig) -> list[str]:
         given = {"--models-file": config.models_file is not None, "--dtype": config.dtype != EvalConfig.dtype}
         faults += [f"`{option}` is used with `--model` only" for option, set_ in given.items() if set_]
     for name in config.baseline:
-        if name not in BASELINE_NAMES:
-            faults.append(f"`--baseline {name}` is none of {', '.join(BASELINE_NAMES)}")
+        if name not in BASELINES:
+            faults.append(f"`--baseline {name}` is none of {', '.join(BASELINES)}")
     if not 0 < config.scale <= MAX_SCALE:
         faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
     if not config.model:

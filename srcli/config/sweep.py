@@ -9,8 +9,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults, tile_faults
-from srcli.config.eval import IQA_METRIC_NAMES, METRIC_NAMES, REFERENCE_METRIC_NAMES, crop_border_faults
-from srcli.config.upscale import COLOR_FIX_NAMES, FORMAT_NAMES, MAX_SCALE
+from srcli.config.eval import crop_border_faults
+from srcli.evaluation.catalogue import METRICS
+from srcli.images.choices import COLOR_FIXES, MAX_SCALE
+from srcli.images.suffixes import OUTPUT_FORMATS
 
 MAX_VALUES = 1000
 """Of one dial."""
@@ -172,13 +174,12 @@ def _metric_faults(config: SweepConfig) -> list[str]:
     for name in dict.fromkeys(wanted):
         if name == "fid":
             faults.append("`fid` is one value for a set of pictures: use `--save-images`, then `srcli eval` on its folders")
-        elif name not in METRIC_NAMES:
-            usable = (*REFERENCE_METRIC_NAMES, *IQA_METRIC_NAMES)
+        elif name not in METRICS:
             option = "--pick" if name == config.pick else "--metrics"
-            faults.append(f"`{option} {name}` is none of {', '.join(known for known in usable if known != 'fid')}")
+            faults.append(f"`{option} {name}` is none of {', '.join(known for known in METRICS if known != 'fid')}")
         if wanted.count(name) > 1:
             faults.append(f"`--metrics` names `{name}` twice")
-    compared = [name for name in dict.fromkeys(wanted) if name in REFERENCE_METRIC_NAMES and name != "fid"]
+    compared = [name for name in dict.fromkeys(wanted) if name in METRICS and METRICS[name].needs_reference and name != "fid"]
     if compared and config.hq is None:
         faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")
     return faults + crop_border_faults(config.crop_border, wanted)
@@ -209,10 +210,10 @@ def _work_faults(config: SweepConfig) -> list[str]:
     faults += tile_faults(config.tile, config.overlap, config.batch)
     if not 64 <= config.cell_px <= 1024:
         faults.append(f"`--cell-size {config.cell_px}` is not between 64 and 1024 pixels")
-    if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:
-        faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIX_NAMES)}")
-    if config.format not in FORMAT_NAMES:
-        faults.append(f"`--format {config.format}` is none of {', '.join(FORMAT_NAMES)}")
+    if config.color_fix is not None and config.color_fix not in COLOR_FIXES:
+        faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIXES)}")
+    if config.format not in OUTPUT_FORMATS:
+        faults.append(f"`--format {config.format}` is none of {', '.join(OUTPUT_FORMATS)}")
     if not 1 <= config.quality <= 100:
         faults.append(f"`--quality {config.quality}` is not between 1 and 100")
     if not config.save_images:

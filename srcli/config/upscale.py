@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults, tile_faults
+from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
-
-MAX_SCALE = 8
-COLOR_FIX_NAMES = ("adain", "wavelet", "none")
-FORMAT_NAMES = tuple(OUTPUT_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,8 @@ def _work_faults(config: UpscaleConfig) -> list[str]:
     faults = []
     faults += tile_faults(config.tile, config.overlap, config.batch)
     faults += device_faults(config.device, config.dtype)
-    if config.color_fix is not None and config.color_fix not in COLOR_FIX_NAMES:
-        faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIX_NAMES)}")
-    if config.format is not None and config.format not in FORMAT_NAMES:
-        faults.append(f"`--format {config.format}` is none of {', '.join(FORMAT_NAMES)}")
+    if config.color_fix is not None and config.color_fix not in COLOR_FIXES:
+        faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIXES)}")
+    if config.format is not None and config.format not in OUTPUT_FORMATS:
+        faults.append(f"`--format {config.format}` is none of {', '.join(OUTPUT_FORMATS)}")
     return faults

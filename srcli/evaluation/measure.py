@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from srcli.errors import ImageError
-from srcli.evaluation.metrics import METRICS, MetricInfo, Opened, check_sizes
+from srcli.evaluation.catalogue import METRICS, MetricInfo
+from srcli.evaluation.metrics import Opened, check_sizes
 from srcli.evaluation.pairs import ImageSet, Plan
 from srcli.evaluation.reading import Reader
 

@@ -17,14 +17,6 @@ from srcli.images.resize import target_size
 
 U8 = npt.NDArray[np.uint8]
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-"""Pillow's, for baselines."""
-
 log = logging.getLogger("srcli")
 
 
@@ -85,7 +77,7 @@ def write_enlarged(source: Path, target: Path, filter_name: str, scale: float) -
     Args:
         source: what `Reader.read` can read.
         target: the file to write.
-        filter_name: of `FILTERS`.
+        filter_name: of `BASELINES`.
         scale: output sides over input sides.
 
     Raises:
@@ -93,5 +85,5 @@ def write_enlarged(source: Path, target: Path, filter_name: str, scale: float) -
     """
     pixels = Reader().read(source)
     size = target_size(pixels.shape[1], pixels.shape[0], scale=scale)
-    enlarged = np.asarray(Image.fromarray(pixels).resize(size, FILTERS[filter_name]))
+    enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[filter_name.upper()]))
     encode(Picture(enlarged), target, "png", 100)

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from srcli.disk import NAMES, cannot_write, whole, write_text
 from srcli.errors import SrcliError, UsageError
+from srcli.evaluation.catalogue import METRICS, MetricInfo
 from srcli.evaluation.measure import Measurement, Results, value_text
-from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.evaluation.pairs import Unmatched
 from srcli.evaluation.statistics import CONFIDENCE, RESAMPLES, bootstrap_means, differ, interval
 

@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from srcli.images.choices import COLOR_FIXES
 from srcli.images.levels import Array
 from srcli.images.rows import Rows
-
-COLOR_FIXES = ("adain", "wavelet", "none")
 
 _VARIANCE_FLOOR = 1e-5
 _DILATIONS = (1, 2, 4, 8, 16)

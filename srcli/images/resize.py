@@ -6,12 +6,10 @@ import numpy as np
 from PIL import Image
 
 from srcli.errors import ImageError, UsageError
+from srcli.images.choices import MAX_SCALE
 from srcli.images.levels import Array, Levels, to_floats, to_levels
 
 Box = tuple[float, float, float, float]
-
-MAX_FACTOR = 8.0
-"""More than this is not enlarged in one go: the models know a factor of 4, the rest would be interpolation."""
 
 
 def enlarge_bicubic(rgb: Array, size_hw: tuple[int, int], bit_depth: int) -> Array:
@@ -96,8 +94,8 @@ def target_size(
     if any(number is not None and not number > 0 for number in (scale, to_width, to_height, long_side)):
         raise UsageError("the output size must be positive", "give a number above zero")
     if scale is not None:
-        if scale > MAX_FACTOR:
-            raise UsageError(f"the scale {scale:g} is over {MAX_FACTOR:g}", f"use at most {MAX_FACTOR:g}")
+        if scale > MAX_SCALE:
+            raise UsageError(f"the scale {scale:g} is over {MAX_SCALE:g}", f"use at most {MAX_SCALE:g}")
         return _nearest(width * scale), _nearest(height * scale)
     if long_side is not None:
         to_width, to_height = (long_side, None) if width >= height else (None, long_side)
@@ -109,9 +107,9 @@ def target_size(
 
 
 def _within_factor(width: int, height: int, size: tuple[int, int], factor: float) -> tuple[int, int]:
-    if factor > MAX_FACTOR:
+    if factor > MAX_SCALE:
         raise ImageError(
-            f"{width} x {height} px to {size[0]} x {size[1]} px is a factor of {factor:.3g}, over {MAX_FACTOR:g}",
+            f"{width} x {height} px to {size[0]} x {size[1]} px is a factor of {factor:.3g}, over {MAX_SCALE:g}",
             "ask for a smaller output, or leave this image out",
         )
     return size

@@ -17,6 +17,7 @@ import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.families import families
+from srcli.images.choices import COLOR_FIXES
 from srcli.protocol import Base, Dial, Family
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
 from srcli.rows.toml import Table, parse
@@ -24,7 +25,6 @@ from srcli.rows.toml import Table, parse
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = PACKAGE / "builtin"
 """Where the embedded models lie, a folder for each."""
-COLOR_FIXES = ("adain", "wavelet", "none")
 TILINGS = ("fixed", "even")
 REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"(?!\.)[^\s/\\:\0]+(/(?!\.)[^\s/\\:\0]+)*")  # names a file in the hub's cache

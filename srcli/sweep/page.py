@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from srcli import __version__
 from srcli.disk import write_text
+from srcli.evaluation.catalogue import METRICS
 from srcli.evaluation.measure import value_text
-from srcli.evaluation.metrics import METRICS
 from srcli.evaluation.report import BEST, SECOND, marks
 from srcli.sweep.grid import Grid
 from srcli.sweep.inputs import Photo

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from srcli.disk import whole
 from srcli.errors import ModelError
-from srcli.evaluation.metrics import MetricInfo
+from srcli.evaluation.catalogue import MetricInfo
 from srcli.sweep.grid import Cell, Grid
 from srcli.sweep.tables import Table
 

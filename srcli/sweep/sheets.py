@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from srcli.config.sweep import Crop
+from srcli.evaluation.catalogue import METRICS, MetricInfo
 from srcli.evaluation.measure import value_text
-from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.images.codec import Picture, encode
 from srcli.images.sheet import save_sheet
 from srcli.sweep.grid import Cell, Grid

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from srcli.disk import write_text
+from srcli.evaluation.catalogue import METRICS, MetricInfo
 from srcli.evaluation.measure import Results, value_text
-from srcli.evaluation.metrics import METRICS, MetricInfo
 from srcli.evaluation.report import BEST, SECOND, TIED, in_table, marks, uncertainties
 from srcli.evaluation.statistics import CONFIDENCE, RESAMPLES
 from srcli.sweep.grid import Cell, Grid
