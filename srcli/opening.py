@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import torch
 
     from srcli.engine.mix import MixingEngine
-    from srcli.engine.stream import Size, Stream
+    from srcli.engine.stream import Stream
+    from srcli.images.codec import Header
+    from srcli.images.resize import Size
 
 log = logging.getLogger("srcli")
 
@@ -85,9 +87,10 @@ def _dial_faults(spec: ModelSpec, name: str, values: Sequence[float]) -> Iterato
         why = f", since it has no {lacking} adapter" if lacking else ""
         yield f"the model `{spec.name}` ({spec.declared.title}) has no dial `--{name.replace('_', '-')}`{why}"
         return
-    yield from (f"`{dial.option} {value:.10g}` {fault}" for value in values if (fault := dial.fault(value)))
     for value in values:
-        if dial.usual is not None and dial.far_out(value):
+        if fault := dial.fault(value):
+            yield f"`{dial.option} {value:.10g}` {fault}"
+        elif dial.usual is not None and dial.far_out(value):
             usual = f"{dial.usual[0]:g} to {dial.usual[1]:g}"
             log.warning("`%s %g` is far outside of what makes sense, %s: pictures may be spoilt", dial.option, value, usual)
 
@@ -173,7 +176,7 @@ def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
 
 def output_size(config: UpscaleConfig) -> Size:
     """How `config` sets the outputs' size."""
-    from srcli.engine.stream import Size
+    from srcli.images.resize import Size
 
     return Size(config.effective_scale, config.width, config.height, config.long_side)
 
@@ -186,10 +189,17 @@ class PlannedImage:
     """What would become of one input."""
 
     job: Job
-    input_size: tuple[int, int] | None = None
-    """(width, height) in pixels, as is `output_size`."""
+    header: Header | None = None
+    """Of the input, where it can be read."""
     output_size: tuple[int, int] | None = None
+    """(width, height) in pixels."""
     fault: str = ""
+    hint: str = ""
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels."""
+        return (self.header.width, self.header.height) if self.header else None
 
     def line(self) -> str:
         """For people."""
@@ -219,9 +229,9 @@ def planned(config: UpscaleConfig, jobs: Iterable[Job]) -> Iterator[PlannedImage
             header = probe(job.source)
             result = size.of(header.width, header.height)
             check_sides(*result, job.target, format_of(job.target))
-            yield PlannedImage(job, (header.width, header.height), result)
+            yield PlannedImage(job, header, result)
         except SrcliError as error:
-            yield PlannedImage(job, fault=error.message)
+            yield PlannedImage(job, fault=error.message, hint=error.hint)
 
 
 def estimate_seconds(stream: Stream, images: Iterable[PlannedImage]) -> float:

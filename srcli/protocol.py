@@ -69,7 +69,7 @@ class Dial:
         if not math.isfinite(value):
             return "is not a number"
         if not self.low <= value <= self.high:
-            return f"is not {self.low:g} to {self.high:g}" if math.isfinite(self.high) else f"is below {self.low:g}"
+            return f"is not between {self.low:g} and {self.high:g}" if math.isfinite(self.high) else f"is below {self.low:g}"
         return "is not a whole number" if self.whole and value != int(value) else ""
 
     def far_out(self, value: float) -> bool:
@@ -435,8 +435,4 @@ class Trainee(Protocol):
         Raises:
             OSError: it cannot be written.
         """
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """What a run that goes on must share with the one that began, besides recipe, data and seed."""
         ...

@@ -15,12 +15,12 @@ from torch import Tensor
 from srcli.engine import stream as stream_module
 from srcli.engine.framing import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
-from srcli.engine.stream import Outcome, Size, Stream
+from srcli.engine.stream import Stream
 from srcli.errors import ImageError
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode
-from srcli.images.files import Job, plan_jobs
-from srcli.images.resize import enlarge_bicubic
+from srcli.images.files import Job, Outcome, plan_jobs
+from srcli.images.resize import Size, enlarge_bicubic
 
 
 def make_stream(restorer: MockRestorer, size: Size | None = None, batch: int = 2, **options: int) -> Stream:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from srcli.cli.eval_inputs import choose_models, make_methods
 from srcli.cli.family_options import with_dials
 from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
 from srcli.config.eval import EvalConfig
@@ -151,15 +152,15 @@ def evaluate(
 def run(config: EvalConfig) -> int:
     """Do what `config` says; returns the exit code."""
     with contextlib.redirect_stdout(sys.stderr):  # other packages' chatter must not end up in the data
+        models = choose_models(config)
         opened = _open(config)
     if config.fetches_only:
         return _tell_fetched(opened, as_json=config.json)
     with _work_folder(config.keep) as folder:
-        from srcli.cli.eval_inputs import make_methods
         from srcli.evaluation.pairs import match
 
         with contextlib.redirect_stdout(sys.stderr):
-            made, failures = make_methods(config, folder)
+            made, failures = make_methods(config, folder, models)
         plan = match({**config.methods, **made}, config.hq, config.lq)
         for each in plan.unmatched:
             log.warning("`%s` is left out: no counterpart in %s", each.path, ", ".join(each.lacks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from srcli.cli.summary import tell_left_out
@@ -14,6 +14,8 @@ from srcli.config.upscale import UpscaleConfig
 from srcli.console import UpscaleProgress, console
 from srcli.errors import ImageError, SrcliError, UsageError
 from srcli.images.files import Job, plan_jobs
+from srcli.opening import choose_model
+from srcli.rows.spec import ModelSpec
 
 log = logging.getLogger("srcli")
 
@@ -21,10 +23,31 @@ Failures = list[tuple[Path, str, str]]
 """File, reason, hint."""
 
 
-def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Failures]:
+def choose_models(config: EvalConfig) -> dict[str, ModelSpec]:
+    """The models that upscale first, by the names that they were given by, before anything is loaded.
+
+    Raises:
+        ModelError: one is unknown, or its files are missing or damaged.
+        UsageError: one lacks a dial that is set, or `--lq` and `--hq` are swapped.
+    """
+    dials = {name: (value,) for name, value in config.dials.items()}
+    chosen = {name: choose_model(name, config.models_file, {}, dials) for name in config.model}
+    if config.lq is not None and config.hq is not None:
+        from srcli.evaluation.pairs import refuse_swapped
+
+        refuse_swapped(config.lq, config.hq)
+    return chosen
+
+
+def make_methods(config: EvalConfig, folder: Path, models: Mapping[str, ModelSpec]) -> tuple[dict[str, Path], Failures]:
     """Upscale `config.lq` by each model and each filter, into a folder of its name below `folder`.
 
     What is there already is deleted and made again: it may come from other settings.
+
+    Args:
+        config: the settings.
+        folder: for the results.
+        models: of `choose_models`.
 
     Returns:
         Name -> its folder, or its file where `lq` is a file; and the pictures that failed, each told as it did.
@@ -44,8 +67,7 @@ def make_methods(config: EvalConfig, folder: Path) -> tuple[dict[str, Path], Fai
         jobs = plan_jobs((str(config.lq),), folder / own, format="png", left_out=left_out)
         methods[name] = jobs[0].target if config.lq.is_file() else folder / own
         _clear(jobs)
-        make = _upscale if name in config.model else _enlarge
-        failed = make(config, name, jobs)
+        failed = _upscale(config, models[name], jobs) if name in models else _enlarge(config, name, jobs)
         if len(failed) == len(jobs):
             raise SrcliError(f"`{name}` made no picture: all {len(jobs)} failed, each named above", "mend or replace `--lq`")
         failures += failed
@@ -74,12 +96,11 @@ def _failed(source: Path, reason: str, hint: str) -> tuple[Path, str, str]:
     return source, reason, hint
 
 
-def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
+def _upscale(config: EvalConfig, spec: ModelSpec, jobs: list[Job]) -> Failures:
     settings = UpscaleConfig(
         inputs=(str(config.lq),),
         output=jobs[0].target.parent,
-        model=model,
-        models_file=config.models_file,
+        model=spec.name,
         dials=config.dials,
         scale=config.scale,
         device=config.device,
@@ -88,10 +109,10 @@ def _upscale(config: EvalConfig, model: str, jobs: list[Job]) -> Failures:
         overwrite=True,
     )
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        from srcli.opening import megapixels, model_of, open_stream, planned
+        from srcli.opening import megapixels, open_stream, planned
 
-        stream = open_stream(settings, model_of(settings))
-    log.info("upscaling %d image%s with `%s`", len(jobs), "" if len(jobs) == 1 else "s", model)
+        stream = open_stream(settings, spec)
+    log.info("upscaling %d image%s with `%s`", len(jobs), "" if len(jobs) == 1 else "s", spec.name)
     expected = {image.job: megapixels(image.output_size) for image in planned(settings, jobs)}
     failures: Failures = []
     with UpscaleProgress(len(jobs), sum(expected.values())) as progress:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from srcli.console import format_duration
 from srcli.errors import UsageError
-from srcli.images.files import Job
+from srcli.images.files import Job, Outcome
 from srcli.images.suffixes import counts_by_suffix
 
 if TYPE_CHECKING:
-    from srcli.engine.stream import Outcome, Stream
+    from srcli.engine.stream import Stream
 
 
 log = logging.getLogger("srcli")

@@ -20,8 +20,10 @@ from srcli.config import UpscaleConfig
 from srcli.console import UpscaleProgress, console, format_duration
 from srcli.disk import make_output_folder
 from srcli.errors import UsageError
-from srcli.images.files import Job, is_done, plan_jobs
+from srcli.images.files import Job, Outcome, is_done, plan_jobs
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, suffix_counts
+from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
+from srcli.rows.spec import ModelSpec
 
 log = logging.getLogger("srcli")
 
@@ -150,22 +152,26 @@ def upscale(
 
 
 def run(config: UpscaleConfig) -> int:
-    """Do what `config` says; returns the exit code."""
+    """Do what `config` says; returns the exit code.
+
+    Everything that can be told without loading the model is told first: wrong names and options, and files that cannot be read.
+    """
     start = time.perf_counter()
     jobs, left_out = _plan(config)
+    spec = model_of(config)
+    check_device(config.device)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
     already = set(skipped)
-    todo = [job for job in jobs if job not in already]
+    images = list(planned(config, (job for job in jobs if job not in already)))
     if config.dry_run:
-        return _dry_run(config, todo, skipped, left_out)
+        return _dry_run(config, spec, images, skipped, left_out)
     summary = Summary(skipped=len(skipped), left_out=left_out)
     interrupted = False
     with Report(config.report) as report:
         for job in skipped:
             report.skipped(job)
         try:
-            if todo:
-                _restore(config, todo, summary, report)
+            _restore(config, spec, images, summary, report)
         except KeyboardInterrupt:
             interrupted = True
     summary.seconds = time.perf_counter() - start
@@ -207,15 +213,23 @@ def _check_report(report: Path, jobs: Sequence[Job]) -> None:
         raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
 
 
-def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: Report) -> None:
-    make_output_folder(todo[0].target.parent)
+def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedImage], summary: Summary, report: Report) -> None:
+    """Files that cannot be read fail without a model; the others go through it."""
+    for image in images:
+        if image.fault:
+            outcome = Outcome(image.job, "failed", image.fault, image.hint)
+            summary.add(outcome)
+            report.finished(outcome)
+    good = {image.job: image for image in images if not image.fault}
+    if not good:
+        return
+    make_output_folder(next(iter(good)).target.parent)
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        from srcli.opening import megapixels, model_of, open_stream, planned
-
-        stream = open_stream(config, model_of(config))
-    expected = {image.job: megapixels(image.output_size) for image in planned(config, todo)}
-    with UpscaleProgress(len(todo), sum(expected.values())) as progress:
-        outcomes = stream.run(todo, lambda job: progress.start(job.source.name))
+        stream = open_stream(config, spec)
+    expected = {job: megapixels(image.output_size) for job, image in good.items()}
+    headers = {job: image.header for job, image in good.items() if image.header}
+    with UpscaleProgress(len(good), sum(expected.values())) as progress:
+        outcomes = stream.run(good, lambda job: progress.start(job.source.name), headers)
         try:
             for outcome in outcomes:
                 summary.add(outcome)
@@ -229,13 +243,12 @@ def _restore(config: UpscaleConfig, todo: list[Job], summary: Summary, report: R
             summary.add_work(stream)
 
 
-def _dry_run(config: UpscaleConfig, todo: list[Job], skipped: list[Job], left_out: dict[str, int]) -> int:
+def _dry_run(
+    config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedImage], skipped: list[Job], left_out: dict[str, int]
+) -> int:
     """Tell what would be done; the estimate comes from one tile, timed on this machine now."""
-    from srcli.opening import estimate_seconds, megapixels, model_of, open_stream, planned
-
-    images = list(planned(config, todo))
     good = [image for image in images if not image.fault]
-    seconds = estimate_seconds(open_stream(config, model_of(config)), good) if good else 0.0
+    seconds = estimate_seconds(open_stream(config, spec), good) if good else 0.0
     total = sum(megapixels(image.output_size) for image in good)
     code = 1 if len(good) < len(images) else 0
     if config.json:

@@ -21,9 +21,9 @@ from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_b
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas
-from srcli.images.codec import Picture, check_sides, decode, encode, probe
-from srcli.images.files import Job
-from srcli.images.resize import target_size
+from srcli.images.codec import Header, Picture, check_sides, decode, encode, probe
+from srcli.images.files import Job, Outcome
+from srcli.images.resize import Size
 from srcli.images.suffixes import format_of
 from srcli.memory import free_host_bytes
 
@@ -36,38 +36,6 @@ QUEUE_IMAGES = 8
 LEAST_QUEUE_BYTES = 256 << 20
 MOST_QUEUE_BYTES = 4 << 30
 """Enough for one picture of 128 megapixels being restored and two being written."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How the output's size follows from the input's; one of them is set, or width and height together."""
-
-    scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    long_side: int | None = None
-
-    def of(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the output of a `width` x `height` input, in pixels."""
-        return target_size(width, height, scale=self.scale, to_width=self.width, to_height=self.height, long_side=self.long_side)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one job."""
-
-    job: Job
-    status: str
-    """`done`, `skipped` or `failed`."""
-    reason: str = ""
-    hint: str = ""
-    input_size: tuple[int, int] | None = None
-    """(width, height) in pixels, as is `output_size`."""
-    output_size: tuple[int, int] | None = None
-    seconds: float = 0.0
-    """Of the model; pictures that shared batches share it evenly."""
-    found: Mapping[str, float] = field(default_factory=dict)
-    """Dials that were found for the picture."""
 
 
 @dataclass
@@ -118,8 +86,15 @@ class Stream:
         self.late: list[Outcome] = []
         """After a `run` that was broken off: the outcomes that it did not come to yield, of pictures that were being written."""
 
-    def run(self, jobs: Iterable[Job], on_start: Callable[[Job], None] = lambda job: None) -> Generator[Outcome, None, None]:
+    def run(
+        self,
+        jobs: Iterable[Job],
+        on_start: Callable[[Job], None] = lambda job: None,
+        headers: Mapping[Job, Header] | None = None,
+    ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each job, in order of completion, which is the order of the jobs.
+
+        `headers` are those of the files that were read already: the others are read for the memory that a picture will take.
 
         A fault of one image is its outcome; only interruption and our own bugs outside an image raise. When the caller stops
         iterating, or raises, pictures already restored are still written, and their outcomes are in `late`.
@@ -130,7 +105,8 @@ class Stream:
         self.results = Budget(self.results.limit)
         self.late = []
         try:
-            for group in self._groups(self._read(readers, jobs)):
+            expected = ((job, self._expected_bytes(job, (headers or {}).get(job))) for job in jobs)
+            for group in self._groups(self._read(readers, expected)):
                 cost = sum(each.cost for each in group if isinstance(each, _Item))
                 yield from self._drain(pending, cost)
                 self.results.take(cost)
@@ -145,11 +121,10 @@ class Stream:
 
     # --- reading ---
 
-    def _read(self, readers: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[_Item | Outcome]:
+    def _read(self, readers: ThreadPoolExecutor, source: Iterator[tuple[Job, int]]) -> Iterator[_Item | Outcome]:
         """Read ahead within the bounds of the queue; yields in order."""
         ahead: deque[tuple[Future[_Item | Outcome], int]] = deque()
         held = 0
-        source = ((job, self._expected_bytes(job)) for job in jobs)
         upcoming = next(source, None)
         while upcoming is not None or ahead:
             while upcoming is not None:
@@ -166,12 +141,11 @@ class Stream:
             held -= cost
             yield result
 
-    def _expected_bytes(self, job: Job) -> int:
+    def _expected_bytes(self, job: Job, header: Header | None) -> int:
         try:
-            header = probe(job.source)
+            return picture_bytes(header or probe(job.source))
         except SrcliError:
             return 0  # `_prepare` meets the same fault and tells it
-        return picture_bytes(header)
 
     def _prepare(self, job: Job) -> _Item | Outcome:
         """Decode and enlarge; a fault becomes the outcome."""

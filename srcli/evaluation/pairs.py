@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from srcli.errors import UsageError, joined_faults
+from srcli.images.codec import probe
 from srcli.images.suffixes import INPUT_SUFFIXES
 
 REFERENCE = "hq"
@@ -82,6 +83,22 @@ def match(methods: Mapping[str, Path], hq: Path | None = None, lq: Path | None =
         hint = "counterparts have the same path below their folders, apart from the suffix"
         raise UsageError(joined_faults("no image has all its counterparts:", _outline(places, found)), hint)
     return Plan(tuple(methods), tuple(images), tuple(unmatched))
+
+
+def refuse_swapped(lq: Path, hq: Path) -> None:
+    """Look at the first input that has a reference.
+
+    Raises:
+        UsageError: it is larger than its reference; or a path is missing, as for `match`.
+        ImageError: one of the two cannot be read.
+    """
+    found = _found({INPUT: lq, REFERENCE: hq})
+    common = sorted(found[INPUT].keys() & found[REFERENCE].keys())
+    if common:
+        small, large = (probe(found[name][common[0]]) for name in (INPUT, REFERENCE))
+        if small.width > large.width and small.height > large.height:
+            sizes = f"{small.width}x{small.height} there and {large.width}x{large.height} as a reference"
+            raise UsageError(f"`--lq` and `--hq` look swapped: `{common[0]}` has {sizes}", f"`--lq {hq} --hq {lq}`")
 
 
 def _found(places: Mapping[str, Path]) -> dict[str, dict[str, Path]]:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,24 @@ class Job:
 
     source: Path
     target: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job."""
+
+    job: Job
+    status: str
+    """`done`, `skipped` or `failed`."""
+    reason: str = ""
+    hint: str = ""
+    input_size: tuple[int, int] | None = None
+    """(width, height) in pixels, as is `output_size`."""
+    output_size: tuple[int, int] | None = None
+    seconds: float = 0.0
+    """Of the model; pictures that shared batches share it evenly."""
+    found: Mapping[str, float] = field(default_factory=dict)
+    """Dials that were found for the picture."""
 
 
 @dataclass(frozen=True)

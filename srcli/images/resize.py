@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
@@ -147,3 +149,17 @@ def _resized(image: Image.Image, size_hw: tuple[int, int], how: Image.Resampling
     left, top, right, bottom = box
     rows = image.resize((width, image.height), how, (left, 0, right, image.height))
     return rows.resize((width, height), how, (0, top, width, bottom))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How the output's size follows from the input's; one of them is set, or width and height together."""
+
+    scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    long_side: int | None = None
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the output of a `width` x `height` input, in pixels."""
+        return target_size(width, height, scale=self.scale, to_width=self.width, to_height=self.height, long_side=self.long_side)

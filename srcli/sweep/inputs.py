@@ -89,6 +89,9 @@ def _photo(config: SweepConfig, name: str, source: Path, relative: Path, hq: Pat
             raise ImageError(message, "crops are in output pixels; sweep pictures of other sizes apart")
     if hq is not None:
         reference = probe(hq)
+        if reference.width < header.width and reference.height < header.height:
+            sizes = f"{reference.width} x {reference.height} px, smaller than it"
+            raise ImageError(f"its reference has {sizes}", "are the inputs and `--hq` swapped?")
         if (reference.width, reference.height) != (width, height):
             sizes = f"{width} x {height} px and its reference {reference.width} x {reference.height} px"
             raise ImageError(f"its output has {sizes}", "give references of `--scale` times the inputs' size")

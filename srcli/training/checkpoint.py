@@ -88,9 +88,9 @@ def load_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Checkpoint:
             f"`{folder / STATE_FILE}` is no checkpoint of srcli", "delete its folder: an older one will do"
         ) from error
     changed = [
-        f"`{key}` was {found.settings.get(key)!r}, is {value!r}"
+        f"`{key}` was {found.settings[key]!r}, is {value!r}"
         for key, value in settings.items()
-        if found.settings.get(key) != value
+        if key in found.settings and found.settings[key] != value  # an older srcli may have known fewer
     ]
     if changed:
         message = f"`{folder}` is of a run with other settings: {'; '.join(changed)}"

@@ -23,7 +23,7 @@ from srcli.training.data.crops import Batch, Sample, StepOrder, finish, make_loa
 from srcli.training.data.sources import Skipped, tell_skipped
 from srcli.training.memory_need import out_of_memory
 from srcli.training.output import cannot_go_on
-from srcli.training.setup import Setup, make_accelerator, shared_state
+from srcli.training.setup import Setup, make_accelerator, settings_of, shared_state
 from srcli.training.signals import StopSignals
 from srcli.training.tracking import Means, Progress, Tracker
 from srcli.training.validation import validate
@@ -56,9 +56,10 @@ class Run:
 
     Args:
         setup: networks, data and optimisers.
+        begun: where it goes on from; None begins it.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, begun: Checkpoint | None = None) -> None:
         self.setup = setup
         self.config: TrainConfig = setup.config
         self.trainee = setup.trainee
@@ -69,7 +70,8 @@ class Run:
         """Steps in a row whose gradient overflowed."""
         self._means = Means()
         self._named: set[Path] = set()
-        self._resume()
+        if begun is not None:
+            self._go_on(begun)
 
     @property
     def _main(self) -> bool:
@@ -244,7 +246,8 @@ class Run:
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
         if self._main:
-            checkpoint = Checkpoint(self.step, {**self.setup.state(), "best": self.best}, self.setup.settings())
+            settings = settings_of(self.config, self.accelerator.num_processes)
+            checkpoint = Checkpoint(self.step, {**self.setup.state(), "best": self.best}, settings)
             save_checkpoint(self.config.output, checkpoint, self._save_learnt, self.config.keep)
         self.accelerator.wait_for_everyone()
 
@@ -253,16 +256,9 @@ class Run:
         with self.setup.averaged():
             self.trainee.save(self.step, folder, half=half)
 
-    def _resume(self) -> None:
-        saved = checkpoints(self.config.output)
-        if not (self.config.resume and saved):
-            return
-        found = load_checkpoint(saved[-1], self.setup.settings())
-        if found.step > self.config.recipe.steps:
-            message = f"`{saved[-1]}` is past `--steps {self.config.recipe.steps}`"
-            raise UsageError(message, f"it is an adapter as it is; to train on, give more steps than {found.step}")
-        self.setup.load_state(found.state)
-        self.step, self.best = found.step, float(found.state["best"])
+    def _go_on(self, begun: Checkpoint) -> None:
+        self.setup.load_state(begun.state)
+        self.step, self.best = begun.step, float(begun.state["best"])
         if self._main:
             log.info("going on from step %d in `%s`", self.step, self.config.output)
 
@@ -298,10 +294,28 @@ def train(config: TrainConfig, base: Path | None) -> Path | Stopped | None:
 
 
 def _ready(config: TrainConfig, base: Path | None, accelerator: Any) -> Run:
-    """The run before its first step."""
+    """The run before its first step; whether it may go on is seen before anything is loaded."""
+    begun = _begun(config, accelerator.num_processes) if config.resume else None
     try:
-        return Run(Setup(config, base, accelerator))
+        return Run(Setup(config, base, accelerator), begun)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(config, accelerator, "while the run is set up", config.decode_chunk) from error
         raise
+
+
+def _begun(config: TrainConfig, processes: int) -> Checkpoint | None:
+    """The newest checkpoint of the output folder, if there is one.
+
+    Raises:
+        UsageError: it is past the steps that are asked for.
+        ModelError: damaged, or of a run with other settings.
+    """
+    saved = checkpoints(config.output)
+    if not saved:
+        return None
+    found = load_checkpoint(saved[-1], settings_of(config, processes))
+    if found.step > config.recipe.steps:
+        message = f"`{saved[-1]}` is past `--steps {config.recipe.steps}`"
+        raise UsageError(message, f"it is an adapter as it is; to train on, give more steps than {found.step}")
+    return found

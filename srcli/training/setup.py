@@ -143,24 +143,6 @@ class Setup:
         finally:
             self.average.restore(parameters)
 
-    def settings(self) -> dict[str, Any]:
-        """What a run that goes on must share with the one that began; batches may be split otherwise."""
-        config = self.config
-        recipe, start = asdict(config.recipe), config.start_from
-        split = recipe.pop("batch") * recipe.pop("accumulate") * self.accelerator.num_processes
-        if recipe["schedule"] == "constant":
-            recipe.pop("steps")  # may be prolonged
-        return {
-            "stage": config.stage,
-            "base": config.base_name,
-            "seed": config.seed,
-            "samples a step": split,
-            **{name: sha256_of(find_adapter(path, name)) for name, path in config.adapters.items()},
-            "start from": start and sha256_of(find_adapter(start, config.stage)),
-            **self.trainee.settings(),
-            **recipe,
-        }
-
     def state(self) -> dict[str, Any]:
         """All that changes while the run goes on, apart from the step; the data's place follows from the step."""
         state: dict[str, Any] = {
@@ -208,6 +190,29 @@ class Setup:
             self.critic.load(state["critic"])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def settings_of(config: TrainConfig, processes: int) -> dict[str, Any]:
+    """What a run that goes on must share with the one that began; batches may be split otherwise.
+
+    Raises:
+        ModelError: an adapter that the run builds on is not there.
+    """
+    recipe, start = asdict(config.recipe), config.start_from
+    split = recipe.pop("batch") * recipe.pop("accumulate") * processes
+    if recipe["schedule"] == "constant":
+        recipe.pop("steps")  # may be prolonged
+    return {
+        "stage": config.stage,
+        "base": config.base_name,
+        "seed": config.seed,
+        "samples a step": split,
+        **{name: sha256_of(find_adapter(path, name)) for name, path in config.adapters.items()},
+        "start from": start and sha256_of(find_adapter(start, config.stage)),
+        "told": dict(config.told),
+        "captions": config.captions,
+        **recipe,
+    }
 
 
 def _digest(sources: list[Source]) -> str:

@@ -193,10 +193,6 @@ class PisaTrainee:
         info = AdapterInfo(self.recipe.rank, self.recipe.alpha, config.base_name, config.stage, steps, config.licence)
         return extract(self.network, config.stage, info)
 
-    def settings(self) -> dict[str, Any]:
-        prompts = {"inference": self._inference, "positive": self._positive, "negative": self._negative}
-        return {"prompts": {**prompts, "captions": self.config.captions}}
-
     # Networks --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

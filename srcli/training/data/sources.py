@@ -209,6 +209,9 @@ def _fault(photo: Photo, crop: int, scale: int) -> Skipped | None:
             return unreadable(path, error)
         sizes.append((header.width, header.height))
     width, height = sizes[0]
+    if photo.lq and sizes[1][0] > width and sizes[1][1] > height:
+        partner = f"its LQ partner has {sizes[1][0]}x{sizes[1][1]}"
+        return Skipped(photo.hq, f"{width}x{height} is smaller than {partner}: are HQ and LQ swapped?")
     if min(width, height) < crop:
         return Skipped(photo.hq, f"{width}x{height} is smaller than the crop of {crop}")
     allowed = {(width, height), (width // scale, height // scale)}
