@@ -20,7 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from srcli.images.fidelity import psnr_y, ssim_y
-from srcli.training.degrade.draws import degrade
+from srcli.training.degrade.draws import draw
+from srcli.training.degrade.engine import degrade, from_levels, to_levels
 
 SEED = 2026
 METHODS = ("nearest", "bicubic", "lanczos", "model")
@@ -37,10 +38,10 @@ def write_degraded(photos: Path, lq_folder: Path, hq_folder: Path, crop: int) ->
         height, width = (min(side, crop) // 4 * 4 for side in photo.shape[:2])
         top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
         hq = photo[top : top + height, left : left + width]
-        lq = degrade(hq.astype(np.float32) / np.float32(255), np.random.default_rng([SEED, index]))
+        lq = degrade(from_levels(hq), draw(np.random.default_rng([SEED, index]), (height, width)))
         name = path.stem[:16] + ".png"
         Image.fromarray(hq).save(hq_folder / name)
-        Image.fromarray((lq * 255).round().astype(np.uint8)).save(lq_folder / name)
+        Image.fromarray(to_levels(lq)).save(lq_folder / name)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from srcli.config.degradation import Degradation
 from srcli.errors import ImageError, UsageError
 from srcli.images.codec import decode
+from srcli.images.resize import resample_u8
 from srcli.training.data.sources import Photo, Skipped, Source, unreadable
-from srcli.training.degrade.batch import apply_batch
-from srcli.training.degrade.batch import resize_back as resize_batch_back
-from srcli.training.degrade.draws import INFERENCE, Array, Draws, apply, draw, resize_back
+from srcli.training.degrade import engine
+from srcli.training.degrade.draws import Draws, draw
 
 CACHE_BYTES = 1 << 30
 _TRIES = 20
@@ -228,10 +229,11 @@ def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
     ready = [i for i, sample in enumerate(samples) if sample.lq is not None]
     if ready:
         lq[ready] = _on_device([level for sample in samples if (level := sample.lq) is not None], device)
-    rest = [i for i, sample in enumerate(samples) if sample.draws is not None]
+    rest = {i: sample.draws for i, sample in enumerate(samples) if sample.draws is not None}
     if rest:
-        draws = [drawn for sample in samples if (drawn := sample.draws) is not None]
-        lq[rest] = resize_batch_back(apply_batch(hq[rest], draws), draws[0].hq_size, [drawn.back_mode for drawn in draws])
+        with ThreadPoolExecutor() as pool:  # a photo waits for the device and the codec several times
+            made = pool.map(_degraded, [hq[i] for i in rest], rest.values())
+        lq[list(rest)] = torch.stack(list(made))
     prompts = [sample.prompt for sample in samples]
     return Batch(lq * 2 - 1, hq * 2 - 1, [sample.index for sample in samples], prompts)
 
@@ -252,15 +254,13 @@ def draw_for(settings: CropSettings, rng: np.random.Generator) -> Draws:
 
 
 def degraded(hq: Levels, draws: Draws) -> Levels:
-    """(H, W, 3), uint8, RGB, to its LQ picture, enlarged to the same size."""
-    return _as_levels(resize_back(apply(_as_floats(hq), draws), draws.hq_size, draws.back_mode))
+    """(H, W, 3), uint8, RGB, to its LQ picture, enlarged to the same size; the same in any process and number of threads."""
+    return engine.to_levels(_degraded(engine.from_levels(hq), draws))
 
 
 def enlarged(lq: Levels, side: int) -> Levels:
     """An LQ crop at output size, as at inference."""
-    if lq.shape[0] == side:
-        return lq
-    return _as_levels(resize_back(_as_floats(lq), (side, side), INFERENCE))
+    return lq if lq.shape[0] == side else resample_u8(lq, (side, side))
 
 
 def read_levels(path: Path) -> Levels:
@@ -270,11 +270,6 @@ def read_levels(path: Path) -> Levels:
         ImageError: it cannot be read.
     """
     return decode(path).rgb_u8
-
-
-def to_signed(levels: Levels) -> Tensor:
-    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1))).float() / 127.5 - 1
 
 
 def to_levels(picture: Tensor) -> Levels:
@@ -289,20 +284,14 @@ def _window(levels: Levels, top: int, left: int, side: int, flip: bool) -> Level
     return np.ascontiguousarray(window[:, ::-1] if flip else window)
 
 
+def _degraded(hq: Tensor, draws: Draws) -> Tensor:
+    return engine.resize_back(engine.degrade(hq, draws), draws.hq_size, draws.back_mode)
+
+
 def _on_device(levels: Sequence[Levels], device: torch.device) -> Tensor:
     """(N, 3, H, W), float32 in [0, 1]; goes over as bytes."""
     stacked = torch.from_numpy(np.stack(levels)).to(device, non_blocking=True)
     return stacked.permute(0, 3, 1, 2).float() / 255
-
-
-def _as_floats(levels: Levels) -> Array:
-    floats: Array = levels.astype(np.float32) / np.float32(255)
-    return floats
-
-
-def _as_levels(floats: Array) -> Levels:
-    levels: Levels = np.rint(floats * np.float32(255)).astype(np.uint8)
-    return levels
 
 
 def _ignore_signals(_: int) -> None:
