@@ -440,7 +440,7 @@ def through_pillow(image: torch.Tensor, quality: int, subsampling: str) -> torch
     file = io.BytesIO()
     levels = engine.to_levels(image.clamp(0, 1))
     Image.fromarray(levels).save(file, "jpeg", quality=quality, subsampling=subsampling)
-    return engine.from_levels(np.array(Image.open(file)))
+    return engine.from_levels(np.asarray(Image.open(file)))
 
 
 @pytest.mark.parametrize("quality", [60, 83, 100])

@@ -71,7 +71,7 @@ def resize_back(lq: Tensor, size: Size, mode: str) -> Tensor:
 
 def from_levels(levels: Levels) -> Tensor:
     """(H, W, 3), uint8, to (3, H, W), float32 in [0, 1]."""
-    return torch.from_numpy(levels).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(levels.transpose(2, 0, 1).astype(np.float32, order="C")) / 255
 
 
 def to_levels(image: Tensor) -> Levels:
