@@ -1,25 +1,31 @@
-"""Adapters: LoRA sets on a UNet. Attach for training, merge for inference, save, load.
+"""Adapters: LoRA sets on any network. Attach for training, merge for inference, save, load.
 
-A LoRA layer adds (alpha / rank) · B · A to a frozen weight (Hu et al. 2021, eq. 3); for a convolution A has the kernel's
-shape and B is 1x1. An adapter's file is safetensors in peft's layout, with `adapter_config.json` beside it for peft's own
-loader; all that srcli needs is in the file's header.
+A LoRA layer adds (alpha / rank) · B · A to a frozen weight (Hu et al. 2021, eq. 3), the same factor in all layers of an adapter;
+A has the shape of the weight with the rank in the place of its first axis, B that first axis and the rank. An adapter may also
+hold whole tensors, which take the place of the network's parameters of the same names.
+
+An adapter's file is safetensors in peft's layout: `base_model.model.<layer>.lora_A.weight` and `.lora_B.weight`, and whole
+tensors as peft's `modules_to_save`, `base_model.model.<parameter>`. `adapter_config.json` beside it is for peft's own loader
+(which has another idea of LoRA on grouped convolutions, and refuses ours); all that srcli needs is in the file's header.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import warnings
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Parameter, functional
 
 from srcli.disk import write_whole
 from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.networks.lora import LoraLayer, Replaced, can_have_lora
 from srcli.store.adapter_files import ADAPTER_FILE
 from srcli.store.weights import load_tensors
 
@@ -27,6 +33,7 @@ _LOGGER = logging.getLogger("srcli")
 TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
 """The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
 _PREFIX = "base_model.model."
+_HALVES = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class AdapterInfo:
     """What an adapter's file says of itself."""
 
     rank: int
+    """Of its layers; the largest, where they differ; 0 where it has whole tensors alone."""
     alpha: float
+    """Of a layer of that rank: alpha / rank is the factor of all layers."""
     base: str = ""
     """The base it was trained on."""
     stage: str = ""
@@ -64,11 +73,11 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA set in memory.
+    """A LoRA set, with whole tensors perhaps, in memory.
 
     Attributes:
         name: under which it is attached.
-        tensors: `<module>.lora_A.weight` and `<module>.lora_B.weight`, float32.
+        tensors: `<module>.lora_A.weight` and `<module>.lora_B.weight`, and whole tensors by their parameters' names; float32.
         info: rank, alpha and origin.
     """
 
@@ -78,124 +87,236 @@ class Adapter:
 
     @property
     def modules(self) -> list[str]:
-        return sorted({key.rsplit(".lora_", 1)[0] for key in self.tensors})
+        """The layers that have LoRA."""
+        return sorted({key.rsplit(".lora_", 1)[0] for key in self.tensors if key.endswith(_HALVES)})
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each of them, as the shape of A tells it."""
+        mark = _HALVES[0]
+        return {key.removesuffix(mark): len(value) for key, value in self.tensors.items() if key.endswith(mark)}
+
+    @property
+    def full(self) -> dict[str, Tensor]:
+        """The whole tensors, by the names of the parameters in whose place they are."""
+        return {key: value for key, value in self.tensors.items() if not key.endswith(_HALVES)}
 
 
-def attach(unet: Any, name: str, rank: int, alpha: float, targets: str = TARGETS) -> list[torch.nn.Parameter]:
-    """Add a fresh, trainable adapter to `unet` (A Gaussian, B zero), float32, and return its parameters; all else is frozen.
+# Attached ------------------------------------------------------------------------------------------------------------
+
+
+def attach(
+    network: nn.Module, name: str, rank: int | Mapping[str, int], alpha: float, targets: str = TARGETS, full: str = ""
+) -> list[Parameter]:
+    """Add a fresh adapter that changes nothing yet, and make it the one that works; all else is frozen.
+
+    Args:
+        network: any; a layer can be adapted if its `weight` is a matrix or a kernel. The network itself is no layer.
+        name: of the adapter; letters and digits.
+        rank: of all layers, or of each one by its name. Then `targets` is not asked, and rank 0 leaves a layer out.
+        alpha: LoRA's factor is alpha / rank, with the largest rank where they differ.
+        targets: a regular expression that is the whole name of each layer to be adapted.
+        full: another, of parameters to be trained in full. A layer whose weight is among them has no LoRA.
+
+    Returns:
+        the adapter's parameters, float32 (A Gaussian, B zero), in the order of the network's.
 
     Raises:
-        UsageError: `targets`, a regular expression, is the whole name of no layer that can be adapted.
+        UsageError: `targets`, `full` or a name in `rank` fits nothing.
     """
-    from peft import LoraConfig
+    owners = _owners(network)
+    replaced = [key for key in owners if full and re.fullmatch(full, key)]
+    if full and not replaced:
+        raise UsageError(
+            f"`full` fits no parameter of the network: `{full}`", "it must fit a whole name, such as `conv_in.weight`"
+        )
+    layers = [key.removesuffix(".weight") for key, (owner, leaf) in owners.items() if leaf == "weight" and can_have_lora(owner)]
+    if isinstance(rank, Mapping):
+        if strange := sorted(set(rank) - set(layers)):
+            raise UsageError(
+                f"no layer of the network can be adapted as `{strange[0]}`", "give ranks to the network's own layers"
+            )
+        ranks = {key: rank[key] for key in layers if rank.get(key)}
+    else:
+        ranks = {key: rank for key in layers if re.fullmatch(targets, key)}
+        if not ranks:
+            message = f"`targets` fits no layer of the network: `{targets}`"
+            raise UsageError(message, "leave it out for the model's own")
+    _add(network, name, {key: value for key, value in ranks.items() if f"{key}.weight" not in replaced}, alpha, replaced)
+    return _in_float32(network, name, trained=True)
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets)
-    try:
-        _add(unet, config, name)
-    except ValueError as error:
-        raise UsageError(f"`targets` fits no layer of the UNet: `{targets}`", "leave it out for PiSA-SR's own") from error
-    marks = (f"lora_A.{name}.", f"lora_B.{name}.")
+
+def attach_frozen(network: nn.Module, adapter: Adapter) -> None:
+    """Add a trained adapter to `network` beside its weights, in float32 and frozen, and make it the one that works.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    check_fit(network, adapter)
+    _add(network, adapter.name, adapter.ranks, adapter.info.alpha, adapter.full, gaussian=False)
+    restore_state(network, adapter)
+    _in_float32(network, adapter.name, trained=False)
+
+
+def _add(
+    network: nn.Module, name: str, ranks: Mapping[str, int], alpha: float, full: Collection[str], *, gaussian: bool = True
+) -> None:
+    owners = _owners(network)
+    layers = {layer.base_layer: layer for layer in network.modules() if isinstance(layer, LoraLayer)}
+    for key, rank in ranks.items():
+        base, _ = owners[f"{key}.weight"]
+        layers.setdefault(base, LoraLayer(base)).add(name, rank, alpha / max(ranks.values()), gaussian=gaussian)
+    for parent in [module for module in network.modules() if not isinstance(module, LoraLayer)]:
+        for place, child in list(parent._modules.items()):  # unlike `named_children`, all places of a layer that has two
+            if child in layers:
+                parent.add_module(place, layers[child])
+    for key in full:
+        owner, leaf = owners[key]
+        if not hasattr(owner, leaf + Replaced.SUFFIX):
+            owner.add_module(leaf + Replaced.SUFFIX, Replaced(owner.get_parameter(leaf)))
+        cast(Replaced, owner.get_submodule(leaf + Replaced.SUFFIX)).add(name)
+    use_adapters(network, [name])
+
+
+def _owners(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """By the names that the network's parameters had before anything was attached: each one's module, and its name there."""
+    attached: set[nn.Module] = set()
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            attached |= {*module.lora_A.modules(), *module.lora_B.modules()}
+        elif isinstance(module, Replaced):
+            attached |= set(module.modules())
+    return {
+        _plain_name(f"{name}.{leaf}").lstrip("."): (module, leaf)
+        for name, module in network.named_modules()
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None and module not in attached
+    }
+
+
+def _plain_name(name: str) -> str:
+    return name.replace(".base_layer", "")
+
+
+def _in_float32(network: nn.Module, name: str, *, trained: bool) -> list[Parameter]:
+    """Freeze all but an attached adapter; its own parameters, in the order of the network's."""
+    mine = set(map(id, _attached(network, name).values()))
     parameters = []
-    for key, parameter in unet.named_parameters():
-        mine = any(mark in key for mark in marks)
-        parameter.requires_grad_(mine)
-        if mine:
+    for parameter in network.parameters():
+        parameter.requires_grad_(trained and id(parameter) in mine)
+        if id(parameter) in mine:
             parameter.data = parameter.data.float()
             parameters.append(parameter)
     return parameters
 
 
-def fill(unet: Any, adapter: Adapter, fresh: AdapterInfo) -> None:
+def _attached(network: nn.Module, name: str) -> dict[str, Parameter]:
+    """The parameters of an attached adapter, as `Adapter.tensors` names them."""
+    found = {}
+    for key, module in network.named_modules():
+        key = _plain_name(key)
+        if isinstance(module, LoraLayer) and name in module.lora_A:
+            found[f"{key}.lora_A.weight"] = module.lora_A[name].get_parameter("weight")
+            found[f"{key}.lora_B.weight"] = module.lora_B[name].get_parameter("weight")
+        elif isinstance(module, Replaced) and name in module.values:
+            found[key.removesuffix(Replaced.SUFFIX)] = module.values[name]
+    return found
+
+
+def fill(network: nn.Module, adapter: Adapter, fresh: AdapterInfo) -> None:
     """Give the attached adapter `adapter.name`, described by `fresh`, the weights of a trained one.
 
     Layers that the trained one leaves alone stay as they were attached, and change nothing yet.
 
     Raises:
-        ModelError: another rank or alpha, layers that the attached one does not adapt, or others than the UNet's.
+        ModelError: another rank or alpha, layers that the attached one does not adapt, or others than the network's.
     """
     if (adapter.info.rank, adapter.info.alpha) != (fresh.rank, fresh.alpha):
         found = f"rank {adapter.info.rank} and alpha {adapter.info.alpha:g}"
         hint = f"give it those: `--rank {adapter.info.rank} --alpha {adapter.info.alpha:g}`"
         raise ModelError(f"the adapter to start from has {found}, the recipe {fresh.rank} and {fresh.alpha:g}", hint)
-    check_fit(unet, adapter)
-    attached = extract(unet, adapter.name, fresh)
-    if more := sorted(set(adapter.modules) - set(attached.modules)):
+    check_fit(network, adapter)
+    attached = extract(network, adapter.name, fresh)
+    theirs, ours = ({*each.modules, *each.full} for each in (adapter, attached))
+    if more := sorted(theirs - ours):
         raise ModelError(
             f"the adapter to start from adapts layers that the recipe's `targets` leave out: `{more[0]}`, {len(more)} in all",
             "give the `--targets` it was trained with, or more",
         )
-    if new := sorted(set(attached.modules) - set(adapter.modules)):
+    if other := sorted(key for key, rank in adapter.ranks.items() if rank != attached.ranks[key]):
+        message = f"the adapter to start from has another rank in {len(other)} layers, among them `{other[0]}`"
+        raise ModelError(message, "give each layer the rank that it was trained with")
+    if new := sorted(ours - theirs):
         _LOGGER.warning("%d layers that the adapter to start from leaves alone start from nothing: %s", len(new), _listed(new))
-    restore_state(unet, replace(adapter, tensors=attached.tensors | adapter.tensors))
+    restore_state(network, adapter)
 
 
-def attach_frozen(unet: Any, adapter: Adapter) -> None:
-    """Add a trained adapter to `unet` beside its weights, in float32 and frozen.
+def use_adapters(network: nn.Module, names: Sequence[str]) -> None:
+    """Make `names` the attached adapters that work; none switches all off. Which parameters want gradients is undefined after.
 
-    Raises:
-        ModelError: it does not fit.
+    Of two that hold a whole tensor for the same parameter the last one's counts.
     """
-    from peft import LoraConfig
-
-    check_fit(unet, adapter)
-    _add(unet, LoraConfig(r=adapter.info.rank, lora_alpha=adapter.info.alpha, target_modules=adapter.modules), adapter.name)
-    restore_state(unet, adapter)
-    for key, parameter in unet.named_parameters():
-        if f".{adapter.name}." in key:
-            parameter.data = parameter.data.float()
-        parameter.requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            module.active = tuple(names)
+        for place, child in module.named_children():
+            if isinstance(child, Replaced):
+                setattr(module, place.removesuffix(Replaced.SUFFIX), child.chosen(names))
 
 
-def _add(unet: Any, config: Any, name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # two adapters are what we want
-        unet.add_adapter(config, adapter_name=name)
-
-
-def use_adapters(unet: Any, names: Sequence[str]) -> None:
-    """Make `names` the attached adapters that work; none switches all off. Which parameters want gradients is undefined after."""
-    if not names:
-        unet.disable_adapters()
-        return
-    unet.enable_adapters()
-    unet.set_adapters(list(names))
-
-
-def extract(unet: Any, name: str, info: AdapterInfo) -> Adapter:
+def extract(network: nn.Module, name: str, info: AdapterInfo) -> Adapter:
     """The attached adapter `name` as it is now, copied to the CPU in float32."""
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(unet, adapter_name=name)
-    return Adapter(name, {key: value.detach().float().cpu().clone() for key, value in state.items()}, info)
+    tensors = {key: value.detach().float().cpu().clone() for key, value in _attached(network, name).items()}
+    return Adapter(name, tensors, info)
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + " …" * (len(names) > 4)
 
 
-def restore_state(unet: Any, adapter: Adapter) -> None:
-    """Put an adapter's values into the attached adapter of the same name."""
-    from peft import set_peft_model_state_dict
+@torch.no_grad()
+def restore_state(network: nn.Module, adapter: Adapter) -> None:
+    """Put an adapter's values into the attached adapter of the same name, which must have all its tensors."""
+    parameters = _attached(network, adapter.name)
+    for key, value in adapter.tensors.items():
+        parameters[key].copy_(value)
 
-    set_peft_model_state_dict(unet, adapter.tensors, adapter_name=adapter.name)
+
+# Merged --------------------------------------------------------------------------------------------------------------
 
 
-def merge(unet: Any, adapters: Sequence[Adapter]) -> None:
-    """Add the adapters to the weights of `unet`, W + Σ (alpha / rank) · B · A; computed in the weights' dtype: float32, please.
+@torch.no_grad()
+def merge(network: nn.Module, adapters: Sequence[Adapter]) -> None:
+    """Put the adapters into the weights of `network`, which then has no trace of them: W + Σ (alpha / rank) · B · A.
+
+    Whole tensors take their places first; of two for the same parameter the last one's stays.
+
+    Args:
+        network: with nothing attached; computed in the dtype of its weights: float32, please.
+        adapters: any number.
 
     Raises:
-        ModelError: an adapter does not fit the UNet; every such layer is named.
+        ModelError: an adapter does not fit the network; every such layer is named.
     """
-    from peft import LoraConfig
-
     for adapter in adapters:
-        check_fit(unet, adapter)
-        config = LoraConfig(r=adapter.info.rank, lora_alpha=adapter.info.alpha, target_modules=adapter.modules)
-        unet.add_adapter(config, adapter_name=adapter.name)
-        restore_state(unet, adapter)
-        unet.fuse_lora(adapter_names=[adapter.name])
-        unet.unload_lora()
-    unet.requires_grad_(False)
+        check_fit(network, adapter)
+    parameters = {key: owner.get_parameter(leaf) for key, (owner, leaf) in _owners(network).items()}
+    for adapter in adapters:
+        for key, value in adapter.full.items():
+            parameters[key].copy_(value)
+    for adapter in adapters:
+        for name in adapter.modules:
+            weight = parameters[f"{name}.weight"]
+            down, up = (adapter.tensors[name + half].to(weight) for half in _HALVES)
+            weight.add_(_product(down, up) * (adapter.info.alpha / adapter.info.rank))
+    network.requires_grad_(False)
+
+
+def _product(down: Tensor, up: Tensor) -> Tensor:
+    """B · A in the shape of the weight; of 2d kernels by a convolution, so that it is peft's to the last bit."""
+    if down.ndim == 4 and down[0, 0].numel() > 1:
+        return functional.conv2d(down.transpose(0, 1), up).transpose(0, 1)
+    return (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
 
 
 def warn_of_strange_base(adapter: Adapter, bases: Sequence[str]) -> None:
@@ -215,24 +336,34 @@ def _last(name: str) -> str:
     return parts[-3].rpartition("--")[2] if len(parts) > 2 and parts[-2] == "snapshots" else parts[-1]
 
 
-def check_fit(unet: Any, adapter: Adapter) -> None:
-    """Raises: ModelError: layers that the UNet lacks, halves that are missing, shapes that differ; all of them."""
-    layers = {name: module.weight for name, module in unet.named_modules() if hasattr(module, "weight")}
-    faults = []
-    for name in adapter.modules:
-        down, up = (adapter.tensors.get(f"{name}.lora_{half}.weight") for half in "AB")
-        weight = layers.get(name)
-        if weight is None:
-            faults.append(f"the base has no layer `{name}`")
-        elif down is None or up is None:
-            faults.append(f"`{name}` lacks one of lora_A and lora_B")
-        elif (up.shape[0], *down.shape[1:]) != tuple(weight.shape) or not down.shape[0] == up.shape[1] == adapter.info.rank:
-            shapes = f"A {tuple(down.shape)}, B {tuple(up.shape)}, layer {tuple(weight.shape)}, rank {adapter.info.rank}"
-            faults.append(f"`{name}` has other shapes: {shapes}")
+def check_fit(network: nn.Module, adapter: Adapter) -> None:
+    """Raises: ModelError: layers that the network lacks, halves that are missing, shapes and ranks that differ; all of them."""
+    parameters = {key: owner.get_parameter(leaf) for key, (owner, leaf) in _owners(network).items()}
+    faults = [fault for name in adapter.modules if (fault := _lora_fault(adapter, name, parameters.get(f"{name}.weight")))]
+    for key, value in adapter.full.items():
+        own = parameters.get(key)
+        if own is None:
+            faults.append(f"the base has no parameter `{key}`")
+        elif own.shape != value.shape:
+            faults.append(f"`{key}` has another shape: {tuple(value.shape)}, in the base {tuple(own.shape)}")
+    if adapter.ranks and (largest := max(adapter.ranks.values())) != adapter.info.rank:
+        faults.append(f"the largest rank of its layers is {largest}, but its file says rank {adapter.info.rank}")
     if faults:
         more = [f"… and {len(faults) - 10} more"] if len(faults) > 10 else []
         message = joined_faults(f"the adapter `{adapter.name}` does not fit the base", faults[:10] + more)
         raise ModelError(message, "use the base that the adapter was trained on")
+
+
+def _lora_fault(adapter: Adapter, name: str, weight: Parameter | None) -> str | None:
+    down, up = (adapter.tensors.get(name + half) for half in _HALVES)
+    if weight is None or weight.ndim < 2:
+        return f"the base has no layer `{name}`"
+    if down is None or up is None:
+        return f"`{name}` lacks one of lora_A and lora_B"
+    rank, ones = len(down), [1] * (weight.ndim - 2)
+    if down.shape == (rank, *weight.shape[1:]) and up.shape == (len(weight), rank, *ones):
+        return None
+    return f"`{name}` has other shapes: A {tuple(down.shape)}, B {tuple(up.shape)}, layer {tuple(weight.shape)}"
 
 
 def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -242,18 +373,32 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
     from safetensors.torch import save
 
     tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
-    write_whole(folder / ADAPTER_FILE, save(tensors, {"format": "pt", **adapter.info.to_metadata()}))
+    write_whole(folder / ADAPTER_FILE, _in_order(save(tensors, {"format": "pt", **adapter.info.to_metadata()})))
+    info, ranks = adapter.info, {name: rank for name, rank in adapter.ranks.items() if rank != adapter.info.rank}
     config = LoraConfig(
-        r=adapter.info.rank,
-        lora_alpha=adapter.info.alpha,
+        r=info.rank,
+        lora_alpha=info.alpha,
+        rank_pattern=ranks,
+        alpha_pattern={name: info.alpha * rank / info.rank for name, rank in ranks.items()},
         target_modules=adapter.modules,
-        base_model_name_or_path=adapter.info.base,
+        modules_to_save=sorted({key.rpartition(".")[0] for key in adapter.full}) or None,
+        base_model_name_or_path=info.base,
         inference_mode=True,
     )
     # not its own `save_pretrained`, which writes sets in another order in each process
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     write_whole(folder / CONFIG_NAME, f"{json.dumps(settings, indent=2, sort_keys=True)}\n".encode())
     return folder / ADAPTER_FILE
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes them in another one each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_adapter(path: Path, name: str) -> Adapter:
@@ -263,8 +408,9 @@ def load_adapter(path: Path, name: str) -> Adapter:
         ModelError: damaged, not an adapter, or without rank and alpha.
     """
     tensors, metadata = load_tensors(path)
+    strange = [key for key in tensors if not key.endswith(_HALVES) and (not key.startswith(_PREFIX) or ".lora_" in key)]
+    if strange or not tensors:
+        hint = f"its keys end in `.lora_A.weight` and `.lora_B.weight`, or begin with `{_PREFIX}`"
+        raise ModelError(f"`{path}` is not an adapter in peft's format", hint)
     stripped = {key.removeprefix(_PREFIX): value.float() for key, value in tensors.items()}
-    strange = [key for key in stripped if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if strange or not stripped:
-        raise ModelError(f"`{path}` is not an adapter in peft's format", "its keys end in `.lora_A.weight`, `.lora_B.weight`")
     return Adapter(name, stripped, AdapterInfo.from_metadata(metadata, path))
