@@ -212,18 +212,18 @@ def test_peft_loads_ranks_for_each_layer_and_whole_tensors(tmp_path: Path) -> No
 def test_the_same_adapter_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     program = (
         "import sys, torch; from pathlib import Path; from srcli.networks.adapters import *;"
-        "keys = ['a.lora_A.weight', 'a.lora_B.weight', 'b.bias', 'c.weight'];"
+        "keys = [f'{layer}.lora_{half}.weight' for layer in 'stuvw' for half in 'AB'] + ['b.bias', 'c.weight'];"
         "info = AdapterInfo(2, 4.0, 'base é', 'pixel', 7, 'MIT');"
         "save_adapter(Adapter('pixel', {key: torch.ones(2, 2) for key in set(keys)}, info), Path(sys.argv[1]))"
     )
-    for seed in ("1", "2"):
-        subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / seed)], env=os.environ | {"PYTHONHASHSEED": seed}, check=True
-        )
+    there, here = tmp_path / "there", tmp_path / "here"
+    subprocess.run([sys.executable, "-c", program, str(there)], env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)
+    saved = load_adapter(there / ADAPTER_FILE, "pixel")
+    assert saved.info.base == "base é"
+    assert json.loads((there / "adapter_config.json").read_text())["modules_to_save"] == ["b", "c"]
+    save_adapter(saved, here)
     for name in (ADAPTER_FILE, "adapter_config.json"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert load_adapter(tmp_path / "1" / ADAPTER_FILE, "pixel").info.base == "base é"
-    assert json.loads((tmp_path / "1" / "adapter_config.json").read_text())["modules_to_save"] == ["b", "c"]
+        assert (here / name).read_bytes() == (there / name).read_bytes()
 
 
 # --- two adapters ---
@@ -277,6 +277,20 @@ def test_an_adapter_learns_on_from_another(caplog: pytest.LogCaptureFixture) -> 
 def test_names_that_fit_nothing_are_refused(rank: int | dict[str, int], targets: str, full: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         attach(make_network(), "pixel", rank, 2, targets, full)
+
+
+@pytest.mark.parametrize(("targets", "full"), [("up", r"tokens\.fc1\.weight"), (r"tokens\.unused_call", "")])
+def test_a_parameter_that_layers_share_is_refused(targets: str, full: str) -> None:
+    network = make_network()
+    network.tokens.fc1.weight = network.tokens.unused_call.weight
+    with pytest.raises(UsageError, match=r"`tokens.fc1.weight` and `tokens.unused_call.weight` are one parameter"):
+        attach(network, "pixel", 2, 2, targets, full)
+    attach(network, "pixel", 2, 2, "up")
+
+
+def test_the_network_itself_is_no_layer() -> None:
+    with pytest.raises(UsageError, match="fits no layer"):
+        attach(nn.Linear(3, 3), "pixel", 2, 2, ".*")
 
 
 def test_an_adapter_of_another_network_names_all_that_does_not_fit() -> None:

@@ -122,27 +122,29 @@ def attach(
         the adapter's parameters, float32 (A Gaussian, B zero), in the order of the network's.
 
     Raises:
-        UsageError: `targets`, `full` or a name in `rank` fits nothing.
+        UsageError: `targets`, `full` or a name in `rank` fits nothing, or fits a parameter that several layers share.
     """
     owners = _owners(network)
     replaced = [key for key in owners if full and re.fullmatch(full, key)]
     if full and not replaced:
-        raise UsageError(
-            f"`full` fits no parameter of the network: `{full}`", "it must fit a whole name, such as `conv_in.weight`"
-        )
-    layers = [key.removesuffix(".weight") for key, (owner, leaf) in owners.items() if leaf == "weight" and can_have_lora(owner)]
+        hint = "it must fit a whole name, such as `conv_in.weight`"
+        raise UsageError(f"`full` fits no parameter of the network: `{full}`", hint)
+    layers = [
+        key.removesuffix(".weight") for key, (owner, _) in owners.items() if key.endswith(".weight") and can_have_lora(owner)
+    ]
     if isinstance(rank, Mapping):
         if strange := sorted(set(rank) - set(layers)):
-            raise UsageError(
-                f"no layer of the network can be adapted as `{strange[0]}`", "give ranks to the network's own layers"
-            )
+            hint = "give ranks to the network's own layers"
+            raise UsageError(f"no layer of the network can be adapted as `{strange[0]}`", hint)
         ranks = {key: rank[key] for key in layers if rank.get(key)}
     else:
         ranks = {key: rank for key in layers if re.fullmatch(targets, key)}
         if not ranks:
             message = f"`targets` fits no layer of the network: `{targets}`"
             raise UsageError(message, "leave it out for the model's own")
-    _add(network, name, {key: value for key, value in ranks.items() if f"{key}.weight" not in replaced}, alpha, replaced)
+    ranks = {key: value for key, value in ranks.items() if f"{key}.weight" not in replaced}
+    _refuse_tied(owners, [*replaced, *(f"{key}.weight" for key in ranks)])
+    _add(network, name, ranks, alpha, replaced)
     return _in_float32(network, name, trained=True)
 
 
@@ -192,6 +194,17 @@ def _owners(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
         for leaf, parameter in module._parameters.items()
         if parameter is not None and module not in attached
     }
+
+
+def _refuse_tied(owners: Mapping[str, tuple[nn.Module, str]], keys: Collection[str]) -> None:
+    """Raises: UsageError: one of the parameters is another's too, which would not get what is attached to this one."""
+    places: dict[Parameter, list[str]] = {}
+    for key, (owner, leaf) in owners.items():
+        places.setdefault(owner.get_parameter(leaf), []).append(key)
+    for shared in places.values():
+        if len(shared) > 1 and not set(shared).isdisjoint(keys):
+            names = " and ".join(f"`{key}`" for key in shared)
+            raise UsageError(f"{names} are one parameter, which cannot be adapted", "choose the layers without these")
 
 
 def _plain_name(name: str) -> str:

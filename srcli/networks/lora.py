@@ -48,7 +48,10 @@ class LoraLayer(nn.Module):
         self.merged = not _is_plain(base_layer)
 
     def add(self, name: str, rank: int, scale: float, *, gaussian: bool) -> None:
-        """Attach an adapter that changes nothing yet: B is zero; A is Gaussian, or uniform as in a fresh layer."""
+        """Attach an adapter that changes nothing yet: B is zero; A is Gaussian, or uniform as in a fresh layer.
+
+        Both are in the dtype of the layer's weight.
+        """
         base = self.base_layer
         weight = base.get_parameter("weight")
         outer, inner, *kernel = weight.shape
