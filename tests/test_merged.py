@@ -8,6 +8,7 @@ import torch
 from tiny_model import WIDTH, make_base
 from torch import Tensor
 
+from srcli.families.pisasr import TARGETS
 from srcli.networks.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, use_adapters
 from srcli.networks.backbone import load_unet
 from srcli.networks.merged import merge_where_it_pays
@@ -24,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def frozen_adapter(base: Path) -> Adapter:
     unet = load_unet(base)
     with torch.no_grad():
-        for parameter in attach(unet, "pixel", 12, 12):
+        for parameter in attach(unet, "pixel", 12, 12, TARGETS):
             parameter.normal_(0, 0.05)
     return extract(unet, "pixel", AdapterInfo(12, 12, "base", "pixel"))
 
@@ -33,7 +34,7 @@ def two_adapters(base: Path, rank: int, pixel: Adapter) -> tuple[Any, list[torch
     torch.manual_seed(3)
     unet = load_unet(base)
     attach_frozen(unet, pixel)
-    parameters = attach(unet, "semantic", rank, 2.0 * rank)
+    parameters = attach(unet, "semantic", rank, 2.0 * rank, TARGETS)
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(0, 0.05)
@@ -81,6 +82,6 @@ def test_what_is_saved_does_not_depend_on_it(base: Path) -> None:
 def test_low_ranks_stay_separate(base: Path) -> None:
     """The base's layers are 16 wide: three products with halves of rank 1 cost less than one with the weight."""
     unet = load_unet(base)
-    attach(unet, "pixel", 1, 1.0)
+    attach(unet, "pixel", 1, 1.0, TARGETS)
     layers = sum(1 for name, _ in unet.named_modules() if name.endswith("lora_A"))
     assert merge_where_it_pays(unet, "pixel") < layers / 3

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from srcli.errors import ModelError, UsageError
+from srcli.families.pisasr import TARGETS
 from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces, overlap
 from srcli.networks.adapters import Adapter, AdapterInfo, attach, extract, merge
 from srcli.networks.backbone import load_unet
@@ -219,13 +220,13 @@ def test_a_semantic_adapter_on_a_unet_stays_orthogonal_to_the_pixel_adapter(tmp_
     torch.manual_seed(4)
     unet = load_unet(base)
     with torch.no_grad():
-        for parameter in attach(unet, "pixel", 2, 2):
+        for parameter in attach(unet, "pixel", 2, 2, TARGETS):
             parameter.normal_(0, 0.1)
     pixel = extract(unet, "pixel", AdapterInfo(2, 2.0))
     subspaces = fidelity_subspaces(pixel)
     unet = load_unet(base)
     merge(unet, [pixel])
-    trained = attach(unet, "semantic", 2, 2)
+    trained = attach(unet, "semantic", 2, 2, TARGETS)
     mark = ".lora_B.semantic.weight"
     parameters = {key.removesuffix(mark): value for key, value in unet.named_parameters() if key.endswith(mark)}
     assert parameters.keys() == subspaces.keys()

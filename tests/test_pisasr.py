@@ -13,6 +13,7 @@ from parity import Parity, settings_of
 
 from srcli.engine.restore import Engine, Limits
 from srcli.errors import ModelError
+from srcli.families.pisasr import TARGETS
 from srcli.families.pisasr.reference import convert, read_reference
 from srcli.families.pisasr.restorer import PisaRestorer, pass_weights
 from srcli.images.canvas import Canvas
@@ -230,7 +231,7 @@ def test_a_merged_weight_is_the_formula(imported: list[Adapter]) -> None:
 
 def test_attached_layers_are_those_of_the_reference(imported: list[Adapter]) -> None:
     unet = load_unet(DATA / "base")
-    parameters = attach(unet, "pixel", 4, 8)
+    parameters = attach(unet, "pixel", 4, 8, TARGETS)
     assert extract(unet, "pixel", imported[0].info).modules == imported[0].modules
     assert len(parameters) == 2 * len(imported[0].modules)
     assert sum(p.requires_grad for p in unet.parameters()) == len(parameters)
@@ -241,7 +242,7 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     latent, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 32)
     with torch.no_grad():
         before = unet(latent, 1, encoder_hidden_states=text).sample
-        attach(unet, "pixel", 4, 8)
+        attach(unet, "pixel", 4, 8, TARGETS)
         assert torch.equal(unet(latent, 1, encoder_hidden_states=text).sample, before)
 
 

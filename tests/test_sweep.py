@@ -26,6 +26,7 @@ from srcli.engine.mix import MixingEngine
 from srcli.engine.restore import Limits
 from srcli.engine.tiles import make_grid
 from srcli.errors import ImageError, UsageError
+from srcli.families.pisasr import TARGETS
 from srcli.images.codec import decode
 from srcli.images.files import plan_jobs
 from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
@@ -161,7 +162,7 @@ def test_several_adapters_make_an_axis_and_each_cell_is_its_adapters_own(
         unet = load_unet(base)
         torch.manual_seed(rank)
         with torch.no_grad():
-            for parameter in attach(unet, "semantic", rank, rank):
+            for parameter in attach(unet, "semantic", rank, rank, TARGETS):
                 parameter.normal_(0, 0.05)
         ranks[rank] = tmp_path / f"r{rank}" / "semantic"
         save_adapter(extract(unet, "semantic", AdapterInfo(rank, rank, "base", "semantic")), ranks[rank])

@@ -15,6 +15,7 @@ from torch import Tensor
 from training_case import make_config, make_photos
 
 from srcli.errors import ModelError
+from srcli.families.pisasr import TARGETS
 from srcli.networks.adapters import AdapterInfo, attach, extract, load_adapter, merge
 from srcli.networks.backbone import PatchAutoencoder, load_unet
 from srcli.networks.tail import PixelTail
@@ -106,7 +107,7 @@ def test_an_adapter_trains_the_tail_and_is_merged_into_it(tmp_path: Path) -> Non
     base = base_with_tail(tmp_path, works=False)
     unet = load_unet(base)
     with torch.no_grad():
-        for parameter in attach(unet, "pixel", 2, 2):
+        for parameter in attach(unet, "pixel", 2, 2, TARGETS):
             parameter.normal_(0, 0.1)
     adapter = extract(unet, "pixel", AdapterInfo(2, 2))
     adapted = {module for module in adapter.modules if module.startswith("tail.")}

@@ -26,7 +26,7 @@ from srcli.networks.adapters import load_adapter
 from srcli.training import loop, setup, tracking
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train
-from srcli.training.losses.pictures import critic
+from srcli.training.losses import critic
 from srcli.training.objective import Objective
 from srcli.training.output import begin_output
 from srcli.training.setup import Setup, shared_state

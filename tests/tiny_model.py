@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
+from srcli.families.pisasr import TARGETS
 from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
 from srcli.networks.backbone import PatchAutoencoder, load_unet
 from srcli.store.weights import sha256_of
@@ -53,7 +54,7 @@ def make_model(folder: Path, *, semantic: bool = False) -> Path:
     for name in ("pixel", "semantic")[: 1 + semantic]:
         unet = load_unet(base)
         with torch.no_grad():
-            for parameter in attach(unet, name, 2, 2):
+            for parameter in attach(unet, name, 2, 2, TARGETS):
                 parameter.normal_(0, 0.02)
         path = save_adapter(extract(unet, name, AdapterInfo(2, 2, "base", name)), folder / name)
         rows.append(f'adapters.{name} = {{ path = "{name}/{path.name}", sha256 = "{sha256_of(path)}" }}')

@@ -30,8 +30,6 @@ from srcli.store.adapter_files import ADAPTER_FILE
 from srcli.store.weights import load_tensors
 
 _LOGGER = logging.getLogger("srcli")
-TARGETS = r"(conv_in|conv_out|.*\.(to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2))"
-"""The UNet's layers that PiSA-SR adapts: all convolutions and all attention and MLP projections, not the time embedding."""
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 
@@ -106,7 +104,7 @@ class Adapter:
 
 
 def attach(
-    network: nn.Module, name: str, rank: int | Mapping[str, int], alpha: float, targets: str = TARGETS, full: str = ""
+    network: nn.Module, name: str, rank: int | Mapping[str, int], alpha: float, targets: str = "", full: str = ""
 ) -> list[Parameter]:
     """Add a fresh adapter that changes nothing yet, and make it the one that works; all else is frozen.
 
