@@ -1,4 +1,4 @@
-"""The rows of `models.toml`: read, checked, found by name; `user_rows.py` writes them.
+"""The rows of the registry files: read, checked, found by name; `user_rows.py` writes them.
 
 Nothing here needs torch or a network. The format of a row is told in the header of `models.toml`.
 """
@@ -6,17 +6,18 @@ Nothing here needs torch or a network. The format of a row is told in the header
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
-from srcli.families import families
+from srcli.families import families, recipe_class
 from srcli.images.choices import COLOR_FIXES
 from srcli.protocol import Base, Dial, Family
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
@@ -26,6 +27,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = PACKAGE / "builtin"
 """Where the embedded models lie, a folder for each."""
 TILINGS = ("fixed", "even")
+MOST_SCALE = 16
+"""Of a model; beyond it an input of a megapixel has a result of more than 256."""
 REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"(?!\.)[^\s/\\:\0]+(/(?!\.)[^\s/\\:\0]+)*")  # names a file in the hub's cache
 ROW_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -135,8 +138,20 @@ def packaged_models_file() -> Path:
 
 
 def user_models_file() -> Path:
-    """The user's own models.toml, which may not exist."""
+    """The user's own models.toml, which srcli does not write; it may not exist."""
     return platformdirs.user_config_path("srcli") / "models.toml"
+
+
+def user_rows_folder() -> Path:
+    """Where rows lie that srcli writes, each in a file of its name; it may not exist."""
+    return user_models_file().with_name("models.d")
+
+
+def standing_files() -> list[Path]:
+    """The registry files that are read without being named, later ones over earlier ones."""
+    user_file = user_models_file()
+    rows = sorted(file for file in user_rows_folder().glob("*.toml") if not file.name.startswith("."))
+    return [packaged_models_file(), *([user_file] if user_file.exists() else []), *rows]
 
 
 def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
@@ -147,14 +162,11 @@ def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
     """
     faults: list[str] = []
     registry: dict[str, ModelSpec] = {}
-    user_file = user_models_file()
-    files = [
-        packaged_models_file(),
-        *([user_file] if user_file.exists() else []),
-        *([models_file] if models_file else []),
-    ]
-    for file in files:
-        registry.update(specs_of(parse(file, faults), file, faults))
+    for file in [*standing_files(), *([models_file] if models_file else [])]:
+        rows = specs_of(parse(file, faults), file, faults)
+        if file.parent == user_rows_folder() and set(rows) - {file.stem}:
+            faults.append(f"`{file}`: holds the row of model `{file.stem}` alone, and no other")
+        registry.update(rows)
     raise_faults(faults, "cannot use the model registry")
     return registry
 
@@ -245,7 +257,8 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
     table = Table(_moved(row, family), where, faults)
     packaged = file.resolve() == packaged_models_file().resolve()
     folder = file.resolve().parent
-    base = _read_base(table.table("base", required=family.base is Base.DIFFUSERS), folder, family)
+    known_base = family_name in known and family.base is Base.DIFFUSERS
+    base = _read_base(table.table("base", required=known_base), folder, family)
     spec = ModelSpec(
         name=name,
         family=table.choice("family", None, tuple(known)),
@@ -254,7 +267,7 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         adapters=_read_adapters(name, table.table("adapters"), family),
         licence=table.get("licence", "unknown"),
         source=table.get("source", "unknown"),
-        native_scale=table.number("native_scale", None, 1),
+        native_scale=table.number("native_scale", None, 1, MOST_SCALE),
         own=_read_own(table, family),
         dial_defaults=_read_dials(table.table("dials"), family),
         tile=table.number("tile", 768, 1),
@@ -268,10 +281,10 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
     )
     if spec.overlap >= spec.tile:
         table.fault(f"`overlap` ({spec.overlap}) must be less than `tile` ({spec.tile})")
-    if family_name in known:
+    if family_name in known:  # else nobody knows which keys it may have
         table.close()
         if spec.training and not packaged:  # the packaged file is checked by a test, and spares each start the checker's import
-            _check_training(table, spec)
+            _check_training(Table(spec.training, where, faults, "training"), spec)
     return spec
 
 
@@ -282,9 +295,9 @@ def _moved(row: Any, family: Family) -> Any:
     row = dict(row)
     for old, new in family.moved_keys.items():
         head, last = new.split(".")
-        table = row.get(head, {})
-        if old in row and isinstance(table, Mapping):
-            row[head] = {last: row.pop(old), **table}
+        if old in row:
+            value, table = row.pop(old), row.get(head, {})
+            row[head] = {last: value, **table} if isinstance(table, Mapping) else table
     return row
 
 
@@ -298,7 +311,8 @@ def _read_own(table: Table, family: Family) -> dict[str, str | int | float]:
         part = inner[head] if head else table
         value = part.get(last, key.default)
         if isinstance(value, (int, float)) and not key.low <= value <= key.high:
-            part.fault(f"`{last}` must be {key.low:g} to {key.high:g}, not {value:g}")
+            bounds = f"{key.low:g} to {key.high:g}" if key.high < math.inf else f"{key.low:g} or more"
+            part.fault(f"`{last}` must be {bounds}, not {value:g}")
         own[key.name] = value
     for part in inner.values():
         part.close()
@@ -310,20 +324,35 @@ def _read_dials(table: Table, family: Family) -> dict[str, float]:
     for dial in family.dials:
         if dial.name in defaults and (fault := dial.fault(defaults[dial.name])):
             table.fault(f"`{dial.name}` = {defaults[dial.name]:g} {fault}")
-    table.close()
+    if family.title:
+        table.close()
     return defaults
 
 
 def _check_training(table: Table, spec: ModelSpec) -> None:
+    """Note what is wrong with the recipes that the row begins: once, where it is wrong in every stage."""
     from srcli.config.recipe_file import build_recipe
 
-    if not spec.declared.stages:
-        table.fault(f"`training`: {spec.declared.title} has no training")
-    for stage in spec.declared.stages:
+    stages = spec.declared.stages
+    if not stages:
+        table.fault(f"{spec.declared.title} has no training")
+        return
+    own: dict[str, dict[str, Any]] = {stage: table.get(stage, {}) for stage in stages}
+    keys = {field.name for stage in stages for field in fields(recipe_class(spec.family, stage))}
+    for key in sorted(keys):
+        table.know(key)
+    table.close()
+    common = {key: value for key, value in table.values.items() if key in keys}
+    told: dict[str, list[str]] = {}
+    for stage in stages:
         try:
-            build_recipe(spec.family, stage, spec.recipe_layers(stage))
-        except UsageError as fault:
-            table.fault(f"`training`, stage `{stage}`: {fault.message}")
+            build_recipe(spec.family, stage, [common, own[stage]])
+        except UsageError as error:
+            first, *more = error.message.splitlines()
+            for fault in more or [first]:
+                told.setdefault(fault.removeprefix("  - "), []).append(f"`{stage}`")
+    for fault, where in told.items():
+        table.fault(fault if len(where) == len(stages) else f"stage {', '.join(where)}: {fault}")
 
 
 def _read_base(table: Table, folder: Path, family: Family) -> BaseSource:

@@ -1,10 +1,8 @@
-"""TOML tables, for `spec.py`: read with every fault noted, and rows replaced with all around them left alone."""
+"""TOML tables, for `spec.py`: read with every fault noted."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,34 +16,43 @@ else:
 
 _KINDS = {str: "text in quotes", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
 T = TypeVar("T")
+_DEEPEST = 20
+"""Tables and lists within each other: far more than a row has, far fewer than Python can follow."""
+_TOO_LARGE = 2**63
 
 
 def parse(file: Path, faults: list[str]) -> dict[str, Any]:
     """The content of a file; empty, with a fault noted, where it cannot be read."""
     try:
         content: dict[str, Any] = tomllib.loads(read_text(file))
+        _check_reach(content)
         return content
     except OSError as fault:
         faults.append(f"`{file}`: {fault.strerror or fault}")
     except UnicodeDecodeError:
         faults.append(f"`{file}`: not UTF-8 text")
-    except tomllib.TOMLDecodeError as fault:
+    except ValueError as fault:  # also of numbers of thousands of digits
         faults.append(f"`{file}`: not valid TOML: {fault}")
+    except RecursionError:
+        faults.append(f"`{file}`: its tables and lists are nested too deep")
     return {}
+
+
+def _check_reach(content: Any) -> None:
+    """Raises: ValueError: a number that TOML does not have. RecursionError: nested deeper than any row."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        if any(isinstance(part, int) and abs(part) >= _TOO_LARGE for part in level):
+            raise ValueError("a number needs more than 64 bits")
+        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = [inner for part in parts for inner in part]
+    if level:
+        raise RecursionError
 
 
 def read_text(file: Path) -> str:
     """A file's text, UTF-8, without the byte-order mark that some editors of Windows put before it."""
     return file.read_bytes().decode("utf-8-sig")
-
-
-def parsed_or_none(text: str) -> dict[str, Any] | None:
-    """The content of a text, None where it is not TOML."""
-    try:
-        content: dict[str, Any] = tomllib.loads(text)
-        return content
-    except tomllib.TOMLDecodeError:
-        return None
 
 
 @dataclass
@@ -117,10 +124,12 @@ class Table:
         """The table at a key; an empty one, not sound, where it is missing or something else."""
         values: dict[str, Any] = self.need(key, {}) if required else self.get(key, {})
         path = f"{self.path}.{key}" if self.path else key
-        return Table(values, self.root, self.faults, path, isinstance(self.values.get(key), Mapping))
+        there = isinstance(self.values.get(key), Mapping)
+        return Table(values, self.root, self.faults, path, sound=there, _hollow=not there)
 
     def close(self) -> None:
         """Note the keys that nobody asked for."""
+        self._known = list(dict.fromkeys(self._known))
         for key in self.values:
             if key not in self._known:
                 self.fault(f"unknown key `{key}`{_meant(key, self._known)}")
@@ -129,53 +138,3 @@ class Table:
 def _meant(word: str, words: list[str] | tuple[str, ...]) -> str:
     near = difflib.get_close_matches(word, words, 1, 0.5)
     return f", did you mean `{near[0]}`?" if near else f", known are {', '.join(f'`{known}`' for known in words) or 'none'}"
-
-
-def _key_as_toml(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value_as_toml(key)
-
-
-def _value_as_toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key_as_toml(key)} = {_value_as_toml(part)}" for key, part in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value_as_toml, value)) + "]"
-    # JSON's text, numbers and truth values are TOML's, but for one control character that JSON leaves alone
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def row_as_toml(name: str, row: Mapping[str, Any]) -> str:
-    lines = [f"[models.{name}]"]
-    for key, value in row.items():
-        if key == "adapters":
-            lines += [f"{key}.{part} = {_value_as_toml(entry)}" for part, entry in value.items()]
-        else:
-            lines.append(f"{key} = {_value_as_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def with_row(text: str, name: str, row: str) -> str:
-    """The file's text with the row in it: where its `[models.NAME]` tables stood, or else at the end."""
-    newline = "\r\n" if "\r\n" in text else "\n"
-    row = row.replace("\n", newline)
-    own = re.compile(rf"""\s*\[\s*models\s*\.\s*(["']?){re.escape(name)}\1\s*[.\]]""")
-    header = re.compile(r"\s*\[{1,2}[^\[\]=,]+\]{1,2}\s*(#.*)?$")
-    kept: list[str] = []
-    tail: list[str] = []  # what ends a removed table may be the comment of the next one
-    place, inside = None, False
-    for line in text.splitlines(keepends=True):
-        if header.match(line):
-            kept, tail = [*kept, *tail], []
-            inside = own.match(line) is not None
-            place = len(kept) if inside and place is None else place
-        if not inside:
-            kept.append(line)
-        elif not line.strip() or line.lstrip().startswith("#"):
-            tail.append(line)
-        else:
-            tail = []
-    kept += tail
-    if place is None:
-        place = len(kept)
-        row = (newline if text and not text.endswith("\n") else "") + (newline if text else "") + row
-    return "".join([*kept[:place], row, *kept[place:]])
