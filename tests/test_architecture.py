@@ -81,8 +81,6 @@ def test_arrows_run_one_way(path: Path) -> None:
 def test_a_familys_name_stands_in_its_own_folder_alone() -> None:
     for path in FILES:
         own = path.relative_to(PACKAGE).parts[:2]
-        if path.name == "models_import.py":
-            continue
         others = METHODS - ({own[1]} if own[0] == "families" and len(own) > 1 else set())
         named = {node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)}
         parts = {part for module in imported(ast.parse(path.read_text(encoding="utf-8"))) for part in module.split(".")}

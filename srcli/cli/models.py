@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from srcli.cli.models_fetch import fetch_model
-from srcli.cli.models_import import import_model
+from srcli.cli.models_import import import_help, import_model
+from srcli.cli.models_remove import remove_model
 from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError
-from srcli.rows.spec import ModelSpec, find_model, load_registry, user_models_file
+from srcli.rows.spec import ModelSpec, find_model, load_registry, user_models_file, user_rows_folder
 
-app = typer.Typer(help="List, show, fetch and import models.", no_args_is_help=True)
+app = typer.Typer(help="List, show, fetch, import and remove models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name from `srcli models list`.", metavar="NAME", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -51,7 +53,7 @@ def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
         cells = (spec.name, spec.family, f"{spec.native_scale}", _state_of(spec), spec.description)
         table.add_row(*(Text(cell) for cell in cells))
     Console(file=sys.stdout, highlight=False, emoji=False).print(table)
-    _LOGGER.info("your own rows: `%s`", user_models_file())
+    _LOGGER.info("your own rows: `%s`; those that `srcli models import` writes: `%s`", user_models_file(), user_rows_folder())
 
 
 @app.command("show")
@@ -64,14 +66,16 @@ def show_model(name: Name, as_json: Json = False, models_file: ModelsFile = None
     if as_json:
         _print_json(data)
         return
-    pairs = _flattened(data)
+    dials = {dial: "found for each picture" if value is None else value for dial, value in data["dials"].items()}
+    pairs = _flattened({**data, "dials": dials})
     width = max(len(key) for key, _ in pairs)
     for key, value in pairs:
         typer.echo(f"{key:<{width}}  {value}")
 
 
 app.command("fetch")(fetch_model)
-app.command("import")(import_model)
+app.command("import", help=import_help())(import_model)
+app.command("remove")(remove_model)
 
 
 # Output --------------------------------------------------------------------------------------------------------------
@@ -136,29 +140,30 @@ def _adapter_data(spec: ModelSpec, name: str) -> dict[str, Any]:
 
 def _as_data(spec: ModelSpec) -> dict[str, Any]:
     """Everything about a model, as JSON has it."""
+    data: dict[str, Any] = {"name": spec.name, "family": spec.family, "description": spec.description, "state": _state_of(spec)}
+    data |= {"native_scale": spec.native_scale, "dials": {dial.name: dial.default for dial in spec.dials}}
+    data |= {"base": _base_data(spec), "adapters": {name: _adapter_data(spec, name) for name in spec.adapters}}
+    for key, value in spec.own.items():
+        head, _, last = key.rpartition(".")
+        (data.setdefault(head, {}) if head else data)[last] = value
+    plain = ("tile", "overlap", "tiling", "min_side", "color_fix", "training", "licence", "source")
+    return data | {key: getattr(spec, key) for key in plain} | {"origin": str(spec.origin)}
+
+
+def _base_data(spec: ModelSpec) -> dict[str, Any]:
+    if not spec.base.names:
+        return {}
     folder, state = _base_state(spec)
-    base = {key: value for key, value in dataclasses.asdict(spec.base).items() if value not in (None, ())}
-    data = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    data = {key: value for key, value in dataclasses.asdict(spec.base).items() if value not in (None, ())}
     size = {"size_bytes": _base_bytes(folder)} if folder is not None and state == "present" else {}
-    data.update(
-        state=_state_of(spec),
-        base={**base, "path": None if folder is None else str(folder), "state": state, **size},
-        adapters={name: _adapter_data(spec, name) for name in spec.adapters},
-        dials={dial.name: dial.default for dial in spec.dials},
-        training=dict(spec.training),
-        origin=str(spec.origin),
-        **spec.own,
-    )
-    for key in ("folder", "given_base", "own", "dial_defaults"):
-        del data[key]
-    return data
+    return {**data, "path": None if folder is None else str(folder), "state": state, **size}
 
 
-def _flattened(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flattened(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """`{"a": {"b": 1}}` as `a.b` and 1, without what is not given."""
     pairs: list[tuple[str, Any]] = []
     for key, value in data.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             pairs += _flattened(value, f"{prefix}{key}.")
         elif isinstance(value, (list, tuple)):
             pairs.append((prefix + key, ", ".join(map(str, value))))

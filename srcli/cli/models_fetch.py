@@ -68,22 +68,13 @@ def fetch_model(
 
 def tell_next_step(spec: ModelSpec) -> None:
     """Say what is still to be done before a model can be used, or how to use it."""
-    from srcli.store.weights import base_folder, fetch_command, import_command, models_file_option, waiting_adapters
+    from srcli.store.weights import models_file_option, steps_left
 
-    steps = []
-    try:
-        base_folder(spec)
-    except ModelError:
-        steps.append(f"`{fetch_command(spec)}` downloads the base")
-    waiting = waiting_adapters(spec)
-    if waiting:
-        origins = " and ".join(f"`{origin}`" for origin in dict.fromkeys(spec.adapters[key].imported_from for key in waiting))
-        steps.append(f"get {origins} from its authors, then `{import_command(spec)}`")
-    if steps:
-        _LOGGER.info("next: %s", "; ".join(steps))
-    else:
-        _LOGGER.info("model `%s` is ready", spec.name)
-        _LOGGER.info("use it: `srcli upscale PHOTOS -o OUT --model %s%s`", spec.name, models_file_option(spec))
+    if left := steps_left(spec):
+        _LOGGER.info("%s", left)
+        return
+    _LOGGER.info("model `%s` is ready", spec.name)
+    _LOGGER.info("use it: `srcli upscale PHOTOS -o OUT --model %s%s`", spec.name, models_file_option(spec))
 
 
 def _is_repository(name: str) -> bool:

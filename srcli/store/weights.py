@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from srcli.disk import first_line
 from srcli.errors import ModelError, joined_faults
-from srcli.rows.spec import BUILTIN, ModelSpec, packaged_models_file, user_models_file
+from srcli.rows.spec import BUILTIN, ModelSpec, standing_files
 from srcli.store import hub
 from srcli.store.hub_file import file_digest
 
@@ -44,7 +44,7 @@ def base_folder(spec: ModelSpec) -> Path:
         return _local_base(spec.base.path or Path(), spec.name)
     folder = hub.cached_base(spec.base)
     if folder is None:
-        raise _not_ready(spec, base_missing=True)
+        raise _not_ready(spec)
     return folder
 
 
@@ -60,7 +60,7 @@ def adapter_path(spec: ModelSpec, name: str) -> Path:
     adapter = spec.adapters[name]
     path = spec.folder / adapter.path
     if name in waiting_adapters(spec):
-        raise _not_ready(spec, base_missing=False)
+        raise _not_ready(spec)
     if not path.is_file():
         message = f"the {name} adapter of model `{spec.name}` is missing: `{path}`"
         raise ModelError(message, f"put the file there, or correct its path in `{spec.origin}`")
@@ -83,15 +83,21 @@ def waiting_adapters(spec: ModelSpec) -> list[str]:
     return [adapter.name for adapter in adapters if not (adapter.sha256 and (spec.folder / adapter.path).is_file())]
 
 
-def fetch_command(spec: ModelSpec) -> str:
-    """What to type to download a model's base."""
-    return f"srcli models fetch {shlex.quote(spec.given_base)}" if spec.given_base else f"srcli models fetch {_named(spec)}"
-
-
 def import_command(spec: ModelSpec) -> str:
     """What to type to import a model's adapters."""
-    files = dict.fromkeys(adapter.imported_from for adapter in spec.adapters.values() if adapter.imported_from)
-    return f"srcli models import {spec.name} {' '.join(map(shlex.quote, files))}{models_file_option(spec)}"
+    return f"srcli models import {spec.name} {' '.join(map(shlex.quote, _origins(spec)))}{models_file_option(spec)}"
+
+
+def steps_left(spec: ModelSpec) -> str:
+    """What is still to be fetched and imported before a model can upscale, a numbered line each; empty if nothing is."""
+    steps = []
+    if spec.base.repo is not None and hub.cached_base(spec.base) is None:
+        steps.append(f"srcli models fetch {spec.name}{models_file_option(spec)}")
+    if waiting_adapters(spec):
+        origins = " and ".join(f"`{origin}`" for origin in _origins(spec))
+        steps.append(f"to upscale, get {origins} from its authors, then: {import_command(spec)}")
+    lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
+    return "\n".join([f"{('one step is', 'two steps are')[len(steps) - 1]} left:", *lines]) if steps else ""
 
 
 def sha256_of(path: Path) -> str:
@@ -183,33 +189,22 @@ def _local_base(folder: Path, name: str) -> Path:
     )
 
 
-def _not_ready(spec: ModelSpec, *, base_missing: bool) -> ModelError:
-    """What of a model is still to be fetched and imported, and by which commands."""
+def _not_ready(spec: ModelSpec) -> ModelError:
     if spec.given_base is not None:
-        return ModelError(f"the base `{spec.base.repo}` is not downloaded", f"`{fetch_command(spec)}` downloads it")
-    faults, hints = [], []
-    if base_missing:
-        faults.append(f"its base `{spec.base.repo}` is not downloaded")
-        hints.append(f"`{fetch_command(spec)}` downloads the base")
-    waiting = waiting_adapters(spec)
-    if waiting:
-        names = " and ".join(f"`{name}`" for name in waiting)
-        origins = " and ".join(f"`{origin}`" for origin in dict.fromkeys(spec.adapters[name].imported_from for name in waiting))
-        faults.append(f"its adapters {names}, needed to upscale, are not imported")
-        hints.append(f"get {origins} from its authors, and `{import_command(spec)}` imports it")
-    title = f"model `{spec.name}` is not ready"
-    message = f"{title}: {faults[0]}" if len(faults) == 1 else joined_faults(title, faults)
-    return ModelError(message, "; ".join(hints))
+        return ModelError(
+            f"the base `{spec.base.repo}` is not downloaded", f"`srcli models fetch {shlex.quote(spec.given_base)}` downloads it"
+        )
+    return ModelError(f"model `{spec.name}` is not ready", steps_left(spec))
 
 
-def _named(spec: ModelSpec) -> str:
-    return f"{spec.name}{models_file_option(spec)}"
+def _origins(spec: ModelSpec) -> list[str]:
+    """The files that a model's adapters are imported from."""
+    return list(dict.fromkeys(adapter.imported_from for adapter in spec.adapters.values() if adapter.imported_from))
 
 
 def models_file_option(spec: ModelSpec) -> str:
     """What has to be added to a command so that it finds the model: ` --models-file FILE`, or nothing."""
-    found = spec.origin in (packaged_models_file(), user_models_file())
-    return "" if found else f" --models-file {shlex.quote(str(spec.origin))}"
+    return "" if spec.origin in standing_files() else f" --models-file {shlex.quote(str(spec.origin))}"
 
 
 # Messages ------------------------------------------------------------------------------------------------------------
