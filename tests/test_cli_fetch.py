@@ -209,7 +209,7 @@ def test_the_rows_sums_hold(hub: Hub, tmp_path: Path) -> None:
         run("models", "fetch", "m", "--models-file", file)
     file.write_text(row.format(UNET, hub.sum_of(UNET, hub.repos["a/b"][UNET])))
     _, told = run("models", "fetch", "m", "--models-file", file)
-    assert f"use it: `srcli upscale PHOTOS -o OUT --model m --models-file {file}`" in told
+    assert told.endswith(f"srcli models import m a.pkl --models-file {file}")
 
 
 # Interruptions, in processes of their own ----------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def _text_with_row(file: Path, name: str, row: Mapping[str, Any]) -> str:
     import tomlkit
 
     faults: list[str] = []
-    specs_of(parse(file, faults), file, faults)
+    old = parse(file, faults)
+    specs_of(old, file, faults)
     raise_faults(faults, f"cannot add model `{name}` to `{file}`")
     text = read_text(file)
     document = tomlkit.parse(text.replace("\r\n", "\n"))
@@ -60,7 +61,13 @@ def _text_with_row(file: Path, name: str, row: Mapping[str, Any]) -> str:
     for item in _next_rows_heading(models.get(name)):
         new.append(None, item)
     models[name] = new
-    return document.as_string().replace("\n", "\r\n" if "\r\n" in text else "\n")
+    edited = document.as_string()
+    if tomlkit.parse(edited).unwrap() != {**old, "models": {**old.get("models", {}), name: row}}:
+        raise ModelError(
+            f"cannot add model `{name}` to `{file}`: its rows are not written as tables",
+            f"begin each row there with a line such as `[models.{name}]`",
+        )
+    return edited.replace("\n", "\r\n" if "\r\n" in text else "\n")
 
 
 def _next_rows_heading(table: Any) -> list[Any]:
