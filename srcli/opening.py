@@ -64,11 +64,11 @@ def choose_model(
         UsageError: adapters or dials that the model has not, or values that these cannot have; all of them.
     """
     spec = find_model(name, models_file)
-    slots = [slot.name for slot in spec.declared.adapters]
-    faults = [
-        f"the model `{spec.name}` ({spec.declared.title}) takes no {each} adapter" for each in adapters if each not in slots
-    ]
+    slots, label = [slot.name for slot in spec.declared.adapters], f"the model `{spec.name}` ({spec.declared.title})"
+    faults = [f"{label} takes no {each} adapter" for each in adapters if each not in slots]
     spec = replace_adapters(spec, {each: path for each, path in adapters.items() if each in slots})
+    lacking = [slot for slot in spec.declared.adapters if slot.required and slot.name not in spec.adapters]
+    faults += [f"{label} lacks {slot.about}: give one as `--{slot.name}`" for slot in lacking]
     faults += [fault for dial, values in dials.items() for fault in _dial_faults(spec, dial, values)]
     if faults:
         title = f"the model `{spec.name}` cannot do that:"

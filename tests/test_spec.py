@@ -225,10 +225,6 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         ("models = 3\n", "`models` must be a table"),
         ("models.a = 3\n", "must be a table, not `3`"),
         ("[models.a]\nfamily = 'pisasr'\nnative_scale = 4\nadapters.pixel = {import = 'a'}\n", "`base` is missing"),
-        (
-            "[models.a]\nfamily = 'pisasr'\nnative_scale = 4\nbase = {repo = 'a/b'}\n",
-            "`pixel` is missing: the adapter",
-        ),
         (toml_of("'a b'"), "the name must be of letters"),
         (toml_of("a") + "timestep = 3\ndials = 3\n", "`dials` must be a table, not `3`"),
         (toml_of("a") + "training = [1]\n", "`training` must be a table, not `[1]`"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError, UsageError
@@ -33,11 +34,9 @@ def remove_model(
     folder = imported_folder(spec.name)
     if spec.origin.parent != user_rows_folder():
         raise _refusal(spec, folder)
-    from srcli.store.hub import size_text
-
     try:
         if folder.exists():
-            size = size_text(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+            size = decimal(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
             shutil.rmtree(folder)
             _LOGGER.info("removed the adapters in `%s`, %s", folder, size)
         spec.origin.unlink()

@@ -419,8 +419,6 @@ def _read_adapters(model: str, table: Table, family: Family) -> dict[str, Adapte
     }
     for slot in family.adapters:
         table.know(slot.name)
-        if slot.required and slot.name not in found:
-            table.fault(f"`{slot.name}` is missing: {slot.about}")
     if family.title:
         table.close()
     return found

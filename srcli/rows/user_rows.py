@@ -81,4 +81,3 @@ def _next_rows_heading(table: Any) -> list[Any]:
         return _next_rows_heading(items[-1])
     kept = list(itertools.takewhile(lambda item: isinstance(item, (Comment, Whitespace)), reversed(items)))
     return kept[::-1]
-
