@@ -400,7 +400,7 @@ def test_remove(reference: Path, base: Path, told: list[str]) -> None:
     del told[:]
     assert run("remove", "new") == ""
     assert told == [
-        f"removed the adapters in `{imported_folder('new')}`, {size_bytes} B",
+        f"removed the adapters in `{imported_folder('new')}`, {size_bytes} bytes",
         f"removed the row of model `new`, `{row_file('new')}`",
     ]
     assert leftovers() == ["other"]

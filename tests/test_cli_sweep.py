@@ -146,8 +146,7 @@ def test_bad_photos_are_named_and_the_exit_code_tells(
         ([], ["nothing to sweep"]),
         (["--lambda-pixel", "1", "--pick", "psnr"], ["give `--hq`"]),
         (["--lambda-pixel", "1", "--crop", "1,2", "--scale", "9"], ["2 options are wrong", "--crop 1,2", "--scale 9"]),
-        (["--lambda-pixel", "1", "--dial", "guidance-scale=1"], ["no dial `guidance_scale`", "`timestep`"]),
-        (["--timestep", "1,2000"], ["cannot be 2000", "0 to 999"]),
+        (["--timestep", "1,2000,0.5"], ["`--timestep 2000` is not between 0 and 999", "`--timestep 0.5` is not a whole number"]),
         (["--lambda-pixel", "1", "--crop", "0,0,9999,1"], ["no photo can be swept", "9999"]),
         (["--lambda-pixel", "1", "--semantic", "nowhere"], ["no semantic adapter in `nowhere`"]),
     ],
@@ -166,8 +165,8 @@ def test_the_semantic_dial_of_a_model_without_that_adapter_is_refused(photo_fold
     models_file = make_model(tmp_path / "plain")
     done = srcli_sweep(photo_folder, "-o", tmp_path / "out", *GRID, *small(models_file))
     assert done.returncode == 2
-    assert "no dial `lambda_semantic`" in done.stderr
-    assert "--semantic DIR" in done.stderr
+    assert "no dial `--lambda-semantic`" in done.stderr
+    assert "adapters that it takes: `--pixel`, `--semantic`" in done.stderr
 
 
 @pytest.mark.parametrize("output", ["x.png", "file/out"])

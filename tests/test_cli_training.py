@@ -200,7 +200,7 @@ def test_preview_writes_a_sheet_and_stops(photos: Path, tmp_path: Path) -> None:
     [
         (["train-pixel", "-o", "x"], "no `--data` given"),
         (["train-pixel", "--data", "x"], "no `--output` given"),
-        (["train-semantic", "--data", "x", "-o", "y"], "needs `--pixel`"),
+        (["train-semantic", "--data", "x", "-o", "y"], "builds on the pixel adapter: give `--pixel`"),
         (["train-pixel", "--data", "nowhere", "-o", "y"], "`nowhere` does not exist"),
         (["train-pixel", "--data", "x", "-o", "y", "--rank", "0"], "`rank` = 0"),
         (["train-pixel", "--data", "x", "-o", "y", "--recipe", "none.toml"], "cannot read the recipe"),

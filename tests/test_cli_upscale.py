@@ -12,6 +12,7 @@ from commands import in_process_of_its_own, srcli, start, upscale
 from PIL import Image
 from tiny_model import make_model
 
+from srcli.images import codec
 from srcli.images.codec import Picture, decode, encode
 
 
@@ -132,12 +133,52 @@ def test_a_dry_run_tells_sizes_and_time_and_writes_nothing(models_file: Path, ph
     assert told["estimated_seconds"] > 0
 
 
-def test_lambda_semantic_without_such_an_adapter_is_told(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
-    said = upscale(models_file, photo_folder / "a.png", "-o", tmp_path / "1.png", "--lambda-semantic", "0.3")
-    assert "`--lambda-semantic` has no effect" in said.stderr
-    plain = upscale(models_file, photo_folder / "a.png", "-o", tmp_path / "2.png")
-    assert plain.returncode == 0
-    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lambda-semantic", "0.3"], "has no dial `--lambda-semantic`, since it has no semantic adapter"),
+        (["--timestep", "1000"], "`--timestep 1000` is not between 0 and 999"),
+        (["--lambda-pixel", "nan"], "`--lambda-pixel nan` is not a number"),
+        (["--pixel", "nowhere"], "no pixel adapter in `nowhere`"),
+        (["--device", "cuda:7"], "there is no `cuda:7`"),
+    ],
+)
+def test_what_cannot_be_is_refused_also_where_everything_is_done(
+    models_file: Path, photo_folder: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"a result")
+    said = srcli("upscale", photo_folder / "a.png", "-o", tmp_path, "--models-file", models_file, "--model", "small", *options)
+    assert said.returncode == 2
+    assert words in said.stderr
+
+
+def test_a_dial_far_outside_of_what_makes_sense_is_warned_of(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
+    for value, warned in (("5", True), ("2.5", False)):
+        said = upscale(models_file, photo_folder / "b.jpg", "-o", tmp_path / value, "--lambda-pixel", value)
+        assert said.returncode == 0
+        assert ("`--lambda-pixel 5` is far outside of what makes sense, 0 to 2" in said.stderr) == warned
+
+
+def test_files_that_all_fail_load_no_model(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in photo_folder.rglob("*.*"):
+        path.write_bytes(b"no picture")
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("srcli.cli.upscale.open_stream", never)
+    done = srcli("upscale", photo_folder, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 1
+    assert len(json.loads(done.stdout)["failed"]) == 3
+
+
+def test_each_header_is_read_once(models_file: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    probe = codec.probe
+    for module in ("srcli.images.codec", "srcli.engine.stream"):
+        monkeypatch.setattr(f"{module}.probe", lambda path: read.append(path) or probe(path))  # type: ignore[func-returns-value]
+    assert upscale(models_file, photo_folder, "-o", tmp_path / "out").returncode == 0
+    assert len(read) == len(set(read)) == 3
 
 
 def test_the_dials_do_something(tmp_path: Path, photo_folder: Path) -> None:

@@ -113,11 +113,11 @@ def test_what_was_written_before_an_interruption_is_told(
     calls: list[object] = []
     restore, encode = Engine.restore, stream_module.encode
 
-    def interrupted(self: Engine, pictures: list[object]) -> object:
+    def interrupted(self: Engine, pictures: list[object], mixtures: object) -> object:
         calls.append(pictures)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return restore(self, pictures)  # type: ignore[arg-type]
+        return restore(self, pictures, mixtures)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Engine, "restore", interrupted)
     monkeypatch.setattr(stream_module, "encode", _slowly(encode))

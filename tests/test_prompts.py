@@ -14,8 +14,8 @@ import transformers
 from PIL import Image
 
 from srcli.errors import ImageError, ModelError, OutOfMemoryError, UsageError
+from srcli.training.data import captioner
 from srcli.training.data.captions import Captions, full_prompt, read_captions
-from srcli.training.data.crops import captioner
 
 CPU = torch.device("cpu")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]

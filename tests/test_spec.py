@@ -184,7 +184,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         f"{one}: unknown key `scale`, did you mean `native_scale`?",
         f"{one}: `native_scale` is missing",
         f"{one}: `overlap` (64) must be less than `tile` (64)",
-        f"{one}, `dials`: `timestep` = -1 is not 0 to 999",
+        f"{one}, `dials`: `timestep` = -1 is not between 0 and 999",
         f"{one}: `prompt` must be text in quotes, not `3`",
         f"{one}: unknown `color_fix` `adian`, did you mean `adain`?",
         f"{one}, `base`: needs exactly one of `embedded`, `path` and `repo`, and has 2",
@@ -272,7 +272,7 @@ def test_a_family_without_base_adapters_and_training(tmp_path: Path, monkeypatch
         "`adapters`: unknown key `pixel`, known are none",
         "`inner`: `amount` must be 0 or more, not -1",
         "`inner`: unknown key `x`, known are `amount`",
-        "`dials`: `strength` = 2 is not 0 to 1",
+        "`dials`: `strength` = 2 is not between 0 and 1",
         "`training`: Plain has no training",
     ]
 

@@ -22,6 +22,7 @@ from training_case import make_config, make_photos
 
 from srcli import disk
 from srcli.errors import OutOfMemoryError, TrainingError, UsageError
+from srcli.families.pisasr.trainee import PisaTrainee
 from srcli.networks.adapters import load_adapter
 from srcli.training import loop, setup, tracking
 from srcli.training.checkpoint import checkpoints
@@ -199,8 +200,8 @@ def test_merged_weights_count_once_in_the_memory_that_is_told(base: Path, photos
     for batch in (1, 2, 3):
         config = make_config("pixel", photos, tmp_path, {"crop": 128, "batch": batch, "rank": 16})
         with shared_state():
-            networks = Setup(config, base).networks
-            needs.append(memory_need(networks, [], lambda sr, hq: (sr - hq).square().mean()).unet)
+            trainee = Setup(config, base).trainee
+            needs.append(memory_need(config, trainee, [], lambda sr, hq: (sr - hq).square().mean()).network)
     assert needs[2] - needs[1] == pytest.approx(needs[1] - needs[0], rel=1e-6)
     assert 2 * needs[0] - needs[1] > 50_000  # bytes that no crop adds to
 
@@ -232,11 +233,15 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", "a file")
 
 
-@pytest.mark.parametrize(("name", "step"), [("save_sheet", 0), ("save_adapter", 6)])
+@pytest.mark.parametrize(("name", "step"), [("save_sheet", 0), ("the adapter", 6)])
 def test_a_full_disk_anywhere_is_an_error_with_a_way_on(name: str, step: int, base: Path, photos: Path, tmp_path: Path) -> None:
     val = {"val": str(photos), "val_images": 1} if name == "save_sheet" else {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, name, full)
+        if name == "save_sheet":
+            patch.setattr(loop, name, full)
+        else:
+            save = PisaTrainee.save
+            patch.setattr(PisaTrainee, "save", lambda *args, half=False: full() if half else save(*args))
         with pytest.raises(TrainingError, match=f"after step {step}: No space left on device \\(`a file`\\)") as caught:
             train(make_config("pixel", photos, tmp_path, **val), base)
     assert "make room on the disk, then repeat the command with `--resume`" in caught.value.hint
