@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -10,25 +13,29 @@ import typer
 from srcli import __version__
 from srcli.cli import eval as eval_command
 from srcli.cli import models, sweep, train, upscale
+from srcli.cli.app import Debug, Group, ParserError, Quiet, add_command, in_our_words
 from srcli.console import console, set_up_logging, show_error
 from srcli.errors import SrcliError
 from srcli.families import all_stages
 
+USE = "Use"
+MEASURE = "Measure"
+TRAIN = "Train"
+
 app = typer.Typer(
+    cls=Group,
     help="Upscale photos in batches with one-step diffusion super-resolution.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("upscale")(upscale.upscale)
+add_command(app, "upscale", upscale.upscale, USE)
+add_command(app, "eval", eval_command.evaluate, MEASURE)
+add_command(app, "sweep", sweep.sweep, MEASURE)
 for stage in all_stages():
-    app.command(f"train-{stage}")(train.training_command(stage))
-app.command("eval")(eval_command.evaluate)
-app.command("sweep")(sweep.sweep)
-app.add_typer(models.app, name="models")
-
-_debug = False
+    add_command(app, f"train-{stage}", train.training_command(stage), TRAIN)
+app.add_typer(models.app, name="models", rich_help_panel=USE)
 
 
 def _show_version(value: bool) -> None:
@@ -39,24 +46,33 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and details.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show warnings and errors only.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
-    global _debug
-    _debug = debug
     set_up_logging(debug=debug, quiet=quiet)
 
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 some failed, 2 wrong usage, 130 interrupted."""
     try:
-        app(prog_name="srcli")
+        code = app(prog_name="srcli", standalone_mode=False)
     except SrcliError as error:
-        if _debug:
-            raise
-        show_error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        sys.exit(130)
+        if logging.getLogger("srcli").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        code = _tell(error)
+    except ParserError as fault:
+        wrong = in_our_words(fault)
+        code = _tell(wrong) if wrong.message else wrong.exit_code  # no words: none were given, and the help was shown
+    except typer.Abort:
+        console.print("aborted")
+        code = 1
+    sys.exit(code)
+
+
+def _tell(error: SrcliError) -> int:
+    """Show an error, to programs too where they wait for JSON; returns its exit code."""
+    show_error(error)
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": {"message": error.message, "hint": error.hint}}))
+    return error.exit_code

@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from srcli.cli.app import Group, add_command
 from srcli.cli.models_fetch import fetch_model
 from srcli.cli.models_import import import_help, import_model
 from srcli.cli.models_remove import remove_model
@@ -23,14 +24,13 @@ from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError
 from srcli.rows.spec import ModelSpec, find_model, load_registry, user_models_file, user_rows_folder
 
-app = typer.Typer(help="List, show, fetch, import and remove models.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="List, show, fetch, import and remove models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name from `srcli models list`.", metavar="NAME", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _LOGGER = logging.getLogger("srcli")
 
 
-@app.command("list")
 def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
     """List the models of all registry files.
 
@@ -56,7 +56,6 @@ def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
     _LOGGER.info("your own rows: `%s`; those that `srcli models import` writes: `%s`", user_models_file(), user_rows_folder())
 
 
-@app.command("show")
 def show_model(name: Name, as_json: Json = False, models_file: ModelsFile = None) -> None:
     """Show a model's row, where its files are, and what they say of themselves.
 
@@ -73,9 +72,9 @@ def show_model(name: Name, as_json: Json = False, models_file: ModelsFile = None
         typer.echo(f"{key:<{width}}  {value}")
 
 
-app.command("fetch")(fetch_model)
-app.command("import", help=import_help())(import_model)
-app.command("remove")(remove_model)
+for _name, _function in (("list", list_models), ("show", show_model), ("fetch", fetch_model), ("remove", remove_model)):
+    add_command(app, _name, _function)
+add_command(app, "import", import_model, help=import_help())
 
 
 # Output --------------------------------------------------------------------------------------------------------------
