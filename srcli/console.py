@@ -1,29 +1,37 @@
-"""What people see: everything here goes to stderr; stdout is for data alone."""
+"""What people see: messages and progress go to stderr; stdout is for data alone, which tables of results are."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from srcli.errors import SrcliError
 
+log = logging.getLogger("srcli")
+
 console = Console(stderr=True, highlight=False, emoji=False)
+stdout = Console(highlight=False, emoji=False)
+LINE_EVERY_S = 60.0
+"""Between two lines of progress, where no bar can be shown."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def set_up_logging(*, debug: bool, quiet: bool) -> None:
     """Send the logger `srcli` to the console: warnings and above, with `quiet`; everything, with `debug`."""
-    logger = logging.getLogger("srcli")
-    logger.handlers = [_ConsoleHandler()]
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
-    logger.propagate = False
+    log.handlers = [_ConsoleHandler()]
+    log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
 
 
 def show_error(error: SrcliError) -> None:
@@ -31,6 +39,17 @@ def show_error(error: SrcliError) -> None:
     console.print(f"[bold red]error[/]: {_printable(error.message)}", soft_wrap=True)
     if error.hint:
         console.print(f"\n[bold cyan]hint[/]: {_printable(error.hint)}", soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Print a message that was asked for, and that `--quiet` does not hide."""
+    console.print(_printable(text), soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print results on stdout, at their full width: on a narrow terminal lines wrap, and no number is cut."""
+    table.width = Measurement.get(stdout, stdout.options.update(max_width=10_000), table).maximum
+    stdout.print(table, crop=False, soft_wrap=True)
 
 
 def _printable(text: str) -> str:
@@ -45,6 +64,62 @@ class _ConsoleHandler(logging.Handler):
         console.print(self._STYLES.get(record.levelno, "") + _printable(self.format(record)), soft_wrap=True)
 
 
+class ProgressLines:
+    """For a log file, in which no bar can be shown: a line a minute, as `12 of 300 photos done, about 25 min left`.
+
+    Args:
+        count: how many there are.
+        noun: what they are, as `photo`.
+        total: the work that they come to, in any unit.
+        clock: seconds of a clock that only goes forward.
+    """
+
+    def __init__(self, count: int, noun: str, total: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count, self._noun, self._left, self._clock = count, noun, total, clock
+        self._done, self._worked = 0, 0.0
+        self._start = self._told = clock()
+
+    def advance(self, work: float, *, before: bool = False) -> None:
+        """One is done, which was so much of the work; `before`: an earlier run did it, which tells nothing of the pace."""
+        self._done += 1
+        self._left -= work
+        self._worked += 0 if before else work
+        now = self._clock()
+        if now - self._told >= LINE_EVERY_S and self._done < self._count:
+            self._told = now
+            left = (now - self._start) / self._worked * self._left if self._worked else 0
+            rest = f", about {rough_duration(left)} left" if left > 0 else ""
+            log.info("%d of %s done%s", self._done, counted(self._count, self._noun), rest)
+
+
+class CountProgress:
+    """How many of all are done: a bar on a terminal, a line a minute elsewhere.
+
+    Args:
+        count: how many there are.
+        noun: what they are, as `picture`.
+    """
+
+    def __init__(self, count: int, noun: str) -> None:
+        columns = (MofNCompleteColumn(), BarColumn(bar_width=14), TimeRemainingColumn(compact=True))
+        self._progress = _bar(*columns, TextColumn("{task.description}", markup=False))
+        self._task = self._progress.add_task("", total=count)
+        self._lines = None if console.is_terminal else ProgressLines(count, noun, count)
+
+    def __enter__(self) -> CountProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def advance(self, name: str, *, before: bool = False) -> None:
+        """One is done, of the photo `name`; `before`: by an earlier run."""
+        self._progress.update(self._task, advance=1, description=_fitting(name))
+        if self._lines is not None:
+            self._lines.advance(1, before=before)
+
+
 class _SpeedColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.fields.get("speed")
@@ -52,29 +127,21 @@ class _SpeedColumn(ProgressColumn):
 
 
 class UpscaleProgress:
-    """Images done of all, output megapixels a second, time left, the current file; silent where stderr is no terminal.
+    """Images done of all, output megapixels a second, time left, the current file; elsewhere than on a terminal, lines.
 
     Args:
         images: how many there are.
         megapixels: of output that they come to, as far as known; the time left is estimated by it.
-        enabled: False shows nothing.
     """
 
-    def __init__(self, images: int, megapixels: float, *, enabled: bool = True) -> None:
-        self._progress = Progress(
-            TextColumn("{task.fields[images]}"),
-            BarColumn(bar_width=14),
-            _SpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[file]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not (enabled and console.is_terminal),
-        )
+    def __init__(self, images: int, megapixels: float) -> None:
+        counts, file = TextColumn("{task.fields[images]}"), TextColumn("{task.fields[file]}", markup=False)
+        self._progress = _bar(counts, BarColumn(bar_width=14), _SpeedColumn(), TimeRemainingColumn(compact=True), file)
         self._images = images
         self._done = 0
         self._megapixels = 0.0
         self._task = self._progress.add_task("", total=max(megapixels, 1e-9), images=f"0/{images}", file="", speed=None)
+        self._lines = None if console.is_terminal else ProgressLines(images, "photo", megapixels)
 
     def __enter__(self) -> UpscaleProgress:
         self._progress.start()
@@ -85,7 +152,7 @@ class UpscaleProgress:
 
     def start(self, name: str) -> None:
         """An image is being worked on."""
-        self._progress.update(self._task, file=_shortened(_CONTROLS.sub("?", name), 26))
+        self._progress.update(self._task, file=_fitting(name))
 
     def finish(self, megapixels: float, expected: float) -> None:
         """An image is finished: its output megapixels, and how many of the total it was expected to be."""
@@ -95,10 +162,39 @@ class UpscaleProgress:
         speed = self._megapixels / elapsed if elapsed else None
         images = f"{self._done}/{self._images}"
         self._progress.update(self._task, advance=expected, images=images, speed=speed)
+        if self._lines is not None:
+            self._lines.advance(expected)
 
 
-def _shortened(name: str, width: int) -> str:
+def _bar(*columns: ProgressColumn) -> Progress:
+    shown = console.is_terminal and log.isEnabledFor(logging.INFO)
+    return Progress(*columns, console=console, transient=True, disable=not shown)
+
+
+def _fitting(name: str, width: int = 26) -> str:
+    name = _CONTROLS.sub("?", name)
     return name if len(name) <= width else "…" + name[-(width - 1) :]
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 photo`, `3 photos`; the noun's plural is that of most."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_megapixels(megapixels: float) -> str:
+    """`120 MP`, `1.1 MP`, `0.021 MP`."""
+    return f"{megapixels:.{0 if megapixels >= 100 else 1}f} MP" if megapixels >= 1 else f"{megapixels:.2g} MP"
+
+
+def rough_duration(seconds: float) -> str:
+    """As an estimate is told: `40 s`, `25 min`, `2 h 05 min`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def format_duration(seconds: float) -> str:

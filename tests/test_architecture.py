@@ -16,7 +16,7 @@ from srcli.families import families
 PACKAGE = Path(srcli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOOR = {"errors", "memory", "disk", "protocol"}
+FLOOR = {"errors", "console", "memory", "disk", "protocol"}
 LEAVES = {"families"}
 """Light declarations that every room may ask for; what lies in a family's folder is reached by its name alone."""
 MODELS = {"networks", "store", "rows"}

@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from srcli.cli.eval_inputs import choose_models, make_methods
 from srcli.cli.family_options import with_dials
 from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
 from srcli.config.eval import EvalConfig
-from srcli.console import console
+from srcli.console import CountProgress, console, print_table
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.evaluation.catalogue import ALONE, BASELINES
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from srcli.cli.eval_inputs import Failures
     from srcli.evaluation.measure import Measurement, Results
     from srcli.evaluation.metrics import Opened
@@ -172,29 +169,30 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
     from srcli.evaluation.measure import Evaluation, Failure
 
     evaluation = Evaluation(plan, opened)
+    pictures = len(plan.images) * len(plan.methods)
     evaluation.results.failures += [Failure(*each) for each in failures]
     interrupted = False
-    with report.PerImage(config.output, opened.infos) as per_image, _progress(plan) as progress:
+    with report.PerImage(config.output, opened.infos) as per_image, CountProgress(pictures, "picture") as progress:
         measurements = evaluation.run()
         try:
             with contextlib.redirect_stdout(sys.stderr), contextlib.closing(measurements):
                 for measurement in measurements:
                     per_image.add(measurement)
                     _show(measurement)
-                    progress.advance(progress.task_ids[0])
+                    progress.advance(measurement.stem)
         except KeyboardInterrupt:
             interrupted = True
     with _status("computing FID" if opened.fid is not None else ""):
         results = evaluation.finish()
     _show_failures(results, opened)
     uncertain = report.uncertainties(results) if config.ci else None
-    if results.images:
-        _print(report.table(results, uncertain))
     told = report.as_json(results, uncertain, plan.unmatched, opened.missing)
     if config.output is not None:
         report.write_summary(config.output, told, report.markdown(results, uncertain))
     if config.json:
         typer.echo(json.dumps(told, allow_nan=False))
+    elif results.images:
+        print_table(report.table(results, uncertain))
     if interrupted:
         log.warning("interrupted: these are the results so far")
         return 130
@@ -210,8 +208,8 @@ def _open(config: EvalConfig) -> Opened:
         device = choose_device(config.device)
         prepare(device)
         opened = open_metrics(config.metrics, device, crop_border=config.crop_border, allow_download=config.fetch)
-    for fault in opened.missing.values():
-        log.warning("%s, and is left out\n  hint: %s", fault.message, fault.hint)
+    for name, fault in opened.missing.items():
+        log.warning("going on without %s: %s\n  hint: %s", name, fault.message, fault.hint)
     if not opened.infos and not config.fetches_only:
         faults = [f"{fault.message}: {fault.hint}" for fault in opened.missing.values()]
         raise ModelError(joined_faults("no metric can be computed:", faults), "get one of them, or use `--metrics psnr,ssim`")
@@ -258,24 +256,8 @@ def _lacks_fid(results: Results, opened: Opened) -> bool:
     return opened.fid is not None and results.images < 2
 
 
-def _print(table: Table) -> None:
-    """At its full width: on a narrow terminal lines wrap, and no number is cut."""
-    if log.isEnabledFor(logging.INFO):
-        from rich.measure import Measurement as Width
-
-        table.width = Width.get(console, console.options.update(max_width=10_000), table).maximum
-        console.print(table, crop=False, soft_wrap=True)
-
-
 def _status(text: str) -> contextlib.AbstractContextManager[object]:
     return console.status(text, spinner="dots") if text and console.is_terminal else contextlib.nullcontext()
-
-
-def _progress(plan: Plan) -> Progress:
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=14), TimeRemainingColumn(compact=True), TextColumn("measuring"))
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    progress.add_task("", total=len(plan.images) * len(plan.methods))
-    return progress
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from srcli.console import format_duration
+from srcli.console import counted, format_duration, format_megapixels
 from srcli.errors import UsageError
 from srcli.images.files import Job, Outcome
 from srcli.images.suffixes import counts_by_suffix
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("srcli")
 
+ENOUGH_PHOTOS, ENOUGH_MEGAPIXELS = 3, 5
+"""From which on a speed says something of the next run."""
+
 
 @dataclass
 class Summary:
     """Counts of a run; `failed` keeps every failure."""
 
+    output: Path
+    """Where the results are: a folder, or the file for one photo."""
     skipped: int = 0
     done: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -35,6 +40,9 @@ class Summary:
     megapixels: float = 0.0
     """Of output."""
     seconds: float = 0.0
+    """Of the whole run."""
+    work_seconds: float = 0.0
+    """Of it, those after the model was loaded."""
     exact_tiles: int = 0
     memory_retries: int = 0
     times: dict[str, float] = field(default_factory=dict)
@@ -50,8 +58,9 @@ class Summary:
         width, height = outcome.output_size or (0, 0)
         self.megapixels += width * height / 1e6
 
-    def add_work(self, stream: Stream) -> None:
-        """Take over the engine's counts and clock."""
+    def add_work(self, stream: Stream, seconds: float) -> None:
+        """Take over the engine's counts and clock, and how long it worked."""
+        self.work_seconds = seconds
         self.exact_tiles = stream.engine.repairs.exact_tiles
         self.memory_retries = stream.engine.repairs.memory_retries
         clock = stream.clock
@@ -82,14 +91,24 @@ class Summary:
             named = "" if failure["input"] in failure["reason"] else f"`{failure['input']}` failed: "
             log.error("%s%s%s", named, failure["reason"], hint)
         if self.exact_tiles:
-            log.warning("%d tiles were spoilt by half precision and done again in fp32", self.exact_tiles)
+            tiles = f"{counted(self.exact_tiles, 'tile')} {'was' if self.exact_tiles == 1 else 'were'}"
+            log.warning("%s spoilt by half precision and done again in fp32", tiles)
         if self.memory_retries:
-            log.warning("memory ran out %d times; smaller tiles or batches were used", self.memory_retries)
-        speed = f", {self.megapixels / self.seconds:.2f} MP/s" if self.done and self.seconds else ""
-        counts = f"{self.done} done, {self.skipped} skipped, {len(self.failed)} failed"
-        log.info("%s: %.1f MP in %s%s", counts, self.megapixels, format_duration(self.seconds), speed)
+            log.warning("memory ran out %s; smaller tiles or batches were used", counted(self.memory_retries, "time"))
+        log.info(self._line())
         if self.times:
-            log.info(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
+            log.debug(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
+
+    def _line(self) -> str:
+        """`12 photos upscaled to out (9.4 MP in 20.1 s, 0.47 MP/s), 2 skipped (done before), 1 failed`."""
+        line = f"{counted(self.done, 'photo')} upscaled"
+        if self.done:
+            telling = self.done >= ENOUGH_PHOTOS or self.megapixels >= ENOUGH_MEGAPIXELS
+            speed = f", {format_megapixels(self.megapixels / self.work_seconds)}/s" if telling and self.work_seconds else ""
+            took = f"{format_megapixels(self.megapixels)} in {format_duration(self.work_seconds)}"
+            line += f" to {self.output} ({took}{speed})"
+        skipped = f", {self.skipped} skipped (done before)" if self.skipped else ""
+        return line + skipped + (f", {len(self.failed)} failed" if self.failed else "")
 
 
 def tell_left_out(files: Collection[Path]) -> None:

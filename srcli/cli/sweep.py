@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
 from srcli.config.sweep import SweepConfig
-from srcli.console import console, format_duration
+from srcli.console import CountProgress, console, counted, format_duration, print_table
 from srcli.disk import held_as_it_is
 from srcli.errors import SrcliError
 from srcli.evaluation.catalogue import ALONE
@@ -34,6 +32,8 @@ log = logging.getLogger("srcli")
 
 METRICS = "Metrics"
 PICTURES = "Pictures"
+MOST_ROWS = 40
+"""Of the table on the terminal."""
 
 
 @with_adapters(several=True)
@@ -170,6 +170,8 @@ def run(config: SweepConfig) -> int:
     _tell_end(sweep, outputs, counts, seconds)
     if config.json:
         typer.echo(json.dumps(_as_json(sweep, outputs, counts, missing, seconds), allow_nan=False))
+    elif outputs is not None and outputs.table.infos:
+        _show_table(outputs)
     if interrupted:
         log.warning("interrupted: repeat the command to go on")
         return 130
@@ -192,18 +194,16 @@ class _Counts:
 
 def _run(sweep: Sweep, counts: _Counts) -> bool:
     """Run the sweep with a progress bar, and a line for each photo; returns whether it was interrupted."""
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=14), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
     told = len(sweep.failures)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(sweep.photos) * len(sweep.grid.cells))
+    with CountProgress(len(sweep.photos) * len(sweep.grid.cells), "picture") as progress:
         results = sweep.run()
         try:
             for done in results:
                 counts.add(done)
-                progress.update(task, advance=1, description=escape(done.photo.name))
+                progress.advance(done.photo.name, before=done.skipped)
                 told = _tell_failures(sweep.failures, told)
                 if counts.of_photo[done.photo.name] == len(sweep.grid.cells):
-                    log.info("%s: %d settings", done.photo.name, len(sweep.grid.cells))
+                    log.info("%s: %s", done.photo.name, counted(len(sweep.grid.cells), "setting"))
         except KeyboardInterrupt:
             return True
         finally:
@@ -218,8 +218,8 @@ def _run(sweep: Sweep, counts: _Counts) -> bool:
 def _tell_plan(sweep: Sweep) -> None:
     photos, cells = len(sweep.photos), len(sweep.grid.cells)
     axes = ", ".join(f"{axis.name} {len(axis.texts)}" for axis in sweep.grid.axes)
-    plural = "" if photos == 1 else "s"
-    log.info("%d photo%s, %d settings each (%s): %d pictures", photos, plural, cells, axes, photos * cells)
+    settings = f"{counted(cells, 'setting')}{' each' if photos > 1 else ''} ({axes})"
+    log.info("%s, %s: %s", counted(photos, "photo"), settings, counted(photos * cells, "picture"))
     _tell_failures(sweep.failures, 0)
 
 
@@ -239,8 +239,8 @@ def _tell_missing(sweep: Sweep) -> dict[str, SrcliError]:
     library = missing_library()
     if library is not None and sweep.opened.infos:
         missing["plots"] = library
-    for fault in missing.values():
-        log.warning("%s, and is left out\n  hint: %s", fault.message, fault.hint)
+    for name, fault in missing.items():
+        log.warning("going on without %s: %s\n  hint: %s", name, fault.message, fault.hint)
     bound = [info.name for info in sweep.opened.infos if info.noncommercial]
     if bound:
         log.info("%s: %s", ", ".join(bound), IQA_LICENCE)
@@ -257,9 +257,22 @@ def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: _Counts, seconds: f
             log.info("best %s: %s at %s", INFOS[name].label, value_text(name, means[name][cell.key]), cell.key.replace(",", ", "))
     if sweep.failures:
         log.error("%d failed, each named above", len(sweep.failures))
-    log.info("%d done, %d skipped, %d failed: %s", counts.done, counts.skipped, len(sweep.failures), format_duration(seconds))
+    skipped = f", {counts.skipped} skipped (done before)" if counts.skipped else ""
+    failed = f", {len(sweep.failures)} failed" if sweep.failures else ""
+    log.info("%s done in %s%s%s", counted(counts.done, "picture"), format_duration(seconds), skipped, failed)
     if outputs is not None:
         log.info("look at `%s`", outputs.page)
+
+
+def _show_table(outputs: Outputs) -> None:
+    """The means on stdout, as in `table.md`; of many settings those that are best by the first metric, or by `--pick`."""
+    from srcli.evaluation.metrics import METRICS as INFOS
+
+    table, settings = outputs.table, len(outputs.table.grid.cells)
+    print_table(table.as_rich(MOST_ROWS))
+    if settings > MOST_ROWS:
+        label, file = INFOS[table.leading].label, outputs.page.with_name("table.md")
+        log.info("the %d best of %d settings by %s; all are in `%s`", MOST_ROWS, settings, label, file)
 
 
 def _as_json(

@@ -17,7 +17,7 @@ from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
 from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
-from srcli.console import UpscaleProgress, console, format_duration
+from srcli.console import UpscaleProgress, console, format_megapixels, rough_duration, tell
 from srcli.disk import make_output_folder
 from srcli.errors import UsageError
 from srcli.images.files import Job, Outcome, is_done, plan_jobs
@@ -165,7 +165,7 @@ def run(config: UpscaleConfig) -> int:
     images = list(planned(config, (job for job in jobs if job not in already)))
     if config.dry_run:
         return _dry_run(config, spec, images, skipped, left_out)
-    summary = Summary(skipped=len(skipped), left_out=left_out)
+    summary = Summary(config.output, skipped=len(skipped), left_out=left_out)
     interrupted = False
     with Report(config.report) as report:
         for job in skipped:
@@ -228,6 +228,7 @@ def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedIma
         stream = open_stream(config, spec)
     expected = {job: megapixels(image.output_size) for job, image in good.items()}
     headers = {job: image.header for job, image in good.items() if image.header}
+    start = time.perf_counter()
     with UpscaleProgress(len(good), sum(expected.values())) as progress:
         outcomes = stream.run(good, lambda job: progress.start(job.source.name), headers)
         try:
@@ -240,7 +241,7 @@ def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedIma
             for outcome in stream.late:
                 summary.add(outcome)
                 report.finished(outcome)
-            summary.add_work(stream)
+            summary.add_work(stream, time.perf_counter() - start)
 
 
 def _dry_run(
@@ -257,8 +258,9 @@ def _dry_run(
         typer.echo(json.dumps({**outline, "estimated_seconds": seconds}))
         return code
     for image in images:
-        log.info(image.line())
+        tell(image.line())
     faulty = f", {len(images) - len(good)} that would fail" if code else ""
-    counts = f"{len(good)} to do ({total:.1f} MP), {len(skipped)} done already{faulty}"
-    log.info("%s; about %s here", counts, format_duration(seconds))
+    done = f", {len(skipped)} done already" if skipped else ""
+    took = f"; about {rough_duration(seconds)} here" if good else ""
+    tell(f"{len(good)} to do ({format_megapixels(total)}){done}{faulty}{took}")
     return code

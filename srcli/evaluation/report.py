@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from srcli.console import counted
 from srcli.disk import NAMES, cannot_write, whole, write_text
 from srcli.errors import SrcliError, UsageError
 from srcli.evaluation.catalogue import METRICS, MetricInfo
@@ -68,16 +69,25 @@ def marks(results: Results) -> dict[str, dict[str, str]]:
     return found
 
 
-def table(results: Results, uncertain: Mapping[str, Uncertainty] | None = None) -> Table:
-    """A row per method and a column per metric, as the papers' Table 2; with intervals, a second line in each cell."""
+def table(
+    results: Results,
+    uncertain: Mapping[str, Uncertainty] | None = None,
+    heads: Sequence[str] = ("method",),
+    rows: Mapping[str, Sequence[str]] | None = None,
+) -> Table:
+    """A row per method and a column per metric, as the papers' Table 2; with intervals, a second line in each cell.
+
+    `rows`: the methods that are shown, each with its cells below `heads`; all with their names if not given.
+    """
     marked = marks(results)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_legend(results, uncertain), caption_justify="left")
-    drawn.add_column("method", no_wrap=True)
+    for head in heads:
+        drawn.add_column(head, no_wrap=True)
     for info in results.infos:
         drawn.add_column(f"{info.label} {_arrow(info)}", justify="right", no_wrap=True)
-    for method in results.methods:
+    for method, names in (rows or {method: (method,) for method in results.methods}).items():
         cells = [_cell(info, results, method, marked[info.name], uncertain) for info in results.infos]
-        drawn.add_row(Text(method), *cells)
+        drawn.add_row(*map(Text, names), *cells)
     return drawn
 
 
@@ -243,8 +253,7 @@ def _texts(info: MetricInfo, results: Results, method: str, uncertain: Mapping[s
 
 
 def _legend(results: Results, uncertain: Mapping[str, Uncertainty] | None) -> str:
-    plural = "" if results.images == 1 else "s"
-    parts = [f"{results.images} image{plural}"]
+    parts = [counted(results.images, "image")]
     if len(results.methods) > 1:
         parts.append(f"{BEST} best, {SECOND} second best")
     if uncertain is not None and any(each.intervals for each in uncertain.values()):
@@ -252,9 +261,9 @@ def _legend(results: Results, uncertain: Mapping[str, Uncertainty] | None) -> st
         if any(each.tied for each in uncertain.values()):
             parts.append(f"{TIED} not told apart from the best")
     fewer = [
-        f"{info.label} over {counted}"
+        f"{info.label} over {images}"
         for info in results.infos
-        if info.per_image and (counted := results.table(info.name).shape[1]) < results.images
+        if info.per_image and (images := results.table(info.name).shape[1]) < results.images
     ]
     return "; ".join(parts + fewer)
 

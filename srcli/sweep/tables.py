@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rich.table
+
+from srcli.console import counted
 from srcli.disk import write_text
+from srcli.evaluation import report
 from srcli.evaluation.catalogue import METRICS, MetricInfo
 from srcli.evaluation.measure import Results, value_text
 from srcli.evaluation.report import BEST, SECOND, TIED, in_table, marks, uncertainties
@@ -64,6 +68,21 @@ class Table:
             return {}
         found = {photo: best_cell(self.grid.cells, values, METRICS[self.pick]) for photo, values in self.photos.items()}
         return {photo: cell for photo, cell in found.items() if cell is not None}
+
+    @property
+    def leading(self) -> str:
+        """The metric that settings are ranked by: that of `pick`, or the first."""
+        return self.pick or self.infos[0].name
+
+    def as_rich(self, most: int) -> rich.table.Table:
+        """For a terminal: a row per cell; where there are more than `most`, those that are best by `leading`, the best first."""
+        results, cells = self.results(), list(self.grid.cells)
+        if len(cells) > most:
+            means, info = results.means(self.leading), METRICS[self.leading]
+            known = [cell for cell in cells if cell.key in means]
+            cells = sorted(known, key=lambda cell: means[cell.key], reverse=info.higher_is_better)[:most]
+        heads = [axis.symbol for axis in self.grid.axes]
+        return report.table(results, heads=heads, rows={cell.key: self._texts(cell) for cell in cells})
 
     def as_json(self) -> dict[str, Any]:
         """`images`, `axes`, `cells` (dials and means), `best`, and `picks` where there are any; infinite means are null."""
@@ -178,8 +197,7 @@ class _Decorated:
         return f"{text} {TIED}" if tied else text
 
     def legend(self) -> str:
-        count = self._results.images
-        parts = [f"{count} image{'' if count == 1 else 's'}"]
+        parts = [counted(self._results.images, "image")]
         if self._results.infos and len(self._results.methods) > 1:
             parts.append("**best**, <u>second best</u>")
         if any(each.tied for each in self._uncertain.values()):
