@@ -56,7 +56,7 @@ def run(*arguments: object) -> tuple[str, str]:
     if isinstance(result.exception, SrcliError):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.stdout, "\n".join(told)
+    return result.stdout, "\n".join([*told, result.stderr])
 
 
 def state() -> str:

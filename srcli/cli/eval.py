@@ -245,7 +245,7 @@ def _show(measurement: Measurement) -> None:
 
 def _show_failures(results: Results, opened: Opened) -> None:
     if results.failures:
-        log.error("%d failed, each named above", len(results.failures))
+        log.error("%d failed, as named above", len(results.failures))
     if not results.images:
         log.error("no image is left to compare")
     if _lacks_fid(results, opened):

@@ -11,7 +11,7 @@ from pathlib import Path
 from srcli.cli.summary import tell_left_out
 from srcli.config.eval import EvalConfig
 from srcli.config.upscale import UpscaleConfig
-from srcli.console import UpscaleProgress, console
+from srcli.console import UpscaleProgress, console, counted
 from srcli.errors import ImageError, SrcliError, UsageError
 from srcli.images.files import Job, plan_jobs
 from srcli.opening import choose_model
@@ -69,7 +69,8 @@ def make_methods(config: EvalConfig, folder: Path, models: Mapping[str, ModelSpe
         _clear(jobs)
         failed = _upscale(config, models[name], jobs) if name in models else _enlarge(config, name, jobs)
         if len(failed) == len(jobs):
-            raise SrcliError(f"`{name}` made no picture: all {len(jobs)} failed, each named above", "mend or replace `--lq`")
+            message = f"`{name}` made no picture of {counted(len(jobs), 'photo')}: the faults are named above"
+            raise SrcliError(message, "mend or replace `--lq`")
         failures += failed
     tell_left_out(left_out)
     return methods, failures
@@ -112,7 +113,7 @@ def _upscale(config: EvalConfig, spec: ModelSpec, jobs: list[Job]) -> Failures:
         from srcli.opening import megapixels, open_stream, planned
 
         stream = open_stream(settings, spec)
-    log.info("upscaling %d image%s with `%s`", len(jobs), "" if len(jobs) == 1 else "s", spec.name)
+    log.info("upscaling %s with `%s`", counted(len(jobs), "photo"), spec.name)
     expected = {image.job: megapixels(image.output_size) for image in planned(settings, jobs)}
     failures: Failures = []
     with UpscaleProgress(len(jobs), sum(expected.values())) as progress:

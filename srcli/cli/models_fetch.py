@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from srcli.cli.options import ModelsFile
-from srcli.console import console
+from srcli.console import console, counted, tell
 from srcli.errors import ModelError, joined_faults
 from srcli.rows.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model, is_folder
 
@@ -86,7 +87,7 @@ def _fetch_metric_network(*, dry_run: bool) -> None:
     from srcli.networks.perceptual import fetch_vgg_weights, vgg_weights_path
 
     if dry_run:
-        _LOGGER.info("528 MiB, licence BSD-3-Clause (torchvision), to `%s`", vgg_weights_path())
+        tell(f"528 MiB, licence BSD-3-Clause (torchvision), to `{vgg_weights_path()}`")
         return
     typer.echo(fetch_vgg_weights())
 
@@ -102,13 +103,13 @@ def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run:
         if base.repo is None:
             return base_folder(spec)
     label = f"`{name}`" if spec is None else f"model `{name}`"
-    progress = _DownloadProgress()
+    progress = _DownloadProgress(tell if dry_run else _LOGGER.info)
     try:
         with progress.bar:
             return fetch_base(base, label, progress, dry_run=dry_run)
     except KeyboardInterrupt:
         _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
-        raise
+        raise typer.Exit(130) from None
 
 
 def _check_adapters(spec: ModelSpec) -> None:
@@ -143,7 +144,8 @@ def _keep_prompts(folder: Path, spec: ModelSpec | None) -> None:
 class _DownloadProgress:
     """The plan as lines; then a bar on a terminal, and in a log a line for each file and each tenth."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         columns = (BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
         shown = console.is_terminal and _LOGGER.isEnabledFor(logging.INFO)
         file = TextColumn("{task.description}", markup=False)
@@ -153,14 +155,14 @@ class _DownloadProgress:
 
     def plan(self, plan: Plan) -> None:
         licence = f", licence by its model card: {plan.licence}" if plan.licence else ""
-        _LOGGER.info("base `%s`, commit `%s`%s", plan.repo, plan.folder.name[:12], licence)
+        self._tell(f"base `{plan.repo}`, commit `{plan.folder.name[:12]}`{licence}")
         if not plan.missing:
-            _LOGGER.info("%s are already here, nothing is to be downloaded", decimal(plan.present_bytes))
+            self._tell(f"all {decimal(plan.present_bytes)} are already here, nothing is to be downloaded")
             return
         least = "at least " if any(file.size_bytes is None for file in plan.missing) else ""
         here = plan.present_bytes + plan.partial_bytes
-        to_come = f"{least}{decimal(plan.missing_bytes)} to download in {len(plan.missing)} files"
-        _LOGGER.info("%s, %s already here; %s free in `%s`", to_come, decimal(here), decimal(plan.free_bytes), plan.cache)
+        to_come = f"{least}{decimal(plan.missing_bytes)} to download in {counted(len(plan.missing), 'file')}"
+        self._tell(f"{to_come}, {decimal(here)} already here; {decimal(plan.free_bytes)} free in `{plan.cache}`")
         self._told = 0
         self.bar.reset(self._task, total=plan.missing_bytes or None, visible=True)
 

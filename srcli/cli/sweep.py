@@ -256,7 +256,7 @@ def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: _Counts, seconds: f
         for name, cell in outputs.table.best().items():
             log.info("best %s: %s at %s", INFOS[name].label, value_text(name, means[name][cell.key]), cell.key.replace(",", ", "))
     if sweep.failures:
-        log.error("%d failed, each named above", len(sweep.failures))
+        log.error("%d failed, as named above", len(sweep.failures))
     skipped = f", {counts.skipped} skipped (done before)" if counts.skipped else ""
     failed = f", {len(sweep.failures)} failed" if sweep.failures else ""
     log.info("%s done in %s%s%s", counted(counts.done, "picture"), format_duration(seconds), skipped, failed)

@@ -258,7 +258,7 @@ def fill(network: nn.Module, adapter: Adapter, fresh: AdapterInfo) -> None:
         message = f"the adapter to start from has another rank in {len(other)} layers, among them `{other[0]}`"
         raise ModelError(message, "give each layer the rank that it was trained with")
     if new := sorted(ours - theirs):
-        _LOGGER.warning("%d layers that the adapter to start from leaves alone start from nothing: %s", len(new), _listed(new))
+        _LOGGER.warning("layers that the adapter to start from lacks start from nothing, %d in all: %s", len(new), _listed(new))
     restore_state(network, adapter)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from srcli import __version__
+from srcli.console import counted
 from srcli.disk import write_text
 from srcli.evaluation.catalogue import METRICS
 from srcli.evaluation.measure import value_text
@@ -80,10 +81,10 @@ class Page:
         template = _TEMPLATE.read_text(encoding="utf-8")
         plots, table = self._plots(source), self._table()
         links = ('<a href="#plots">Plots</a>' if plots else "") + ('<a href="#table">Table</a>' if table else "")
-        count = f"{len(self.photos)} photo{'' if len(self.photos) == 1 else 's'}"
+        settings = f"{counted(len(self.grid.cells), 'setting')}{' each' if len(self.photos) > 1 else ''}"
         parts = {
             "TITLE": escape(self.title),
-            "SUMMARY": f"{count}, {len(self.grid.cells)} settings each. Written by srcli {__version__}.",
+            "SUMMARY": f"{counted(len(self.photos), 'photo')}, {settings}. Written by srcli {__version__}.",
             "NAVIGATION": links,
             "SHEETS": "\n".join(self._sheets(photo, source, number == 0) for number, photo in enumerate(self.photos)),
             "PLOTS": plots,

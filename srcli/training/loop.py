@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from srcli.config.training import TrainConfig
+from srcli.console import counted
 from srcli.disk import held
 from srcli.errors import TrainingError, UsageError
 from srcli.images.sheet import save_sheet
@@ -90,7 +91,8 @@ class Run:
         config, processes = self.config, self.accelerator.num_processes
         if self._main:
             each = config.recipe.batch * config.recipe.accumulate * processes
-            log.info("%d process%s on `%s` in %s: %d samples a step", processes, "es" * (processes > 1), *self._where(), each)
+            told = (processes, "es" * (processes > 1), *self._where(), counted(each, "sample"))
+            log.info("%d process%s on `%s` in %s: %s a step", *told)
         try:
             with (
                 contextlib.closing(Tracker(config.output, self.step, enabled=self._main)) as tracker,

@@ -103,7 +103,7 @@ class Setup:
             captions = read_captions(config.captions, photos, cache=cache, device=self.accelerator.device)
         if captions.missing and config.captions and self._main:
             named = ", ".join(f"`{path.name}`" for path in captions.missing[:5])
-            log.warning("%d photos have no caption and get the fixed prompt alone: %s …", len(captions.missing), named)
+            log.warning("without a caption, and so with the fixed prompt alone, %d in all: %s …", len(captions.missing), named)
         positive = str(config.told["prompts.positive"])
         prompts = {path: full_prompt(captions.by_path.get(path, ""), positive) for path in photos}
         distinct = sorted(set(prompts.values()))
@@ -122,7 +122,7 @@ class Setup:
         need = memory_need(self.config, self.trainee, others, losses)
         if self._main:
             free = free_bytes(self.accelerator.device)
-            log.info("memory: %s on `%s`, of which %.1f GB are free", need, self.accelerator.device, free / 1e9)
+            log.info("memory: %s on `%s`, which has %.1f GB free", need, self.accelerator.device, free / 1e9)
             if need.network + need.decoder + need.optimiser > free:
                 ways = "`--decode-chunk 1`, `--gradient-checkpointing`, or a smaller `--batch` with `--accumulate`"
                 log.warning("this will hardly fit: think of %s", ways)

@@ -6,12 +6,13 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from srcli.console import LINE_EVERY_S, rough_duration
 from srcli.disk import write_whole
 
 log = logging.getLogger("srcli")
@@ -75,18 +76,20 @@ def _records_until(path: Path, step: int) -> list[str]:
 
 
 class Progress:
-    """A bar for people, lines for log files; nothing from other processes than the main one.
+    """A bar for people, lines for log files, one a minute at least; nothing from other processes than the main one.
 
     Args:
         steps: of the whole run.
         step: how many are done already.
-        every: steps between lines.
+        every: steps between lines, unless a minute is over before.
         shown: False keeps silent.
+        clock: seconds of a clock that only goes forward.
     """
 
-    def __init__(self, steps: int, step: int, every: int, *, shown: bool) -> None:
-        self._steps, self._every = steps, every
-        self._first, self._start = step, time.monotonic()
+    def __init__(self, steps: int, step: int, every: int, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps, self._every, self._clock = steps, every, clock
+        self._first, self._start = step, clock()
+        self._told = self._start
         on_screen = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
         self._lines = shown and not on_screen
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=not (shown and on_screen), dynamic_ncols=True)
@@ -102,10 +105,12 @@ class Progress:
         words = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         self._bar.set_postfix_str(words, refresh=False)
         self._bar.update()
-        if self._lines and (step % self._every == 0 or step == self._steps):
-            pace = (time.monotonic() - self._start) / (step - self._first)
-            left = pace * (self._steps - step) / 60
-            log.info("step %d of %d: %s; %.2f s a step, %.0f min left", step, self._steps, words, pace, left)
+        now = self._clock()
+        if self._lines and (step % self._every == 0 or step == self._steps or now - self._told >= LINE_EVERY_S):
+            self._told = now
+            pace = (now - self._start) / (step - self._first)
+            left = f", about {rough_duration(pace * (self._steps - step))} left" if step < self._steps else ""
+            log.info("step %d of %d: %s; %.2f s a step%s", step, self._steps, words, pace, left)
 
 
 class Means:

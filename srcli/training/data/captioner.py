@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from srcli.console import counted
 from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.images.codec import decode
@@ -79,7 +80,8 @@ def _load_model(name: str) -> tuple[Any, Any]:
         hint = "check the name; without a network copy the hub's cache (`HF_HOME`), or give the model's folder as `model:DIR`"
         raise ModelError(f"cannot load the captioning model `{name}`: {first_line(fault)}", hint) from fault
     if about["missing_keys"]:
-        log.warning("%d weights of `%s` are missing and random: look at its captions", len(about["missing_keys"]), name)
+        lacking = counted(len(about["missing_keys"]), "weight")
+        log.warning("`%s` lacks %s, in whose place is chance: look at its captions", name, lacking)
     return processor, model.eval()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 import torch
 
+from srcli.console import counted
 from srcli.disk import NAMES, write_whole
 from srcli.errors import ModelError, OutOfMemoryError, UsageError, joined_faults
 from srcli.training.data.captioner import CAPTIONERS, captioned, one_line
@@ -205,7 +206,8 @@ def _from_model(name: str, photos: Sequence[Path], cache: Path, device: torch.de
     left = [photo for photo in dict.fromkeys(photos) if _full(photo) not in known]
     if not left:
         return known
-    log.info("captioning %d photos with `%s`; %d captions are in `%s`", len(left), name, len(known), cache)
+    had = counted(len(known), "caption")
+    log.info("captioning %s with `%s`; `%s` holds %s", counted(len(left), "photo"), name, cache, had)
     new: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):  # a resumed run, which finds all captions, sees the same random numbers
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from srcli.config.training import TrainConfig
+from srcli.console import counted
 from srcli.errors import UsageError
 from srcli.training.data.sources import Photo, Source, find_sources, tell_skipped
 
@@ -36,7 +37,7 @@ def find_photos(config: TrainConfig, *, shown: bool = True) -> tuple[list[Source
         tell_skipped(skipped)
         count = sum(len(source.photos) for source in sources)
         where = "held out of them" if config.val == "" else "apart"
-        log.info("%d photos to train on, %d for validation %s", count, len(held_out), where)
+        log.info("%s to train on, %d for validation %s", counted(count, "photo"), len(held_out), where)
         if config.val == "" and not held_out:
             log.info("so few photos leave none for validation: give some with `--val`")
     return sources, held_out
@@ -75,7 +76,7 @@ def _apart(sources: Sequence[Source], held_out: Sequence[Photo], config: TrainCo
         )
     both = sum(len(source.photos) for source in sources) - sum(len(source.photos) for source in left)
     if both and shown:
-        log.info("%d photos of `--val` are in `--data` too: they are not trained on", both)
+        log.info("%s of `--data` not trained on: `--val` holds the same", counted(both, "photo"))
     return left
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from srcli.console import counted
 from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import probe
 from srcli.images.suffixes import INPUT_SUFFIXES
@@ -97,7 +98,7 @@ def tell_skipped(skipped: Sequence[Skipped]) -> None:
     for each in skipped[:NAMED]:
         log.warning("skipped `%s`: %s", each.path, each.reason)
     if len(skipped) > NAMED:
-        log.warning("skipped %d more files; `srcli --debug` names them", len(skipped) - NAMED)
+        log.warning("skipped %s; `--debug` names all", counted(len(skipped) - NAMED, "more file"))
         for each in skipped[NAMED:]:
             log.debug("skipped `%s`: %s", each.path, each.reason)
 
