@@ -47,7 +47,9 @@ def evaluate(
     ] = None,
     hq: Annotated[
         Path | None,
-        typer.Option(help="Folder of references, paired by path without suffix.", rich_help_panel=PICTURES, metavar="DIR"),
+        typer.Option(
+            help="Folder of references, which are paired by path without suffix.", rich_help_panel=PICTURES, metavar="DIR"
+        ),
     ] = None,
     lq: Annotated[
         Path | None,
@@ -60,7 +62,7 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help=f"Names with commas, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
+            help=f"Metrics with commas between, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
             "extra `srcli\\[iqa]`, whose package pyiqa is for noncommercial use only (PolyForm-Noncommercial). "
             "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`.",
             rich_help_panel=METRICS,
@@ -68,17 +70,19 @@ def evaluate(
         ),
     ] = "psnr,ssim",
     crop_border: Annotated[
-        int, typer.Option(help="Pixels left out at each side, in PSNR and SSIM.", rich_help_panel=METRICS)
+        int, typer.Option(help="Pixels that PSNR and SSIM leave out at each side.", rich_help_panel=METRICS)
     ] = 0,
     ci: Annotated[
         bool,
         typer.Option(
-            "--ci", help="95% bootstrap intervals of the means; ~ marks what may equal the best.", rich_help_panel=METRICS
+            "--ci", help="Add 95% bootstrap intervals of the means; ~ marks what may equal the best.", rich_help_panel=METRICS
         ),
     ] = False,
     fetch: Annotated[
         bool,
-        typer.Option("--fetch", help="Download the weights that the metrics lack. Never done unasked.", rich_help_panel=METRICS),
+        typer.Option(
+            "--fetch", help="Download the weights that the metrics lack, which is never done unasked.", rich_help_panel=METRICS
+        ),
     ] = False,
     model: Annotated[
         list[str] | None,
@@ -97,7 +101,9 @@ def evaluate(
     dials: Mapping[str, float] = {},
     keep: Annotated[
         Path | None,
-        typer.Option(help="Keep the upscaled images here, in a folder per row.", rich_help_panel=UPSCALE_FIRST, metavar="DIR"),
+        typer.Option(
+            help="Folder to keep the upscaled images in, a folder per row.", rich_help_panel=UPSCALE_FIRST, metavar="DIR"
+        ),
     ] = None,
     models_file: ModelsFile = None,
     device: Device = "auto",
@@ -112,7 +118,9 @@ def evaluate(
             metavar="DIR",
         ),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout at the end.", rich_help_panel=REPORT)
+    ] = False,
 ) -> None:
     """Measure how good results are.
 

@@ -27,7 +27,7 @@ from srcli.rows.spec import ModelSpec, find_model, load_registry, user_models_fi
 app = typer.Typer(cls=Group, help="List, show, fetch, import and remove models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name from `srcli models list`.", metavar="NAME", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 _LOGGER = logging.getLogger("srcli")
 
 

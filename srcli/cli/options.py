@@ -15,9 +15,17 @@ REPORT = "Reporting"
 
 ModelsFile = Annotated[
     Path | None,
-    typer.Option("--models-file", help="A models.toml laid over the packaged and your own one.", rich_help_panel=MODEL),
+    typer.Option(
+        "--models-file",
+        help="A models.toml that is laid over the packaged one and your own.",
+        rich_help_panel=MODEL,
+        metavar="FILE",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda, or one GPU as cuda:1.", rich_help_panel=WORK, metavar="DEVICE")]
+Device = Annotated[
+    str,
+    typer.Option(help="Where to compute: auto, cpu, mps, cuda, or one GPU as cuda:1.", rich_help_panel=WORK, metavar="DEVICE"),
+]
 Dtype = Annotated[
     str,
     typer.Option(

@@ -49,17 +49,23 @@ def sweep(
     adapters: Mapping[str, list[Path]] = {},
     color_fix: Annotated[
         str | None,
-        typer.Option(help="adain, wavelet, none. The model's own if not given.", rich_help_panel=MODEL, metavar="FIX"),
+        typer.Option(
+            help="Take colours from the input: adain, wavelet, none. The model's own if not given.",
+            rich_help_panel=MODEL,
+            metavar="FIX",
+        ),
     ] = None,
     scale: Annotated[float, typer.Option(help="Output sides over input sides.", rich_help_panel=MODEL)] = 4.0,
     hq: Annotated[
         Path | None,
-        typer.Option(help="Folder of references, paired by path without suffix.", rich_help_panel=METRICS, metavar="DIR"),
+        typer.Option(
+            help="Folder of references, which are paired by path without suffix.", rich_help_panel=METRICS, metavar="DIR"
+        ),
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas, or `all`, as in `srcli eval`. psnr,ssim with --hq, none without; "
+            help="Metrics with commas between, or `all`, as in `srcli eval`. psnr,ssim with --hq, and none without, if not given; "
             f"{', '.join(ALONE)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only).",
             rich_help_panel=METRICS,
             metavar="NAMES",
@@ -70,12 +76,14 @@ def sweep(
         typer.Option(help="Also find each photo's best setting by this metric.", rich_help_panel=METRICS, metavar="METRIC"),
     ] = None,
     crop_border: Annotated[
-        int, typer.Option(help="Pixels left out at each side, in PSNR and SSIM.", rich_help_panel=METRICS)
+        int, typer.Option(help="Pixels that PSNR and SSIM leave out at each side.", rich_help_panel=METRICS)
     ] = 0,
     crop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also look closely at a part, in output pixels. Repeatable.", rich_help_panel=PICTURES, metavar="X,Y,W,H"
+            help="Also show a part of each photo close up, in output pixels. Repeatable.",
+            rich_help_panel=PICTURES,
+            metavar="X,Y,W,H",
         ),
     ] = None,
     cell_size: Annotated[
@@ -84,23 +92,30 @@ def sweep(
     save_images: Annotated[
         bool,
         typer.Option(
-            "--save-images", help="Keep all full images: images/SETTING/, as `srcli eval` takes them.", rich_help_panel=PICTURES
+            "--save-images", help="Keep all full images in images/SETTING/, as `srcli eval` takes them.", rich_help_panel=PICTURES
         ),
     ] = False,
     format: Annotated[
-        str, typer.Option("--format", help="Of --save-images: png, jpeg, webp, tiff.", rich_help_panel=PICTURES, metavar="FORMAT")
+        str,
+        typer.Option(
+            "--format", help="Format of --save-images: png, jpeg, webp, tiff.", rich_help_panel=PICTURES, metavar="FORMAT"
+        ),
     ] = "png",
-    quality: Annotated[int, typer.Option(help="Of JPEG and WebP, 1 to 100.", rich_help_panel=PICTURES)] = 95,
-    tile: Annotated[int | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=WORK)] = None,
-    overlap: Annotated[int | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=WORK)] = None,
-    batch: Annotated[int | None, typer.Option(help="As in `srcli upscale`.", rich_help_panel=WORK)] = None,
+    quality: Annotated[int, typer.Option(help="Quality of JPEG and WebP, 1 to 100.", rich_help_panel=PICTURES)] = 95,
+    tile: Annotated[int | None, typer.Option(help="Side of a tile, as in `srcli upscale`.", rich_help_panel=WORK)] = None,
+    overlap: Annotated[int | None, typer.Option(help="Overlap of tiles, as in `srcli upscale`.", rich_help_panel=WORK)] = None,
+    batch: Annotated[int | None, typer.Option(help="Tiles at once, as in `srcli upscale`.", rich_help_panel=WORK)] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     recursive: Annotated[
-        bool, typer.Option("--recursive/--no-recursive", help="Go into folders' folders.", rich_help_panel=FILES)
+        bool, typer.Option("--recursive/--no-recursive", help="Take the photos of sub-folders, too.", rich_help_panel=FILES)
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew.", rich_help_panel=FILES)] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, and replace an earlier sweep in the folder.", rich_help_panel=FILES)
+    ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout at the end.", rich_help_panel=REPORT)
+    ] = False,
 ) -> None:
     """Try many settings of a model's dials on the same photos.
 

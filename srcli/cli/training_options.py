@@ -24,7 +24,7 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Photos: a folder, a list file, or `HQ,lq=LQ` for pairs; `,weight=2` draws it more often. May be repeated.",
+        help="Photos: a folder, a list file, or `HQ,lq=LQ` for pairs; `,weight=2` draws from it twice as often. Repeatable.",
         metavar="SOURCE",
         show_default=False,
     ),
@@ -43,38 +43,53 @@ Base = Annotated[
     ),
 ]
 RecipeFile = Annotated[
-    Path | None, _training("Settings as TOML, laid over the model's own; options go above both.", "--recipe", metavar="FILE")
+    Path | None, _training("TOML file of settings, laid over the model's own; options go above both.", "--recipe", metavar="FILE")
 ]
 ShowRecipe = Annotated[
     bool, typer.Option("--show-recipe", help="Print the whole recipe as TOML and stop.", rich_help_panel=TRAINING)
 ]
-Steps = Annotated[int | None, _training("Updates of the adapter. Else the recipe's.")]
-BatchSize = Annotated[int | None, _training("Crops a step and process.", "--batch")]
+Steps = Annotated[int | None, _training("Updates of the adapter; the recipe's if not given.")]
+BatchSize = Annotated[int | None, _training("Crops in a batch, of each process.", "--batch")]
 Accumulate = Annotated[int | None, _training("Batches that make one step.")]
 Crop = Annotated[int | None, _training("Side of the crops in output pixels.")]
-Rank = Annotated[int | None, _training("Of the adapter.")]
-Alpha = Annotated[float | None, _training("The adapter is scaled by alpha / rank.")]
-Targets = Annotated[str | None, _training("Regular expression of the UNet's layers that get an adapter.", metavar="REGEX")]
+Rank = Annotated[int | None, _training("Rank of the adapter: how much it can learn, and its size.")]
+Alpha = Annotated[float | None, _training("Strength of the adapter, which is scaled by alpha / rank.")]
+Targets = Annotated[str | None, _training("Regular expression of the layers that get an adapter.", metavar="REGEX")]
 LearningRate = Annotated[float | None, _training("Peak of AdamW's learning rate.", "--lr", "--learning-rate")]
-Schedule = Annotated[str | None, _training("constant, cosine or linear.", metavar="NAME")]
+Schedule = Annotated[
+    str | None, _training("Course of the learning rate after the warm-up: constant, cosine or linear.", metavar="NAME")
+]
 Warmup = Annotated[int | None, _training("Steps of linear warm-up.")]
-ClipNorm = Annotated[float | None, _training("Largest norm of the gradient; 0 for no clipping.")]
-Ema = Annotated[float | None, _training("Decay of the averaged weights that are saved; 0 saves the last ones.")]
+ClipNorm = Annotated[float | None, _training("Largest norm of the gradient; 0 clips nothing.")]
+Ema = Annotated[float | None, _training("Decay of the average of the weights that is saved; 0 saves the last ones.")]
 L2 = Annotated[float | None, _training("Weight of the squared error.", "--l2", panel=LOSSES)]
 L1 = Annotated[float | None, _training("Weight of the absolute error.", "--l1", panel=LOSSES)]
-PsnrWeight = Annotated[float | None, _training("Weight of the decibels short of 40 dB.", "--psnr", panel=LOSSES)]
-SsimWeight = Annotated[float | None, _training("Weight of 1 - SSIM of luma.", "--ssim", panel=LOSSES)]
+PsnrWeight = Annotated[
+    float | None, _training("Weight of the PSNR loss: the decibels that are missing to 40 dB.", "--psnr", panel=LOSSES)
+]
+SsimWeight = Annotated[float | None, _training("Weight of the SSIM loss: 1 - SSIM of the luma.", "--ssim", panel=LOSSES)]
 Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli models fetch lpips-vgg`.", panel=LOSSES)]
 GanWeight = Annotated[float | None, _training("Weight of the adversarial loss.", "--gan", panel=LOSSES)]
 FrequencyWeight = Annotated[float | None, _training("Weight of the frequency-domain loss.", "--frequency", panel=LOSSES)]
-GridWeight = Annotated[float | None, _training("Weight of the loss against a grid of the latent cells.", "--grid", panel=LOSSES)]
-Seed = Annotated[int, typer.Option(help="Of all chance.", rich_help_panel=TRAINING)]
-Workers = Annotated[int, typer.Option(help="Processes that prepare crops; 0 prepares them in between.", rich_help_panel=WORK)]
+GridWeight = Annotated[
+    float | None, _training("Weight of the loss that suppresses the grid of latent cells in the picture.", "--grid", panel=LOSSES)
+]
+Seed = Annotated[
+    int, typer.Option(help="Seed of all random numbers; the same seed gives the same adapter.", rich_help_panel=TRAINING)
+]
+Workers = Annotated[
+    int, typer.Option(help="Processes that prepare crops; with 0 the training process does it in between.", rich_help_panel=WORK)
+]
 GradientCheckpointing = Annotated[
-    bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=WORK)
+    bool,
+    typer.Option(
+        "--gradient-checkpointing",
+        help="Compute activations twice instead of keeping them: less memory, a third more time.",
+        rich_help_panel=WORK,
+    ),
 ]
 DecodeChunk = Annotated[
-    int, typer.Option(help="Pictures decoded at once; 0 chooses. 1 needs least memory.", rich_help_panel=WORK)
+    int, typer.Option(help="Pictures decoded at once; 1 needs the least memory, and 0 lets srcli choose.", rich_help_panel=WORK)
 ]
 StartFrom = Annotated[
     Path | None,
@@ -88,18 +103,18 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint in --output, if there is one.", rich_help_panel=FILES)
 ]
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=FILES)]
-Keep = Annotated[int, typer.Option(help="Checkpoints that are kept, beside the best.", rich_help_panel=FILES)]
-Licence = Annotated[str, typer.Option(help="Of the adapter, kept in its metadata.", rich_help_panel=FILES)]
+Keep = Annotated[int, typer.Option(help="Number of latest checkpoints that are kept, besides the best.", rich_help_panel=FILES)]
+Licence = Annotated[str, typer.Option(help="Licence of the adapter, written into its metadata.", rich_help_panel=FILES)]
 Val = Annotated[
     str,
     typer.Option(
-        help="Source of the validation set; `none` for none. A few photos are held out if not given.",
+        help="Photos to validate on, as in `--data`, or `none`. A few of --data are held out if not given.",
         rich_help_panel=REPORT,
         metavar="SOURCE",
         show_default=False,
     ),
 ]
-ValImages = Annotated[int, typer.Option(help="Photos in the validation set, at most.", rich_help_panel=REPORT)]
+ValImages = Annotated[int, typer.Option(help="Most photos in the validation set.", rich_help_panel=REPORT)]
 ValEvery = Annotated[int, typer.Option(help="Steps between validations.", rich_help_panel=REPORT)]
 LogEvery = Annotated[int, typer.Option(help="Steps between records of the losses.", rich_help_panel=REPORT)]
 Preview = Annotated[

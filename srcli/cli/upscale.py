@@ -63,7 +63,7 @@ def upscale(
         typer.Option(help="Output width in pixels; with --height, a box to fit in.", rich_help_panel=SIZE),
     ] = None,
     height: Annotated[int | None, typer.Option(help="Output height in pixels.", rich_help_panel=SIZE)] = None,
-    long_side: Annotated[int | None, typer.Option(help="Output's longer side in pixels.", rich_help_panel=SIZE)] = None,
+    long_side: Annotated[int | None, typer.Option(help="Longer side of the output in pixels.", rich_help_panel=SIZE)] = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -71,7 +71,9 @@ def upscale(
             rich_help_panel=WORK,
         ),
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Overlap of tiles in output pixels.", rich_help_panel=WORK)] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Overlap of tiles in output pixels. The model's own if not given.", rich_help_panel=WORK)
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Tiles at once. Chosen from free memory if not given.", rich_help_panel=WORK)
     ] = None,
@@ -81,35 +83,35 @@ def upscale(
         bool,
         typer.Option(
             "--compile",
-            help="Compile the networks first: minutes at the start, faster after. For long runs of equal sizes.",
+            help="Compile the networks first, for long runs of equal sizes: minutes at the start, and faster after.",
             rich_help_panel=WORK,
         ),
     ] = False,
     recursive: Annotated[
-        bool, typer.Option("--recursive/--no-recursive", help="Go into folders' folders.", rich_help_panel=FILES)
+        bool, typer.Option("--recursive/--no-recursive", help="Take the photos of sub-folders, too.", rich_help_panel=FILES)
     ] = True,
     format: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="png, jpeg, webp, tiff. The input's own if not given (other kinds become png).",
+            help="Format of the results: png, jpeg, webp, tiff. The input's own if not given (other kinds become png).",
             rich_help_panel=FILES,
             metavar="FORMAT",
         ),
     ] = None,
     quality: Annotated[
-        int, typer.Option(help="Of JPEG and WebP, 1 to 100; WebP at 100 is lossless.", rich_help_panel=FILES)
+        int, typer.Option(help="Quality of JPEG and WebP, 1 to 100; WebP at 100 is lossless.", rich_help_panel=FILES)
     ] = 95,
-    suffix: Annotated[str, typer.Option(help="Added to file names, as in `_x4`.", rich_help_panel=FILES)] = "",
+    suffix: Annotated[str, typer.Option(help="Text added to file names, such as `_x4`.", rich_help_panel=FILES)] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.", rich_help_panel=FILES)] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Tell what would be done, with sizes and a time estimate.", rich_help_panel=REPORT),
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.", rich_help_panel=REPORT)] = False,
-    report: Annotated[
-        Path | None, typer.Option(help="Write one JSON line per image to this file.", rich_help_panel=REPORT)
-    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout at the end.", rich_help_panel=REPORT)
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="File to write a JSON line per photo into.", rich_help_panel=REPORT)] = None,
 ) -> None:
     """Upscale photos.
 
