@@ -24,8 +24,8 @@ from srcli.evaluation.metric_networks import FidNetwork
 from srcli.images.fidelity import psnr_y, ssim_y
 
 
-def srcli_eval(*arguments: object, quiet: bool = False) -> Done:
-    return srcli(*["-q"] * quiet, "eval", *arguments)
+def srcli_eval(*arguments: object) -> Done:
+    return srcli("eval", *arguments)
 
 
 @dataclass
@@ -74,27 +74,28 @@ def test_json_holds_the_means_of_each_method_and_the_count_and_nothing_else(fold
 
 def test_the_table_marks_best_and_second_best_without_colours(folders: Folders) -> None:
     done = srcli_eval(folders.good, folders.bad, f"same={folders.good}", "--hq", folders.hq)
-    assert done.stdout == ""
-    assert "\x1b" not in done.stderr
-    rows = {line.split()[0]: line for line in done.stderr.splitlines() if line.startswith((" good ", " bad ", " same "))}
+    assert "\x1b" not in done.stdout + done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith((" good ", " bad ", " same "))}
     assert rows["good"].count("*") == rows["same"].count("*") == 2
     assert rows["bad"].count("+") == 2
-    assert "PSNR ↑" in done.stderr
-    assert "3 images; * best, + second best" in done.stderr
+    assert "PSNR ↑" in done.stdout
+    assert "3 images; * best, + second best" in done.stdout
 
 
-def test_each_value_is_told_as_it_comes_and_quiet_keeps_errors_only(folders: Folders) -> None:
+def test_each_value_is_told_as_it_comes_and_quiet_keeps_errors_and_the_table_only(folders: Folders) -> None:
     done = srcli_eval(folders.good, "--hq", folders.hq)
     lines = [line for line in done.stderr.splitlines() if "PSNR" in line]
-    assert [line.split()[0] for line in lines[:3]] == ["a", "b", "sub/c"]
-    assert srcli_eval(folders.good, "--hq", folders.hq, quiet=True).stderr == ""
+    assert [line.split()[0] for line in lines] == ["a", "b", "sub/c"]
+    for before, after in (["-q"], []), ([], ["--quiet"]):
+        quiet = srcli(*before, "eval", folders.good, "--hq", folders.hq, *after)
+        assert (quiet.stderr, quiet.stdout) == ("", done.stdout)
 
 
 def test_a_narrow_terminal_cuts_no_number(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     done = srcli_eval(f"a-rather-long-name={folders.good}", folders.bad, "--hq", folders.hq, "--ci")
-    assert "…" not in done.stderr
-    assert f"{mean(folders.good, folders.hq, ssim_y):.4f}" in done.stderr
+    assert "…" not in done.stdout
+    assert f"{mean(folders.good, folders.hq, ssim_y):.4f}" in done.stdout
 
 
 def test_the_output_folder_gets_csv_json_summary_and_markdown(folders: Folders, tmp_path: Path) -> None:
@@ -170,15 +171,16 @@ def test_equal_folders_give_null_for_infinite_psnr(folders: Folders, tmp_path: P
 
 
 def test_intervals_are_told_and_rows_within_noise_marked(folders: Folders) -> None:
-    done = srcli_eval(folders.good, f"same={folders.good}", folders.bad, "--hq", folders.hq, "--ci", "--json")
-    told = json.loads(done.stdout)
+    options = [folders.good, f"same={folders.good}", folders.bad, "--hq", folders.hq, "--ci"]
+    told = json.loads(srcli_eval(*options, "--json").stdout)
     for name in ("good", "bad"):
         low, high = told["ci"][name]["psnr"]
         assert low <= told["methods"][name]["psnr"] <= high
-    rows = {line.split()[0]: line for line in done.stderr.splitlines() if line.startswith((" good ", " bad ", " same "))}
+    table = srcli_eval(*options).stdout
+    rows = {line.split()[0]: line for line in table.splitlines() if line.startswith((" good ", " bad ", " same "))}
     assert rows["same"].count("~") == 2
     assert "~" not in rows["bad"]
-    assert "95%" in done.stderr
+    assert "95%" in table
 
 
 def test_crop_border_reaches_the_metric(folders: Folders) -> None:
@@ -240,7 +242,8 @@ def test_a_metric_that_fails_on_one_picture_leaves_the_other_metrics(folders: Fo
     assert done.returncode == 1
     assert (told["images"], told["methods"]["good"]["ssim"]) == (3, 0.5)
     assert told["methods"]["good"]["psnr"] == pytest.approx(mean(folders.good, folders.hq, psnr_y))
-    assert "SSIM over 2" in done.stderr
+    calls.clear()
+    assert "SSIM over 2" in srcli_eval(folders.good, "--hq", folders.hq).stdout
 
 
 def test_interruption_keeps_what_is_done(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help=f"Metrics with commas between, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
+            help=f"Metrics with commas, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
             "extra `srcli\\[iqa]`, whose package pyiqa is for noncommercial use only (PolyForm-Noncommercial). "
             "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`.",
             rich_help_panel=METRICS,

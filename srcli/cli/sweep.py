@@ -65,7 +65,7 @@ def sweep(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics with commas between, or `all`, as in `srcli eval`. psnr,ssim with --hq, and none without, if not given; "
+            help="Metrics with commas, or `all`, as in `srcli eval`. If not given, psnr,ssim with --hq and none without; "
             f"{', '.join(ALONE)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only).",
             rich_help_panel=METRICS,
             metavar="NAMES",
