@@ -193,11 +193,6 @@ def test_the_built_in_model_is_ready() -> None:
     assert run("fetch", "tiny") == f"{BUILTIN / 'tiny'}\n"
 
 
-@pytest.mark.parametrize("command", ["list", "show", "fetch", "import", "remove"])
-def test_help_has_an_example(command: str) -> None:
-    assert f"Example: srcli models {command}" in run(command, "--help")
-
-
 # import --------------------------------------------------------------------------------------------------------------
 
 

@@ -225,7 +225,7 @@ def test_a_model_captions_each_photo(blip: Path, plain: list[Path], tmp_path: Pa
     assert lines[0] == f"# srcli captions by {blip}"
     assert lines[1:] == [f"{path}\t{text}" for path, text in captions.by_path.items()]
     assert list(cache.parent.iterdir()) == [cache]
-    assert f"captioning 10 photos with `{blip}`; 0 captions are in `{cache}`" in told.messages
+    assert f"captioning 10 photos with `{blip}`; `{cache}` holds 0 captions" in told.messages
     assert captions_of(cache, plain) == captions  # it is a list like any other
 
 

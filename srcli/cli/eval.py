@@ -47,9 +47,7 @@ def evaluate(
     ] = None,
     hq: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of references, which are paired by path without suffix.", rich_help_panel=PICTURES, metavar="DIR"
-        ),
+        typer.Option(help="Folder of references, paired by path without suffix.", rich_help_panel=PICTURES, metavar="DIR"),
     ] = None,
     lq: Annotated[
         Path | None,
@@ -80,9 +78,7 @@ def evaluate(
     ] = False,
     fetch: Annotated[
         bool,
-        typer.Option(
-            "--fetch", help="Download the weights that the metrics lack, which is never done unasked.", rich_help_panel=METRICS
-        ),
+        typer.Option("--fetch", help="Download the weights that the metrics lack. Never done unasked.", rich_help_panel=METRICS),
     ] = False,
     model: Annotated[
         list[str] | None,
@@ -101,9 +97,7 @@ def evaluate(
     dials: Mapping[str, float] = {},
     keep: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to keep the upscaled images in, a folder per row.", rich_help_panel=UPSCALE_FIRST, metavar="DIR"
-        ),
+        typer.Option(help="Keep the upscaled images here, in a folder per row.", rich_help_panel=UPSCALE_FIRST, metavar="DIR"),
     ] = None,
     models_file: ModelsFile = None,
     device: Device = "auto",
@@ -118,9 +112,7 @@ def evaluate(
             metavar="DIR",
         ),
     ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout at the end.", rich_help_panel=REPORT)
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.", rich_help_panel=REPORT)] = False,
 ) -> None:
     """Measure how good results are.
 

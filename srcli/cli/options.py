@@ -15,16 +15,11 @@ REPORT = "Reporting"
 
 ModelsFile = Annotated[
     Path | None,
-    typer.Option(
-        "--models-file",
-        help="A models.toml that is laid over the packaged one and your own.",
-        rich_help_panel=MODEL,
-        metavar="FILE",
-    ),
+    typer.Option("--models-file", help="A models.toml laid over all others.", rich_help_panel=MODEL, metavar="FILE"),
 ]
 Device = Annotated[
     str,
-    typer.Option(help="Where to compute: auto, cpu, mps, cuda, or one GPU as cuda:1.", rich_help_panel=WORK, metavar="DEVICE"),
+    typer.Option(help="Place to compute: auto, cpu, mps, cuda, or cuda:1 for one GPU.", rich_help_panel=WORK, metavar="DEVICE"),
 ]
 Dtype = Annotated[
     str,

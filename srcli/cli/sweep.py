@@ -49,18 +49,12 @@ def sweep(
     adapters: Mapping[str, list[Path]] = {},
     color_fix: Annotated[
         str | None,
-        typer.Option(
-            help="Take colours from the input: adain, wavelet, none. The model's own if not given.",
-            rich_help_panel=MODEL,
-            metavar="FIX",
-        ),
+        typer.Option(help="Fix of colours: adain, wavelet, none. Else the model's own.", rich_help_panel=MODEL, metavar="FIX"),
     ] = None,
     scale: Annotated[float, typer.Option(help="Output sides over input sides.", rich_help_panel=MODEL)] = 4.0,
     hq: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of references, which are paired by path without suffix.", rich_help_panel=METRICS, metavar="DIR"
-        ),
+        typer.Option(help="Folder of references, paired by path without suffix.", rich_help_panel=METRICS, metavar="DIR"),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -81,9 +75,7 @@ def sweep(
     crop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also show a part of each photo close up, in output pixels. Repeatable.",
-            rich_help_panel=PICTURES,
-            metavar="X,Y,W,H",
+            help="Also show a part from close, in output pixels. Repeatable.", rich_help_panel=PICTURES, metavar="X,Y,W,H"
         ),
     ] = None,
     cell_size: Annotated[
@@ -97,9 +89,7 @@ def sweep(
     ] = False,
     format: Annotated[
         str,
-        typer.Option(
-            "--format", help="Format of --save-images: png, jpeg, webp, tiff.", rich_help_panel=PICTURES, metavar="FORMAT"
-        ),
+        typer.Option("--format", help="Kind of the images: png, jpeg, webp, tiff.", rich_help_panel=PICTURES, metavar="FORMAT"),
     ] = "png",
     quality: Annotated[int, typer.Option(help="Quality of JPEG and WebP, 1 to 100.", rich_help_panel=PICTURES)] = 95,
     tile: Annotated[int | None, typer.Option(help="Side of a tile, as in `srcli upscale`.", rich_help_panel=WORK)] = None,
@@ -110,12 +100,8 @@ def sweep(
     recursive: Annotated[
         bool, typer.Option("--recursive/--no-recursive", help="Take the photos of sub-folders, too.", rich_help_panel=FILES)
     ] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew, and replace an earlier sweep in the folder.", rich_help_panel=FILES)
-    ] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout at the end.", rich_help_panel=REPORT)
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep.", rich_help_panel=FILES)] = False,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.", rich_help_panel=REPORT)] = False,
 ) -> None:
     """Try many settings of a model's dials on the same photos.
 

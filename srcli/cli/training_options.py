@@ -56,37 +56,24 @@ Rank = Annotated[int | None, _training("Rank of the adapter: how much it can lea
 Alpha = Annotated[float | None, _training("Strength of the adapter, which is scaled by alpha / rank.")]
 Targets = Annotated[str | None, _training("Regular expression of the layers that get an adapter.", metavar="REGEX")]
 LearningRate = Annotated[float | None, _training("Peak of AdamW's learning rate.", "--lr", "--learning-rate")]
-Schedule = Annotated[
-    str | None, _training("Course of the learning rate after the warm-up: constant, cosine or linear.", metavar="NAME")
-]
+Schedule = Annotated[str | None, _training("Learning rate after the warm-up: constant, cosine, linear.", metavar="NAME")]
 Warmup = Annotated[int | None, _training("Steps of linear warm-up.")]
 ClipNorm = Annotated[float | None, _training("Largest norm of the gradient; 0 clips nothing.")]
 Ema = Annotated[float | None, _training("Decay of the average of the weights that is saved; 0 saves the last ones.")]
 L2 = Annotated[float | None, _training("Weight of the squared error.", "--l2", panel=LOSSES)]
 L1 = Annotated[float | None, _training("Weight of the absolute error.", "--l1", panel=LOSSES)]
-PsnrWeight = Annotated[
-    float | None, _training("Weight of the PSNR loss: the decibels that are missing to 40 dB.", "--psnr", panel=LOSSES)
-]
+PsnrWeight = Annotated[float | None, _training("Weight of the decibels missing to a PSNR of 40.", "--psnr", panel=LOSSES)]
 SsimWeight = Annotated[float | None, _training("Weight of the SSIM loss: 1 - SSIM of the luma.", "--ssim", panel=LOSSES)]
 Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli models fetch lpips-vgg`.", panel=LOSSES)]
 GanWeight = Annotated[float | None, _training("Weight of the adversarial loss.", "--gan", panel=LOSSES)]
 FrequencyWeight = Annotated[float | None, _training("Weight of the frequency-domain loss.", "--frequency", panel=LOSSES)]
-GridWeight = Annotated[
-    float | None, _training("Weight of the loss that suppresses the grid of latent cells in the picture.", "--grid", panel=LOSSES)
-]
+GridWeight = Annotated[float | None, _training("Weight of the loss against a grid of latent cells.", "--grid", panel=LOSSES)]
 Seed = Annotated[
     int, typer.Option(help="Seed of all random numbers; the same seed gives the same adapter.", rich_help_panel=TRAINING)
 ]
-Workers = Annotated[
-    int, typer.Option(help="Processes that prepare crops; with 0 the training process does it in between.", rich_help_panel=WORK)
-]
+Workers = Annotated[int, typer.Option(help="Processes that prepare crops; with 0, training does.", rich_help_panel=WORK)]
 GradientCheckpointing = Annotated[
-    bool,
-    typer.Option(
-        "--gradient-checkpointing",
-        help="Compute activations twice instead of keeping them: less memory, a third more time.",
-        rich_help_panel=WORK,
-    ),
+    bool, typer.Option("--gradient-checkpointing", help="Save memory, for a third more time.", rich_help_panel=WORK)
 ]
 DecodeChunk = Annotated[
     int, typer.Option(help="Pictures decoded at once; 1 needs the least memory, and 0 lets srcli choose.", rich_help_panel=WORK)

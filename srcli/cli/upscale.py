@@ -108,9 +108,7 @@ def upscale(
         bool,
         typer.Option("--dry-run", help="Tell what would be done, with sizes and a time estimate.", rich_help_panel=REPORT),
     ] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout at the end.", rich_help_panel=REPORT)
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.", rich_help_panel=REPORT)] = False,
     report: Annotated[Path | None, typer.Option(help="File to write a JSON line per photo into.", rich_help_panel=REPORT)] = None,
 ) -> None:
     """Upscale photos.
