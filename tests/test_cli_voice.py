@@ -200,7 +200,7 @@ def test_skipped_and_failed_photos_are_counted_where_there_are_such(
         (1, 0.02, "1 photo upscaled to out (0.02 MP in 4.0 s)"),
         (2, 4.9, "2 photos upscaled to out (4.9 MP in 4.0 s)"),
         (1, 48.0, "1 photo upscaled to out (48.0 MP in 4.0 s, 12.0 MP/s)"),
-        (3, 0.4, "3 photos upscaled to out (0.4 MP in 4.0 s, 0.1 MP/s)"),
+        (4, 0.4, "4 photos upscaled to out (0.4 MP in 4.0 s, 0.1 MP/s)"),
     ],
 )
 def test_a_speed_is_told_where_it_says_something(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("srcli")
 
 ENOUGH_PHOTOS, ENOUGH_MEGAPIXELS = 3, 5
-"""From which on a speed says something of the next run."""
+"""Above which a speed says something of the next run."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Summary:
         """`12 photos upscaled to out (9.4 MP in 20.1 s, 0.47 MP/s), 2 skipped (done before), 1 failed`."""
         line = f"{counted(self.done, 'photo')} upscaled"
         if self.done:
-            telling = self.done >= ENOUGH_PHOTOS or self.megapixels >= ENOUGH_MEGAPIXELS
+            telling = self.done > ENOUGH_PHOTOS or self.megapixels > ENOUGH_MEGAPIXELS
             speed = f", {format_megapixels(self.megapixels / self.work_seconds)}/s" if telling and self.work_seconds else ""
             took = f"{format_megapixels(self.megapixels)} in {format_duration(self.work_seconds)}"
             line += f" to {self.output} ({took}{speed})"
