@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,7 +163,7 @@ def profile(registry: Path, args: argparse.Namespace) -> None:
         for name, run in steps:
             with FlopCounterMode(display=False) as counter:
                 result = run(x)
-            seconds = min(timed(lambda run=run, x=x: run(x))[0] for _ in range(args.runs))
+            seconds = min(timed(partial(run, x))[0] for _ in range(args.runs))
             rows.append((name, seconds / batch, counter.get_total_flops() / batch / 1e12))
             x = result
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))

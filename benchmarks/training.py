@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def run_case(case: str, registry: Path, photos: Path, batch: int, args: argparse
         setup.optimiser.step()
         setup.optimiser.zero_grad()
 
-    seconds = [timed(lambda number=number: step(number))[0] for number in range(2)]
+    seconds = [timed(partial(step, number))[0] for number in range(2)]
     return seconds[1], device_gb(device.type)
 
 
