@@ -2,6 +2,7 @@
 # Make all weights of the built-in model `tiny` again: base, pixel adapter in eight parts, semantic adapter.
 #
 #     scripts/make_builtin.sh PHOTOS OUT
+#     scripts/make_builtin.sh ../shared/photos/train ~/runs/tiny
 #
 # PHOTOS  a folder of sharp photos: `../shared/photos/train`. Never share-alike photos, never those that figures are measured on.
 # OUT     gets base/, pixel/, structure/, cameras/, fidelity/, wider/, finish/, tail/, semantic/ and balance/. Steps that are
@@ -18,10 +19,9 @@
 # that the last lines print belong into models.toml.
 set -eu
 
-if [ $# -ne 2 ]; then
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-fi
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
+case ${1-} in -h | --help) usage && exit ;; esac
+[ $# -eq 2 ] || { usage >&2 && exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 photos=$(cd "$1" && pwd)
 mkdir -p "$2"

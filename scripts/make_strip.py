@@ -2,9 +2,9 @@
 
     python scripts/make_strip.py STRIP.png LQ_FOLDER HQ_FOLDER NAME:LEFT,TOP,SIDE [NAME:LEFT,TOP,SIDE ...]
 
-NAME is a file's name without its ending, in both folders; LEFT, TOP and SIDE are pixels of the input. The model's two columns
-are made by `srcli upscale`; more of its options may follow in `--options`. `scripts/measure_tiny.py --keep` writes LQ files.
-Do not publish strips of photos whose licence forbids it: of what srcli is measured on, `realsr-open` is for research only.
+The model's two columns are made by `srcli upscale`. Prints nothing; writes the strip as PNG. Takes as long as upscaling the photos
+twice. `scripts/measure_tiny.py --keep` writes LQ files. Do not publish strips of photos whose licence forbids it: of what srcli is
+measured on, `realsr-open` is for research only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,37 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-CELL, GAP, HEAD = 320, 6, 22
+CELL, SCALE = 320, 4
 COLUMNS = ("input", "bicubic", "lambda_semantic 0", "default", "reference")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("strip", type=Path, help="the PNG file to write")
+    parser.add_argument("lq", type=Path, help="folder of the inputs")
+    parser.add_argument("hq", type=Path, help="folder of the references, 4 times as large, of the same names")
+    parser.add_argument(
+        "crops", nargs="+", metavar="NAME:LEFT,TOP,SIDE", help="a file's name without its ending; a square in the input's pixels"
+    )
+    parser.add_argument("--options", default="", help="more options of `srcli upscale`, in one string")
+    args = parser.parse_args()
+    crops = {name: tuple(map(int, box.split(","))) for name, box in (each.rsplit(":", 1) for each in args.crops)}
+    from srcli.images.sheet import make_sheet, save_sheet
+
+    with tempfile.TemporaryDirectory() as work:
+        inputs, options = [find(args.lq, name) for name in crops], args.options.split()
+        default = upscale(inputs, Path(work) / "default", options)
+        fidelity = upscale(inputs, Path(work) / "fidelity", [*options, "--lambda-semantic", "0"])
+        rows = [
+            row(box, find(args.lq, name), [find(f, name) for f in (fidelity, default, args.hq)]) for name, box in crops.items()
+        ]
+    save_sheet(make_sheet(rows, COLUMNS), args.strip)
 
 
 def find(folder: Path, name: str) -> Path:
@@ -36,40 +62,19 @@ def upscale(inputs: list[Path], folder: Path, options: list[str]) -> Path:
     return folder
 
 
-def row(name: str, box: tuple[int, int, int], lq: Path, hq: Path, fidelity: Path, default: Path) -> list[Image.Image]:
+def row(box: tuple[int, ...], lq: Path, large: list[Path]) -> list[npt.NDArray[np.uint8]]:
+    """The crop of the input, of that enlarged, and of the large pictures: (CELL, CELL, 3), uint8 each."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
     left, top, side = box
-    source = Image.open(find(lq, name)).convert("RGB")
-    reference = Image.open(find(hq, name)).convert("RGB")
-    large = source.resize((source.width * 4, source.height * 4), Image.Resampling.BICUBIC)
-    zoomed = tuple(4 * edge for edge in (left, top, left + side, top + side))
-    plain = source.crop((left, top, left + side, top + side)).resize((CELL, CELL), Image.Resampling.NEAREST)
-    pictures = [large, Image.open(find(fidelity, name)), Image.open(find(default, name)), reference]
-    return [plain, *(picture.convert("RGB").crop(zoomed).resize((CELL, CELL), Image.Resampling.LANCZOS) for picture in pictures)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("strip", type=Path)
-    parser.add_argument("lq", type=Path)
-    parser.add_argument("hq", type=Path)
-    parser.add_argument("crops", nargs="+", metavar="NAME:LEFT,TOP,SIDE")
-    parser.add_argument("--options", default="", help="more options of `srcli upscale`, in one string")
-    args = parser.parse_args()
-    crops = {name: tuple(map(int, box.split(","))) for name, box in (each.rsplit(":", 1) for each in args.crops)}
-
-    with tempfile.TemporaryDirectory() as work:
-        inputs, options = [find(args.lq, name) for name in crops], args.options.split()
-        default = upscale(inputs, Path(work) / "default", options)
-        fidelity = upscale(inputs, Path(work) / "fidelity", [*options, "--lambda-semantic", "0"])
-        rows = [row(name, box, args.lq, args.hq, fidelity, default) for name, box in crops.items()]
-
-    strip = Image.new("RGB", (len(COLUMNS) * (CELL + GAP) - GAP, HEAD + len(rows) * (CELL + GAP) - GAP), "white")
-    draw = ImageDraw.Draw(strip)
-    for place, title in enumerate(COLUMNS):
-        draw.text((place * (CELL + GAP) + CELL // 2, 2), title, fill="black", anchor="ma", font=ImageFont.load_default(16))
-        for line, cells in enumerate(rows):
-            strip.paste(cells[place], (place * (CELL + GAP), HEAD + line * (CELL + GAP)))
-    strip.save(args.strip, optimize=True)
+    square = (left, top, left + side, top + side)
+    source = Image.open(lq).convert("RGB")
+    pictures = [ImageOps.scale(source, SCALE, Image.Resampling.BICUBIC), *(Image.open(path).convert("RGB") for path in large)]
+    crops = [picture.crop(tuple(SCALE * edge for edge in square)) for picture in pictures]
+    cells = [source.crop(square).resize((CELL, CELL), Image.Resampling.NEAREST)]
+    cells += [crop.resize((CELL, CELL), Image.Resampling.LANCZOS) for crop in crops]
+    return [np.asarray(cell) for cell in cells]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Steps at patch borders may go up or down, so their size counts: |difference| of 
 rows; likewise along columns. A grid of period P puts energy at exactly the frequencies k / P of that profile, where photos have a
 smooth spectrum. Told is, in dB, the energy in these bins over the mean of the bins around them. 0 is no grid; HQ photos show what
 JPEG files and chance do. Bicubic enlargement by 4 has a period of its own, about 13 dB: compare pictures of like sharpness.
+Prints a line for each folder, its mean and its largest; takes a second for ten pictures.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-
-from srcli.images.fidelity import luma
 
 PERIOD = 4
 _STRIP = 32
@@ -27,6 +25,8 @@ _NEAR, _FAR = 2, 12
 
 def grid_db(picture: npt.NDArray[np.uint8]) -> float:
     """The mean over both axes and all multiples of the patch frequency, in dB; (H, W, 3), RGB."""
+    from srcli.images.fidelity import luma
+
     brightness = luma(picture)
     return float(np.mean([_along_rows(brightness), _along_rows(brightness.T)]))
 
@@ -50,8 +50,11 @@ def _along_rows(plane: npt.NDArray[np.floating]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
-    for folder in parser.parse_args().folders:
+    parser.add_argument("folders", type=Path, nargs="+", help="of pictures, and nothing else")
+    args = parser.parse_args()
+    from PIL import Image
+
+    for folder in args.folders:
         found = np.array([grid_db(np.asarray(Image.open(path).convert("RGB"))) for path in sorted(folder.iterdir())])
         print(f"{folder}: mean {found.mean():+.2f} dB, largest {found.max():+.2f} dB, of {len(found)} pictures")
 

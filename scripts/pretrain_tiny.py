@@ -5,7 +5,7 @@
 The UNet learns to predict the noise (DDPM, Ho et al. 2020, eq. 14) in 4x4-patchified photos. It sees clean crops under the
 `positive` embedding, degraded ones under the `negative` embedding, and both under `null`: the three stand in for the
 prompts of a text encoder, and make guidance and score distillation mean something. The result is a folder in diffusers' layout
-that `srcli train-pixel --base` takes.
+that `srcli train-pixel --base` takes. Prints the loss every 50 steps. The recipe takes half an hour on two cores with avx512_bf16.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tomlkit
-import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
 
-from srcli.memory import keep_large_blocks
-from srcli.networks.backbone import PatchAutoencoder
-from srcli.networks.device import bf16_pays
-from srcli.networks.tail import PixelTail
-from srcli.training.data.crops import Batch, CropSettings, StepOrder, TrainingCrops, finish, make_loader
-from srcli.training.data.sources import find_sources
+    from srcli.networks.backbone import PatchAutoencoder
+    from srcli.networks.tail import PixelTail
+    from srcli.training.data.crops import Batch
 
 PROMPTS = ("positive", "negative", "null")
 TOKENS, WIDTH = 4, 64
@@ -33,6 +30,8 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel:
+    from diffusers import UNet2DConditionModel
+
     inner = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=32,
@@ -50,12 +49,18 @@ def make_unet(channels: tuple[int, ...] = (80, 96, 128)) -> UNet2DConditionModel
 
 def make_tail(vae: PatchAutoencoder, seed: int) -> PixelTail:
     """A tail that does nothing; what its first layers see is left to chance and to the adapters."""
+    import torch
+
+    from srcli.networks.tail import PixelTail
+
     torch.manual_seed(seed)
     return PixelTail(vae.factor, vae.scaling_factor)
 
 
 def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, 3, H, W) and the index of each one's prompt (N,): six in ten clean, a quarter of all under `null`."""
+    import torch
+
     clean = torch.rand(len(batch.hq), generator=generator) < 0.6
     unconditional = torch.rand(len(clean), generator=generator) < 0.25
     pictures = torch.where(clean[:, None, None, None], batch.hq, batch.lq)
@@ -66,8 +71,11 @@ def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, 
 def save(
     folder: Path, unet: UNet2DConditionModel, tail: PixelTail, prompts: torch.Tensor, vae: PatchAutoencoder, steps: int
 ) -> None:
-    unet.to(torch.float16).save_pretrained(folder / "unet")
-    tail.to(torch.float16).save_pretrained(folder / "tail")
+    from diffusers import DDPMScheduler
+    from safetensors.torch import save_file
+
+    unet.half().save_pretrained(folder / "unet")
+    tail.half().save_pretrained(folder / "tail")
     vae.save_config(folder / "vae")
     DDPMScheduler(**BETAS).save_pretrained(folder / "scheduler")
     tensors = {name: prompts[i].half().contiguous() for i, name in enumerate(PROMPTS)}
@@ -78,23 +86,37 @@ def save(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("photos", type=Path, help="a folder of sharp photos")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the base's folder")
+    parser.add_argument("--steps", type=int, default=3500, help="updates of the UNet (%(default)s)")
     parser.add_argument("--minutes", type=float, default=1e9, help="end after this long; the schedule follows the clock")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=4e-4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=16, help="crops a step (%(default)s)")
+    parser.add_argument("--crop", type=int, default=128, help="side of the crops, in pixels (%(default)s)")
+    parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate of AdamW (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all chance (%(default)s)")
     parser.add_argument("--recipe", type=Path, help="TOML with values of the options above; options given here go above them")
     given = parser.parse_args()
     if given.recipe is not None:
-        values = tomlkit.parse(given.recipe.read_text(encoding="utf-8")).unwrap()
+        from srcli.config.recipe_file import read_recipe_file
+
+        values = read_recipe_file(given.recipe)
         unknown = sorted(values.keys() - (vars(given).keys() - {"photos", "output", "recipe"}))
         if unknown:
             parser.error(f"unknown keys in {given.recipe}: {', '.join(unknown)}")
         parser.set_defaults(**values)
-    args = parser.parse_args()
+    pretrain(parser.parse_args())
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Make the base, from the photos to its folder."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from srcli.memory import keep_large_blocks
+    from srcli.networks.backbone import PatchAutoencoder
+    from srcli.networks.device import bf16_pays
+    from srcli.training.data.crops import CropSettings, StepOrder, TrainingCrops, finish, make_loader
+    from srcli.training.data.sources import find_sources
 
     keep_large_blocks()
     torch.manual_seed(args.seed)
