@@ -2,9 +2,9 @@
 
     python scripts/make_strip.py STRIP.png LQ_FOLDER HQ_FOLDER NAME:LEFT,TOP,SIDE [NAME:LEFT,TOP,SIDE ...]
 
-The model's two columns are made by `srcli upscale`. Prints nothing; writes the strip as PNG. Takes as long as upscaling the photos
-twice. `scripts/measure_tiny.py --keep` writes LQ files. Do not publish strips of photos whose licence forbids it: of what srcli is
-measured on, `realsr-open` is for research only.
+The model's two columns are made by `srcli upscale`. Prints nothing; writes the strip as PNG. Takes as long as upscaling the
+photos twice. `scripts/measure_tiny.py --keep` writes LQ files. Do not publish strips of photos whose licence forbids it: of what
+srcli is measured on, `realsr-open` is for research only.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ def main() -> None:
         inputs, options = [find(args.lq, name) for name in crops], args.options.split()
         default = upscale(inputs, Path(work) / "default", options)
         fidelity = upscale(inputs, Path(work) / "fidelity", [*options, "--lambda-semantic", "0"])
-        rows = [
-            row(box, find(args.lq, name), [find(f, name) for f in (fidelity, default, args.hq)]) for name, box in crops.items()
-        ]
+        large = (fidelity, default, args.hq)
+        rows = [row(box, find(args.lq, name), [find(folder, name) for folder in large]) for name, box in crops.items()]
     save_sheet(make_sheet(rows, COLUMNS), args.strip)
 
 
@@ -67,14 +66,14 @@ def row(box: tuple[int, ...], lq: Path, large: list[Path]) -> list[npt.NDArray[n
     import numpy as np
     from PIL import Image, ImageOps
 
-    left, top, side = box
-    square = (left, top, left + side, top + side)
+    def cell(picture: Image.Image, zoom: int, filter: Image.Resampling) -> npt.NDArray[np.uint8]:
+        left, top, side = (zoom * edge for edge in box)
+        return np.asarray(picture.crop((left, top, left + side, top + side)).resize((CELL, CELL), filter))
+
     source = Image.open(lq).convert("RGB")
     pictures = [ImageOps.scale(source, SCALE, Image.Resampling.BICUBIC), *(Image.open(path).convert("RGB") for path in large)]
-    crops = [picture.crop(tuple(SCALE * edge for edge in square)) for picture in pictures]
-    cells = [source.crop(square).resize((CELL, CELL), Image.Resampling.NEAREST)]
-    cells += [crop.resize((CELL, CELL), Image.Resampling.LANCZOS) for crop in crops]
-    return [np.asarray(cell) for cell in cells]
+    cells = [cell(picture, SCALE, Image.Resampling.LANCZOS) for picture in pictures]
+    return [cell(source, 1, Image.Resampling.NEAREST), *cells]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 The UNet learns to predict the noise (DDPM, Ho et al. 2020, eq. 14) in 4x4-patchified photos. It sees clean crops under the
 `positive` embedding, degraded ones under the `negative` embedding, and both under `null`: the three stand in for the
 prompts of a text encoder, and make guidance and score distillation mean something. The result is a folder in diffusers' layout
-that `srcli train-pixel --base` takes. Prints the loss every 50 steps. The recipe takes half an hour on two cores with avx512_bf16.
+that `srcli train-pixel --base` takes. Prints the loss every 50 steps. Takes half an hour by the recipe, on two
+cores with avx512_bf16.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def make_tail(vae: PatchAutoencoder, seed: int) -> PixelTail:
     from srcli.networks.tail import PixelTail
 
     torch.manual_seed(seed)
-    return PixelTail(vae.factor, vae.scaling_factor)
+    tail: PixelTail = PixelTail(vae.factor, vae.scaling_factor)
+    return tail
 
 
 def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
