@@ -258,7 +258,7 @@ def test_an_adapter_learns_on_from_another(caplog: pytest.LogCaptureFixture) -> 
     attach(network, "pixel", RANKS | {"mirrored": 2}, 4, full=r"norm\..*")
     with caplog.at_level(logging.WARNING, "srcli"):
         fill(network, start, AdapterInfo(4, 4))
-    assert "2 layers that the adapter to start from leaves alone start from nothing: mirrored, norm.weight" in caplog.text
+    assert "starting from nothing: 2 layers that the adapter to start from lacks, mirrored, norm.weight" in caplog.text
     assert torch.equal(answer(network), answer(before))
 
 

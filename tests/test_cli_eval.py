@@ -398,7 +398,7 @@ def test_all_faults_of_the_command_line_are_told_at_once() -> None:
         ({}, "nothing to evaluate"),
         ({"sr": ("hq=x",), "hq": Path("y")}, "cannot be called `hq`"),
         ({"sr": ("x",), "hq": Path("y"), "keep": Path("z")}, "--keep"),
-        ({"sr": ("x",), "hq": Path("y"), "lambda_pixel": 1.0}, "--lambda-pixel"),
+        ({"sr": ("x",), "hq": Path("y"), "dials": {"lambda_pixel": 1.0}}, "--lambda-pixel"),
         ({"sr": ("x",), "hq": Path("y"), "metrics": ()}, "names no metric"),
         ({"sr": ("x",), "hq": Path("y"), "metrics": ("psnr", "psnr")}, "`psnr` twice"),
         ({"lq": Path("x"), "hq": Path("y"), "baseline": ("area",)}, "--baseline area"),

@@ -113,7 +113,7 @@ def test_fetch_then_import_then_upscale_without_a_text_encoder(hub: Hub, photo_f
 def test_import_then_fetch(hub: Hub) -> None:
     hub.repos[REPO] = files_of(PISA / "base")
     _, told = run("models", "import", "pisa-sr", CHECKPOINT)
-    assert told.endswith("one step is left:\n  1. srcli models fetch pisa-sr")
+    assert told.endswith("one step is left:\n  1. srcli models fetch pisa-sr\n")
     assert {get.path.split(f"{COMMIT}/")[-1] for get in hub.requests if get.method == "GET" and "resolve" in get.path} <= {
         "unet/config.json",
         f"/{REPO}/resolve/main/unet/config.json",
@@ -147,7 +147,7 @@ def test_import_without_network(hub: Hub, tmp_path: Path) -> None:
     assert state() == "ready"
     assert base_folder(find_model("pisa-sr")) == PISA / "base"
     _, told = run("models", "remove", "pisa-sr")
-    assert told.endswith(f"`pisa-sr` is again the model in `{packaged_models_file()}`")
+    assert told.endswith(f"`pisa-sr` is again the model in `{packaged_models_file()}`\n")
     assert state() == "to fetch and import"
 
 
@@ -209,7 +209,7 @@ def test_the_rows_sums_hold(hub: Hub, tmp_path: Path) -> None:
         run("models", "fetch", "m", "--models-file", file)
     file.write_text(row.format(UNET, hub.sum_of(UNET, hub.repos["a/b"][UNET])))
     _, told = run("models", "fetch", "m", "--models-file", file)
-    assert told.endswith(f"srcli models import m a.pkl --models-file {file}")
+    assert told.endswith(f"srcli models import m a.pkl --models-file {file}\n")
 
 
 # Interruptions, in processes of their own ----------------------------------------------------------------------------

@@ -345,7 +345,7 @@ def test_a_model_that_lacks_weights_is_noted(
     del weights["vision_model.post_layernorm.weight"]
     save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
     captions_of(f"model:{tmp_path / 'model'}", plain[:1], tmp_path / "captions.tsv")
-    assert f"1 weights of `{tmp_path / 'model'}` are missing and random: look at its captions" in told.messages
+    assert f"`{tmp_path / 'model'}` lacks 1 weight, in whose place is chance: look at its captions" in told.messages
 
 
 def test_large_photos_are_shrunk_and_turned_upright(tmp_path: Path) -> None:

@@ -263,8 +263,8 @@ def test_the_network_s_floats_are_let_go_before_a_picture_is_encoded(tmp_path: P
     real_restore, real_encode = Engine.restore, stream_module.encode
     alive = []
 
-    def restore(self: Engine, pictures: list[Canvas]) -> list[Tensor]:
-        results = real_restore(self, pictures)
+    def restore(self: Engine, pictures: list[Canvas], mixtures: object) -> list[Tensor]:
+        results = real_restore(self, pictures, mixtures)  # type: ignore[arg-type]
         floats.extend(weakref.ref(result) for result in results)
         return results
 
@@ -365,7 +365,7 @@ def test_the_clock_tells_who_waited_for_whom(tmp_path: Path, monkeypatch: pytest
 
 def test_small_inputs_are_enlarged_first_and_narrow_ones_within_bounds(photo: np.ndarray) -> None:
     def canvas_size(height: int, width: int, min_side: int) -> tuple[int, ...]:
-        canvas = prepare_canvas(Picture(np.zeros((height, width, 3), dtype=np.uint8)), 4, min_side)
+        canvas = prepare_canvas(Picture(np.zeros((height, width, 3), dtype=np.uint8)), 4, min_side, "bicubic")
         return canvas.height, canvas.width
 
     assert canvas_size(64, 96, 0) == (256, 384)

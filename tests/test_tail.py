@@ -133,7 +133,7 @@ def test_an_adapter_of_a_base_without_a_tail_learns_on_with_one(tmp_path: Path, 
     with caplog.at_level(logging.WARNING, "srcli"):
         train(make_config("pixel", photos, tmp_path / "still", still, start_from=first.output), base)
     assert "4 layers" in caplog.text
-    assert "start from nothing: tail.conv1, tail.conv2, tail.conv3, tail.conv4" in caplog.text
+    assert "lacks, tail.conv1, tail.conv2, tail.conv3, tail.conv4" in caplog.text
     again = load_adapter(tmp_path / "still" / "pixel" / "adapter_model.safetensors", "pixel")
     for name, tensor in kept.tensors.items():
         torch.testing.assert_close(again.tensors[name], tensor)

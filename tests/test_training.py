@@ -404,4 +404,4 @@ def test_photos_without_a_caption_are_told(tmp_path: Path, pixel: Path, caplog: 
     train(make_config("pixel", photos, tmp_path / "pixel", {"crop": 64, "steps": 1}), base)
     changes = {"pixel": tmp_path / "pixel", "told": told("photograph", "blur"), "captions": "sidecar"}
     train(make_config("semantic", photos, tmp_path / "semantic", {"crop": 64, "steps": 1}, **changes), base)
-    assert any("2 photos have no caption" in message and "1.png" in message for message in caplog.messages)
+    assert any("2 photos without a caption" in message and "1.png" in message for message in caplog.messages)

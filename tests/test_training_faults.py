@@ -314,7 +314,7 @@ def test_photos_of_val_are_not_trained_on(
         run = Setup(config, base)
     assert [photo.hq.name for source in run.crops.sources for photo in source.photos] == ["2.png", "3.png", "4.png"]
     assert len(run.fixed) == 2
-    assert any("2 photos of `--val` are in `--data` too" in message for message in caplog.messages)
+    assert any("2 photos of `--data` not trained on: `--val` holds the same" in message for message in caplog.messages)
     with pytest.raises(UsageError, match="takes all photos of `--data") as caught:
         train(replace(config, val_images=5), base)
     assert "--val-images" in caught.value.hint

@@ -163,6 +163,7 @@ class Report:
                 "input_size": outcome.input_size,
                 "output_size": outcome.output_size,
                 "model_seconds": round(outcome.seconds, 4),
+                **({"found": dict(outcome.found)} if outcome.found else {}),
             }
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from srcli.errors import UsageError, joined_faults
+from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import probe
 from srcli.images.suffixes import INPUT_SUFFIXES
 
@@ -90,12 +90,14 @@ def refuse_swapped(lq: Path, hq: Path) -> None:
 
     Raises:
         UsageError: it is larger than its reference; or a path is missing, as for `match`.
-        ImageError: one of the two cannot be read.
     """
     found = _found({INPUT: lq, REFERENCE: hq})
     common = sorted(found[INPUT].keys() & found[REFERENCE].keys())
     if common:
-        small, large = (probe(found[name][common[0]]) for name in (INPUT, REFERENCE))
+        try:
+            small, large = (probe(found[name][common[0]]) for name in (INPUT, REFERENCE))
+        except ImageError:  # told where it is measured
+            return
         if small.width > large.width and small.height > large.height:
             sizes = f"{small.width}x{small.height} there and {large.width}x{large.height} as a reference"
             raise UsageError(f"`--lq` and `--hq` look swapped: `{common[0]}` has {sizes}", f"`--lq {hq} --hq {lq}`")

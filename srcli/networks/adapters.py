@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
+from srcli.console import counted
 from srcli.disk import write_whole
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.networks.lora import LoraLayer, Replaced, can_have_lora
@@ -258,7 +259,8 @@ def fill(network: nn.Module, adapter: Adapter, fresh: AdapterInfo) -> None:
         message = f"the adapter to start from has another rank in {len(other)} layers, among them `{other[0]}`"
         raise ModelError(message, "give each layer the rank that it was trained with")
     if new := sorted(ours - theirs):
-        _LOGGER.warning("layers that the adapter to start from lacks start from nothing, %d in all: %s", len(new), _listed(new))
+        layers = counted(len(new), "layer")
+        _LOGGER.warning("starting from nothing: %s that the adapter to start from lacks, %s", layers, _listed(new))
     restore_state(network, adapter)
 
 

@@ -89,12 +89,11 @@ def _photo(config: SweepConfig, name: str, source: Path, relative: Path, hq: Pat
             raise ImageError(message, "crops are in output pixels; sweep pictures of other sizes apart")
     if hq is not None:
         reference = probe(hq)
-        if reference.width < header.width and reference.height < header.height:
-            sizes = f"{reference.width} x {reference.height} px, smaller than it"
-            raise ImageError(f"its reference has {sizes}", "are the inputs and `--hq` swapped?")
         if (reference.width, reference.height) != (width, height):
             sizes = f"{width} x {height} px and its reference {reference.width} x {reference.height} px"
-            raise ImageError(f"its output has {sizes}", "give references of `--scale` times the inputs' size")
+            swapped = reference.width < header.width and reference.height < header.height
+            hint = "are the inputs and `--hq` swapped?" if swapped else "give references of `--scale` times the inputs' size"
+            raise ImageError(f"its output has {sizes}", hint)
     elif paired:
         raise ImageError(f"it has no reference in `{config.hq}`", "references have the same path, apart from the suffix")
     return Photo(name, source, relative, (width, height), hq)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srcli.config.training import TrainConfig
+from srcli.console import counted
 from srcli.errors import ModelError, UsageError
 from srcli.families import families, load_trainee
 from srcli.memory import free_bytes, keep_large_blocks
@@ -103,7 +104,8 @@ class Setup:
             captions = read_captions(config.captions, photos, cache=cache, device=self.accelerator.device)
         if captions.missing and config.captions and self._main:
             named = ", ".join(f"`{path.name}`" for path in captions.missing[:5])
-            log.warning("without a caption, and so with the fixed prompt alone, %d in all: %s …", len(captions.missing), named)
+            photos_without = counted(len(captions.missing), "photo")
+            log.warning("the fixed prompt alone is used for %s without a caption: %s …", photos_without, named)
         positive = str(config.told["prompts.positive"])
         prompts = {path: full_prompt(captions.by_path.get(path, ""), positive) for path in photos}
         distinct = sorted(set(prompts.values()))
