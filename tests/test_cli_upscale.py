@@ -131,7 +131,7 @@ def test_a_dry_run_tells_sizes_and_time_and_writes_nothing(models_file: Path, ph
     assert not (tmp_path / "out").exists()
     told = json.loads(upscale(models_file, photo_folder, "-o", tmp_path / "out", "--dry-run", "--json").stdout)
     assert len(told["planned"]) == 3
-    assert told["estimated_seconds"] > 0
+    assert told["estimated_seconds"] > told["loading_seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
 from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
-from srcli.console import UpscaleProgress, console, format_megapixels, rough_duration, tell
+from srcli.console import UpscaleProgress, console, format_duration, format_megapixels, rough_duration, tell
 from srcli.disk import make_output_folder
 from srcli.errors import UsageError
 from srcli.images.files import Job, Outcome, is_done, plan_jobs
@@ -247,20 +247,25 @@ def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedIma
 def _dry_run(
     config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedImage], skipped: list[Job], left_out: dict[str, int]
 ) -> int:
-    """Tell what would be done; the estimate comes from one tile, timed on this machine now."""
+    """Tell what would be done; the estimate comes from loading and one tile, timed on this machine now."""
     good = [image for image in images if not image.fault]
-    seconds = estimate_seconds(open_stream(config, spec), good) if good else 0.0
+    loading = seconds = 0.0
+    if good:
+        start = time.perf_counter()
+        stream = open_stream(config, spec)
+        loading = time.perf_counter() - start
+        seconds = loading + estimate_seconds(stream, good)
     total = sum(megapixels(image.output_size) for image in good)
     code = 1 if len(good) < len(images) else 0
     if config.json:
         lines = [image.as_dict() for image in images]
         outline = {"planned": lines, "skipped": len(skipped), "left_out": left_out, "megapixels": total}
-        typer.echo(json.dumps({**outline, "estimated_seconds": seconds}))
+        typer.echo(json.dumps({**outline, "estimated_seconds": seconds, "loading_seconds": loading}))
         return code
     for image in images:
         tell(image.line())
     faulty = f", {len(images) - len(good)} that would fail" if code else ""
     done = f", {len(skipped)} done already" if skipped else ""
-    took = f"; about {rough_duration(seconds)} here" if good else ""
+    took = f"; about {rough_duration(seconds)} here, {format_duration(loading)} of it to load the model" if good else ""
     tell(f"{len(good)} to do ({format_megapixels(total)}){done}{faulty}{took}")
     return code
