@@ -155,8 +155,8 @@ def attach_frozen(network: nn.Module, adapter: Adapter) -> None:
     """
     check_fit(network, adapter)
     _add(network, adapter.name, adapter.ranks, adapter.info.alpha, adapter.full, gaussian=False)
+    _in_float32(network, adapter.name, trained=False)  # first: a network in half precision would round the adapter
     restore_state(network, adapter)
-    _in_float32(network, adapter.name, trained=False)
 
 
 def _add(
