@@ -22,6 +22,7 @@ from tiny_model import make_base
 from training_case import make_photos
 
 from srcli.networks.adapters import load_adapter
+from srcli.rows.spec import find_model
 from srcli.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,10 +72,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos: Path, tmp_path: Path) -> None:
     pixel, semantic = tmp_path / "pixel", tmp_path / "semantic"
-    done = run("train-pixel", "--data", photos, "-o", pixel, "--base", base, "--steps", 4, *SHORT)
+    done = run("train-pixel", "--data", photos, "-o", pixel, "--base", base, "--steps", 4, "--licence", "CC0-1.0", *SHORT)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "step 4 of 4" in done.stderr
+    recipe = run("train-pixel", "--model", pixel, "--show-recipe").stdout
+    assert "rank = 2 " in recipe, "a run goes on with the recipe of the run that it is of"
+    assert find_model(str(pixel)).licence == "CC0-1.0"
     done = run(
         *("train-semantic", "--data", photos, "--pixel", pixel, "-o", semantic, "--base", base, "--steps", 4, *SHORT),
         *("--lpips", 0, "--csd", 1, "--prompt", "positive", "--negative-prompt", "negative"),

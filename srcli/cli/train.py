@@ -184,7 +184,7 @@ def _config(spec: ModelSpec, stage: str, given: Mapping[str, Any], recipe: Recip
         base_name=next(iter(spec.base.names), ""),
         scale=spec.native_scale,
         captions=given["own"].get("captions", ""),
-        licence=given["licence"],
+        licence=given["licence"] or ("" if spec.packaged else spec.licence),
         **{name: given[name] for name in (*kept, *more)},
     )
 

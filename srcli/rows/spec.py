@@ -110,6 +110,11 @@ class ModelSpec:
     """The base as the user gave it, where it is not the row's own."""
 
     @property
+    def packaged(self) -> bool:
+        """Whether it came with srcli."""
+        return self.origin.resolve() == packaged_models_file().resolve()
+
+    @property
     def declared(self) -> Family:
         """What the family says of itself."""
         return families()[self.family]

@@ -51,10 +51,10 @@ def row_of_run(
         adapters: the files that the model is made of; paths below `folder` are written relative to it.
         folder: of the run.
         recipe: how the run's recipe is other than the stage's own, so that a further run can go on with it.
-        licence: of what was trained; empty for that of `spec`.
+        licence: of what was trained; empty where it is not known.
     """
     row: dict[str, Any] = {"family": spec.family, "description": f"trained by srcli on the base of {spec.name}"}
-    row |= {"native_scale": spec.native_scale, "licence": licence or spec.licence, "source": f"srcli train-{stage}"}
+    row |= {"native_scale": spec.native_scale, "licence": licence or "unknown", "source": f"srcli train-{stage}"}
     if spec.base.names:
         row["base"] = {key: _plain(value) for key, value in asdict(spec.base).items() if value not in (None, ())}
     row["adapters"] = {name: _entry(file.resolve(), folder.resolve()) for name, file in adapters.items()}
