@@ -106,7 +106,7 @@ class Setup:
             named = ", ".join(f"`{path.name}`" for path in captions.missing[:5])
             photos_without = counted(len(captions.missing), "photo")
             log.warning("the fixed prompt alone is used for %s without a caption: %s …", photos_without, named)
-        positive = str(config.told["prompts.positive"])
+        positive = str(config.told.get("prompts.positive", ""))
         prompts = {path: full_prompt(captions.by_path.get(path, ""), positive) for path in photos}
         distinct = sorted(set(prompts.values()))
         if len(distinct) <= _FEW_PROMPTS:
