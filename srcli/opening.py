@@ -70,14 +70,23 @@ def choose_model(
     lacking = [slot for slot in spec.declared.adapters if slot.required and slot.name not in spec.adapters]
     faults += [f"{label} lacks {slot.about}: give one as `--{slot.name}`" for slot in lacking]
     faults += [fault for dial, values in dials.items() for fault in _dial_faults(spec, dial, values)]
-    if faults:
-        title = f"the model `{spec.name}` cannot do that:"
-        raise UsageError(faults[0] if len(faults) == 1 else joined_faults(title, faults), _abilities(spec))
+    _raise_faults(spec, faults)
     if spec.base.names:
         base_folder(spec)
     for adapter in spec.adapters:
         adapter_path(spec, adapter)
     return spec
+
+
+def check_dials(spec: ModelSpec, dials: Settings) -> None:
+    """Raises: UsageError: dials that the model has not, or values that these cannot have; all of them."""
+    _raise_faults(spec, [fault for dial, value in dials.items() for fault in _dial_faults(spec, dial, (value,))])
+
+
+def _raise_faults(spec: ModelSpec, faults: list[str]) -> None:
+    if faults:
+        title = f"the model `{spec.name}` cannot do that:"
+        raise UsageError(faults[0] if len(faults) == 1 else joined_faults(title, faults), _abilities(spec))
 
 
 def _dial_faults(spec: ModelSpec, name: str, values: Sequence[float]) -> Iterator[str]:

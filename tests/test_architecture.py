@@ -40,7 +40,8 @@ LAYERS = {  # what each room may import of srcli, besides itself, the ground flo
     "sweep": MODELS | {"images", "config", "engine", "evaluation", "opening"},
     "cli": MODELS | {"images", "config", "engine", "training", "evaluation", "sweep", "opening", "console", ""},
     "__main__": {"cli"},
-    "": set(),
+    "python": {"config", "images", "engine", "opening"},
+    "": {"python"},
 }
 METHODS = set(families())
 

@@ -78,6 +78,17 @@ class Source:
         return _pillow_levels(self._image), replace(self.about, orientation=left, icc_profile=profile)
 
 
+def levels_of(image: Image.Image) -> tuple[Levels, bytes | None]:
+    """The pixels of an image that Pillow holds, as they lie there, as `Source.levels` has them; and their colour profile.
+
+    Raises:
+        ImageError: its file cannot be decoded, or it has pixels that cannot be restored.
+    """
+    with _faults_named(Path(str(getattr(image, "filename", "") or f"an image of mode {image.mode}"))):
+        image.load()
+        return _pillow_levels(image), None if image.mode in _OTHER_MODELS else image.info.get("icc_profile")
+
+
 @contextmanager
 def _faults_named(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong inside into an ImageError about `path`."""
