@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from srcli.errors import ImageError, ModelError, OutOfMemoryError, SrcliError, UsageError
 
-if TYPE_CHECKING:
-    from srcli.python import Upscaler, load
-
 __version__ = "0.1.0"
 __all__ = ["ImageError", "ModelError", "OutOfMemoryError", "SrcliError", "Upscaler", "UsageError", "load"]
 
+if TYPE_CHECKING:
+    from srcli.python import Upscaler, load
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in ("Upscaler", "load"):
-        raise AttributeError(f"module `srcli` has no attribute `{name}`")
-    from srcli import python
+    def __getattr__(name: str) -> Any:
+        if name not in ("Upscaler", "load"):
+            raise AttributeError(f"module `srcli` has no attribute `{name}`")
+        from srcli import python
 
-    return getattr(python, name)
+        return getattr(python, name)
