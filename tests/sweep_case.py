@@ -11,7 +11,7 @@ from srcli.sweep.run import Sweep, open_sweep
 
 
 def config(models_file: Path, inputs: Path, output: Path, **changes: Any) -> SweepConfig:
-    plain = {"model": "small", "device": "cpu", "dtype": "fp32", "tile": 1024, "overlap": 0}
+    plain = {"model": ("small",), "device": "cpu", "dtype": "fp32", "tile": 1024, "overlap": 0}
     lists = {"lambda_pixel": "0,0.5,1", "lambda_semantic": "0:1.5:0.5"}
     lists |= {name: changes.pop(name) for name in ("lambda_pixel", "lambda_semantic", "timestep") if name in changes}
     return SweepConfig((str(inputs),), output, lists, models_file=models_file, **{**plain, **changes})

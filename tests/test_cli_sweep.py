@@ -173,6 +173,57 @@ def test_the_semantic_dial_of_a_model_without_that_adapter_is_refused(photo_fold
     assert "adapters that it takes: `--pixel`, `--semantic`" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model of another scale and colour fix, without a semantic adapter."""
+    file = make_model(tmp_path_factory.mktemp("runs") / "other")
+    text = file.read_text().replace("native_scale = 4", 'native_scale = 2\ncolor_fix = "none"')
+    file.write_text(text)
+    return file.parent
+
+
+def test_models_beside_each_other_are_an_axis_and_each_is_loaded_once(
+    models_file: Path, other: Path, photo_folder: Path, hq_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, loaded, original = tmp_path / "out", [], run.open_engine
+    monkeypatch.setattr(run, "open_engine", lambda spec, *words: loaded.append(spec.native_scale) or original(spec, *words))
+    options = [photo_folder, "-o", out, "--hq", hq_folder, *small(models_file), "--model", other, "--json"]
+    done = srcli_sweep(*options, "--save-images")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["axes"] == {"model": ["small", "other"]}
+    assert (told["done"], told["best"]["psnr"]["model"] in ("small", "other"), loaded) == (6, True, [4, 2])
+    for name, model in (("small", "small"), ("other", other)):
+        words = ["--models-file", models_file, "--model", model, "--device", "cpu", "--dtype", "fp32", "--scale", 4]
+        assert srcli("upscale", photo_folder / "a.png", "-o", tmp_path / f"{name}.png", *words).returncode == 0
+        kept = out / "images" / f"model={name}" / "a.png"
+        assert kept.read_bytes() == (tmp_path / f"{name}.png").read_bytes()
+    assert (out / "plots" / "psnr-model.svg").is_file()
+    assert "<td>other</td>" in (out / "index.html").read_text()
+    assert [row["model"] for row in csv.DictReader((out / "table.csv").read_text().splitlines())] == ["small", "other"]
+    assert json.loads(srcli_sweep(*options).stdout)["skipped"] == 6
+    with_dial = json.loads(srcli_sweep(*options, "--lambda-pixel", "0.5,1").stdout)
+    assert [(cell["lambda_pixel"], cell["model"]) for cell in with_dial["cells"]] == [
+        *((0.5, "small"), (0.5, "other")),
+        *((1.0, "small"), (1.0, "other")),
+    ]
+
+
+def test_what_one_of_the_models_cannot_is_refused_with_its_name(
+    models_file: Path, other: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    other_file = tmp_path / "lesser.toml"
+    other_file.write_text((other / "models.toml").read_text().replace("small", "lesser").replace('"base"', f'"{other / "base"}"'))
+    other_file.write_text(other_file.read_text().replace('"pixel/', f'"{other}/pixel/'))
+    options = [photo_folder, "-o", tmp_path / "out", "--models-file", other_file, "--model", models_file.parent]
+    done = srcli_sweep(*options, "--model", "lesser", "--lambda-semantic", "0,1")
+    assert done.returncode == 2
+    assert "the model `lesser` (PiSA-SR) has no dial `--lambda-semantic`" in done.stderr.replace("\n", " ")
+    twice = srcli_sweep(*options, "--model", models_file.parent)
+    assert "`--model` names one model twice" in twice.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("output", ["x.png", "file/out"])
 def test_an_output_that_is_no_folder_is_refused(models_file: Path, photo_folder: Path, tmp_path: Path, output: str) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -42,7 +42,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
         inputs=(str(folder / "lq"),),
         output=folder / "out",
         lists={"lambda_pixel": "0,1,2", "lambda_semantic": "0,1", "timestep": "1,500"},
-        model="small",
+        model=("small",),
         models_file=make_model(folder / "model", semantic=True),
         hq=folder / "hq",
         crop=("8,8,32,24",),

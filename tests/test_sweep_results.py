@@ -20,7 +20,7 @@ from srcli.evaluation.metrics import Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.protocol import Dial
 from srcli.sweep import plots, run
-from srcli.sweep.grid import Axis, Grid, dial_axes, short_names
+from srcli.sweep.grid import Axis, Grid, dial_axes, model_axis, short_names
 from srcli.sweep.outputs import write_outputs
 from srcli.sweep.plots import pareto
 from srcli.sweep.run import open_sweep
@@ -59,7 +59,7 @@ def test_an_axis_of_one_value_takes_no_room() -> None:
 
 def test_no_two_values_or_adapters_look_alike() -> None:
     close = (0.12345678901, 0.12345678902, 0.5)
-    (axis,) = dial_axes([Dial("d", "d", "", 0.5)], {"d": close})
+    (axis,) = dial_axes([[Dial("d", "d", "", 0.5)]], {"d": close})
     assert axis.texts == ("0.12345678901", "0.12345678902", "0.5")
     assert short_names([Path("x/a-b/c"), Path("x/a/b-c"), Path("x/a/b,c")]) == ["a-b-c", "a-b-c-2", "a-b_c"]
 
@@ -74,6 +74,14 @@ def test_adapters_are_called_by_what_tells_them_apart() -> None:
     assert short_names([Path("runs/r4/semantic"), Path("runs/r8/semantic")]) == ["r4", "r8"]
     assert short_names([Path("a/x"), Path("a/b/x")]) == ["x", "b-x"]
     assert short_names([Path("one/two")]) == ["two"]
+    axis = model_axis(["tiny", "runs/tiny/x.pth", "runs/b/x.pth", "b"], ["tiny", "x", "x", "b"])
+    assert axis.texts == ("tiny", "tiny-2", "b", "b-2")
+
+
+def test_a_default_is_one_where_all_models_have_it() -> None:
+    models = [[Dial("d", "d", "", 0.5), Dial("e", "e", "", 1)], [Dial("e", "e", "", 1), Dial("d", "d", "", 0)]]
+    d, e = dial_axes(models, {"d": (0, 0.5), "e": (1, 2)})
+    assert (d.default, e.default) == (None, 0)
 
 
 # --- numbers ---

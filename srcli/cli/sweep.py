@@ -1,4 +1,4 @@
-"""`srcli sweep`: many settings of a model's dials over the same photos."""
+"""`srcli sweep`: many settings of a model's dials, and models beside each other, over the same photos."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ def sweep(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.", show_default=False, metavar="DIR")],
     dials: Mapping[str, str] = {},
-    model: Annotated[str, typer.Option(help="A name from `srcli models list`.", rich_help_panel=MODEL)] = "tiny",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name from `srcli models list`; tiny if not given. Repeat it to compare models.",
+            rich_help_panel=MODEL,
+            metavar="NAME",
+        ),
+    ] = None,
     models_file: ModelsFile = None,
     adapters: Mapping[str, list[Path]] = {},
     color_fix: Annotated[
@@ -103,7 +110,7 @@ def sweep(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep.", rich_help_panel=FILES)] = False,
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.", rich_help_panel=REPORT)] = False,
 ) -> None:
-    """Try many settings of a model's dials on the same photos.
+    """Try many settings of a model's dials, or several models, on the same photos.
 
     Each photo is encoded once and each network pass done once, so that a
     further setting costs little more than its decoding. Writes index.html to
@@ -116,7 +123,7 @@ def sweep(
         inputs=tuple(inputs),
         output=output,
         lists=dials,
-        model=model,
+        model=tuple(model or SweepConfig.model),
         models_file=models_file,
         adapters={name: tuple(paths) for name, paths in adapters.items()},
         hq=hq,

@@ -45,7 +45,8 @@ class SweepConfig:
     output: Path
     lists: Mapping[str, str] = field(default_factory=dict)
     """Dial -> its values, as of `parse_values`."""
-    model: str = "tiny"
+    model: tuple[str, ...] = ("tiny",)
+    """To compare, where there are several: they make an axis of the sweep."""
     models_file: Path | None = None
     adapters: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     """To compare, in place of the model's own. More than one of a kind make an axis of the sweep."""
@@ -152,16 +153,18 @@ def _part_values(part: str) -> set[Decimal]:
 
 def _dial_faults(config: SweepConfig) -> list[str]:
     faults = []
-    cells = math.prod(len(paths) for paths in config.adapters.values())
+    cells = len(config.model) * math.prod(len(paths) for paths in config.adapters.values())
     for name, text in config.lists.items():
         try:
             cells *= len(parse_values(text))
         except ValueError as fault:
             faults.append(f"`--{name.replace('_', '-')} {text}`: {fault}")
     if not config.lists and cells == 1:
-        faults.append("nothing to sweep: give values to a dial, or several adapters")
+        faults.append("nothing to sweep: give values to a dial, or several models or adapters")
     if cells > MAX_CELLS:
         faults.append(f"the dials have {cells} settings together, over {MAX_CELLS}")
+    if len({Path(name).resolve() for name in config.model}) < len(config.model):
+        faults.append("`--model` names one model twice")
     for name, paths in config.adapters.items():
         if len({path.resolve() for path in paths}) < len(paths):
             faults.append(f"`--{name}` names one adapter twice")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from srcli.evaluation.names import distinct
@@ -13,16 +13,16 @@ from srcli.protocol import Dial, Settings
 
 @dataclass(frozen=True)
 class Axis:
-    """A dial and its values, or adapters to compare."""
+    """A dial and its values, or models or adapters to compare."""
 
     name: str
-    """Of the dial or the adapter."""
+    """Of the dial or the adapter, or `model`."""
     symbol: str
     about: str
     texts: tuple[str, ...]
     """The values as they are shown."""
     values: tuple[float, ...] = ()
-    """Empty for adapters, which have names only."""
+    """Empty for models and adapters, which have names only."""
     default: int | None = None
     """Index of the dial's default, if it is among the values."""
 
@@ -37,7 +37,7 @@ class Cell:
     """`lambda_pixel=1,lambda_semantic=0.5`: in file names and records."""
     settings: Settings
     variant: int
-    """Which adapters: index in the order of `itertools.product` over the axes of adapters."""
+    """Which model and adapters: index in the order of `itertools.product` over their axes."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Grid:
     """All cells, and how they are drawn.
 
     Args:
-        axes: dials first, then adapters.
+        axes: dials first, then models, then adapters.
     """
 
     axes: tuple[Axis, ...]
@@ -106,14 +106,33 @@ class Grid:
         return self.at(tuple(place))
 
 
-def dial_axes(dials: Sequence[Dial], asked: Mapping[str, Sequence[float]]) -> tuple[Axis, ...]:
-    """An axis for each dial that is asked for, in the model's order.
+def dial_axes(models: Sequence[Sequence[Dial]], asked: Mapping[str, Sequence[float]]) -> tuple[Axis, ...]:
+    """An axis for each dial that is asked for, in the first model's order; its default is one only where all models agree.
 
     Args:
-        dials: that the model has.
+        models: the dials that each of them has; each has those that are asked for.
         asked: dial -> ascending values.
     """
-    return tuple(_axis(dial, tuple(asked[dial.name])) for dial in dials if dial.name in asked)
+    defaults = [{dial.name: dial.default for dial in dials} for dials in models]
+    axes = []
+    for dial in models[0]:
+        if dial.name in asked:
+            agreed = dial if len({each[dial.name] for each in defaults}) == 1 else replace(dial, default=None)
+            axes.append(_axis(agreed, tuple(asked[dial.name])))
+    return tuple(axes)
+
+
+def model_axis(given: Sequence[str], names: Sequence[str]) -> Axis:
+    """Models by their names; those that are given by paths, by the parts of these that differ.
+
+    Args:
+        given: names and paths, as the user gave them.
+        names: of the models' rows.
+    """
+    paths = [Path(each) for each, name in zip(given, names, strict=True) if each != name]
+    short = iter(short_names(paths) if paths else ())
+    shown = [each if each == name else next(short) for each, name in zip(given, names, strict=True)]
+    return Axis("model", "model", "by name", tuple(distinct(shown)))
 
 
 def adapter_axis(stage: str, paths: Sequence[Path]) -> Axis:
@@ -122,14 +141,12 @@ def adapter_axis(stage: str, paths: Sequence[Path]) -> Axis:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The parts of paths in which they differ, joined by `-`; for one path, its last part.
+    """The parts of paths in which they differ, joined by `-`; of one path, its last part.
 
     >>> short_names([Path("runs/r4/semantic"), Path("runs/r8/semantic")])
     ['r4', 'r8']
     """
     parts = [path.resolve().parts for path in paths]
-    if len(parts) == 1:
-        return [parts[0][-1]]
     while len({each[0] for each in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [each[1:] for each in parts]
     while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:

@@ -36,7 +36,7 @@ def write_outputs(sweep: Sweep) -> Outputs:
     try:
         told = write_tables(table, folder)
         plots = write_plots(table, folder / "plots") if sweep.opened.infos and missing_library() is None else []
-        page = Page(f"Sweep of {sweep.config.model}", table, sweep.complete, sweep.views, plots).write()
+        page = Page(f"Sweep of {', '.join(sweep.config.model)}", table, sweep.complete, sweep.views, plots).write()
     except OSError as fault:
         raise cannot_write(Path(fault.filename or folder), fault) from fault
     return Outputs(table, told, plots, page)

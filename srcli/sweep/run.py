@@ -28,7 +28,7 @@ from srcli.images.files import Job, is_done
 from srcli.opening import choose_model, complete, open_engine, ready_device
 from srcli.protocol import Settings
 from srcli.rows.spec import ModelSpec
-from srcli.sweep.grid import Cell, Grid, adapter_axis, dial_axes
+from srcli.sweep.grid import Axis, Cell, Grid, adapter_axis, dial_axes, model_axis
 from srcli.sweep.inputs import Photo, digest, find_photos
 from srcli.sweep.made_with import made_with
 from srcli.sweep.records import Record, Records
@@ -72,8 +72,8 @@ class Sweep:
         variants: of `find_variants`.
 
     Raises:
-        UsageError: the model has no such dials or adapters, or the output folder is of another sweep.
-        ModelError: the model is unknown, or its files are missing or damaged.
+        UsageError: the output folder cannot be written, or is of another sweep.
+        ModelError: a base is not there.
     """
 
     def __init__(
@@ -89,11 +89,9 @@ class Sweep:
         self._dtype = dtype
         self._variants = variants
         self._engine: tuple[int, MixingEngine] | None = None
-        adapters = [adapter_axis(name, paths) for name, paths in config.adapters.items() if len(paths) > 1]
-        self.grid = Grid((*dial_axes(variants[0].dials, config.dials), *adapters))
+        self.grid = Grid(_axes(config, variants))
         self.views = Views(config.output, config.crops)
         self.records = Records(config.output, anew=config.overwrite)
-        self._color_fix = config.color_fix or variants[0].color_fix
         self._made_with = [self._use(number) for number in range(len(self._variants))]
 
     @property
@@ -115,7 +113,7 @@ class Sweep:
     def run(self) -> Generator[Done, None, None]:
         """Yield each cell of each photo as soon as its files are written; a photo's fault is added to `failures`.
 
-        Adapters come one after the other, photos inside them, so that each is loaded once.
+        Models and adapters come one after the other, photos inside them, so that each is loaded once.
         """
         for variant in range(len(self._variants)):
             for photo in self.complete:
@@ -124,7 +122,7 @@ class Sweep:
                     if variant == len(self._variants) - 1:
                         self._write_sheets(photo)
                 except ModelError:
-                    raise  # of adapters that are loaded only now: not this photo's fault
+                    raise  # of what is loaded only now: not this photo's fault
                 except Exception as error:
                     told = failure(Job(photo.source, self.config.output), error)
                     self.failures.append(Failure(photo.source, told.reason, told.hint))
@@ -185,8 +183,9 @@ class Sweep:
         """One encoding and each pass once, then a decoding for each cell; nothing of a cell stays in memory."""
         start = time.perf_counter()
         settings = [cell.settings for cell in cells]
+        color_fix = self.config.color_fix or self._variants[variant].color_fix
         for index, sr in self._engine_of(variant).restore_all(loaded.canvas, settings):
-            picture = finish(loaded.picture, sr, loaded.canvas, loaded.photo.output_size, self._color_fix)
+            picture = finish(loaded.picture, sr, loaded.canvas, loaded.photo.output_size, color_fix)
             record = self._keep(loaded, cells[index], picture, start)
             del sr, picture
             yield Done(loaded.photo, cells[index], record, skipped=False)
@@ -274,10 +273,18 @@ def open_sweep(config: SweepConfig) -> Sweep:
 
 
 def find_variants(config: SweepConfig) -> list[ModelSpec]:
-    """The model's row with each combination of adapters; raises as `choose_model`."""
+    """Each model's row with each combination of adapters; raises as `choose_model`."""
     combinations = itertools.product(*config.adapters.values())
     given = [dict(zip(config.adapters, paths, strict=True)) for paths in combinations]
-    return [choose_model(config.model, config.models_file, adapters, config.dials) for adapters in given]
+    return [choose_model(model, config.models_file, adapters, config.dials) for model in config.model for adapters in given]
+
+
+def _axes(config: SweepConfig, variants: Sequence[ModelSpec]) -> tuple[Axis, ...]:
+    models = variants[:: len(variants) // len(config.model)]
+    axes = [*dial_axes([spec.dials for spec in models], config.dials)]
+    if len(models) > 1:
+        axes.append(model_axis(config.model, [spec.name for spec in models]))
+    return (*axes, *(adapter_axis(name, paths) for name, paths in config.adapters.items() if len(paths) > 1))
 
 
 def _settings(config: SweepConfig) -> tuple[Settings, ...]:
