@@ -315,6 +315,20 @@ def test_a_model_that_is_a_folder_is_only_read(folders: Folders, tmp_path: Path)
     assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.png")) == ["a.png", "b.png", "sub/c.png"]
 
 
+def test_several_models_have_a_row_each_at_the_dials_that_all_of_them_have(folders: Folders, tmp_path: Path) -> None:
+    first, second = (make_model(tmp_path / name, semantic=name == "one").parent for name in ("one", "two"))
+    second_row = second / "models.toml"
+    second_row.write_text(second_row.read_text().replace("models.small", "models.lesser").replace("scale = 4", "scale = 2"))
+    options = ["--lq", folders.good, "--hq", folders.hq, "--scale", 1, "--device", "cpu", "--dtype", "fp32"]
+    options += ["--model", first, "--model", second, "--json"]
+    told = json.loads(srcli_eval(*options, "--lambda-pixel", 0).stdout)
+    assert list(told["methods"]) == [str(first), str(second)]
+    assert told["images"] == 3
+    refused = srcli_eval(*options, "--lambda-semantic", 0)
+    assert refused.returncode == 2
+    assert "the model `lesser` (PiSA-SR) has no dial `--lambda-semantic`" in refused.stderr
+
+
 def test_inputs_that_fail_are_named_and_older_results_do_not_stand_in_for_them(folders: Folders, tmp_path: Path) -> None:
     options = ["--hq", folders.hq, "--baseline", "bicubic", "--scale", 1, "--keep", tmp_path / "kept"]
     assert srcli_eval("--lq", folders.good, *options).returncode == 0

@@ -98,7 +98,7 @@ def pareto(points: Sequence[tuple[float, float]], higher_x: bool, higher_y: bool
 
 
 def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, float]) -> Figure:
-    """A line for each combination of the other axes; the one at their defaults is thick."""
+    """A line for each combination of the other axes, the one at their defaults thick; only points where values are names."""
     figure, axes = _figure()
     drawn = grid.axes[axis]
     positions: Sequence[float] = drawn.values or range(len(drawn.texts))
@@ -107,8 +107,9 @@ def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, f
         plain = _at_defaults(grid, cells[0], axis)
         values = [means[cell.key] for cell in cells]
         style: dict[str, Any] = {"linewidth": 2.6, "zorder": 3} if plain and len(lines) > 1 else {"linewidth": 1.2}
+        style |= {"markersize": 3} if drawn.values else {"markersize": 7, "linestyle": "none"}
         label = _named(grid, cells[0], axis)
-        axes.plot(positions, values, marker="o", markersize=3, color=_color(number, len(lines)), label=label, **style)
+        axes.plot(positions, values, marker="o", color=_color(number, len(lines)), label=label, **style)
     axes.set_xticks(list(positions), list(drawn.texts))
     axes.set_xlabel(f"{drawn.symbol} ({drawn.about})")
     axes.set_ylabel(_head(info))
@@ -117,18 +118,20 @@ def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, f
 
 
 def _against_fidelity(grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]) -> Figure:
-    """A line along the axis that is drawn across; the better corner is at the top right."""
+    """A line along the dial that is drawn across, else upwards, and points where both are names; better is at the top right."""
     figure, axes = _figure()
-    across = grid.across
-    assert across is not None
-    lines = _lines(grid, across)
+    along = next((axis for axis in (grid.across, grid.up) if axis is not None and grid.axes[axis].values), grid.across)
+    assert along is not None
+    names = not grid.axes[along].values
+    lines = _lines(grid, along)
     for number, cells in enumerate(lines):
         points = [(means[x.name][cell.key], means[y.name][cell.key]) for cell in cells]
-        color, label = _color(number, len(lines)), _named(grid, cells[0], across)
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1, color=color, label=label)
-        if number in (0, len(lines) - 1):
-            for point, cell in ((points[0], cells[0]), (points[-1], cells[-1])):
-                text = f"{grid.axes[across].symbol} {grid.axes[across].texts[cell.place[across]]}"
+        color, label = _color(number, len(lines)), _named(grid, cells[0], along)
+        style: dict[str, Any] = {"markersize": 7, "linestyle": "none"} if names else {"markersize": 3.5, "linewidth": 1}
+        axes.plot(*zip(*points, strict=True), marker="o", color=color, label=label, **style)
+        if names or number in (0, len(lines) - 1):
+            for point, cell in list(zip(points, cells, strict=True))[:: 1 if names else len(cells) - 1]:
+                text = f"{grid.axes[along].symbol} {grid.axes[along].texts[cell.place[along]]}"
                 axes.annotate(text, point, xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
     _mark_best_and_default(axes, grid, x, y, means)
     for info, flip in ((x, axes.invert_xaxis), (y, axes.invert_yaxis)):
