@@ -93,11 +93,11 @@ def make_model(folder: Path, divisor: int = 1) -> Path:
     return registry
 
 
-def open_random(registry: Path, work: Work, dials: Sequence[tuple[float, float]], *, compile: bool = False) -> MixingEngine:
+def open_random(registry: Path, work: Work, dials: Sequence[tuple[float, float]]) -> MixingEngine:
     """The engine of the row `random`, at the first of several pairs of dials."""
     from srcli.opening import choose_model, open_engine
 
-    return open_engine(choose_model("random", registry, {}, {}), work, [at(*pair) for pair in dials], compile=compile)
+    return open_engine(choose_model("random", registry, {}, {}), work, [at(*pair) for pair in dials])
 
 
 def at(pixel: float, semantic: float) -> Settings:

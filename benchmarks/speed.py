@@ -12,7 +12,6 @@ cores, minutes on a GPU. For a folder end to end see folder.py.
                 float32 on a CPU, float16 on a GPU (no colour fix, no file)
     ours        `srcli upscale` as it is, both dials at 1: one pass
     adjustable  the dials at (0.8, 1.2): two passes
-    compiled    ours with `--compile`
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1, 8], help="pictures at once; inputs above 128 go one by one (%(default)s)"
     )
-    parser.add_argument("--cases", nargs="+", default=CASES, choices=(*CASES, "compiled"), help="see above (%(default)s)")
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, help="see above (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="that count (%(default)s)")
     parser.add_argument("--warm-up", type=int, default=1, help="runs before those that count (%(default)s)")
     parser.add_argument("--device", default="auto", help="as of `srcli upscale` (%(default)s)")
@@ -99,7 +98,7 @@ def open_case(case: str, registry: Path, batch: int, args: argparse.Namespace) -
 
     config = UpscaleConfig((".",), Path(), batch=batch, device=args.device, dtype=args.dtype)
     dials = (0.8, 1.2) if case == "adjustable" else (1.0, 1.0)
-    return open_random(registry, config, [dials], compile=case == "compiled")
+    return open_random(registry, config, [dials])
 
 
 def plain(folder: Path, pictures: torch.Tensor, device: torch.device) -> Callable[[], object]:

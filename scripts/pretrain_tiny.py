@@ -55,8 +55,7 @@ def make_tail(vae: PatchAutoencoder, seed: int) -> PixelTail:
     from srcli.networks.tail import PixelTail
 
     torch.manual_seed(seed)
-    tail: PixelTail = PixelTail(vae.factor, vae.scaling_factor)
-    return tail
+    return PixelTail(vae.factor, vae.scaling_factor)
 
 
 def draw_batch(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +76,7 @@ def save(
     from safetensors.torch import save_file
 
     unet.half().save_pretrained(folder / "unet")
-    tail.half().save_pretrained(folder / "tail")
+    tail.half().save(folder / "tail")
     vae.save_config(folder / "vae")
     DDPMScheduler(**BETAS).save_pretrained(folder / "scheduler")
     tensors = {name: prompts[i].half().contiguous() for i, name in enumerate(PROMPTS)}

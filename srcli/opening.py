@@ -142,14 +142,13 @@ def ready_device(work: Work) -> tuple[torch.device, torch.dtype]:
     return device, dtype
 
 
-def open_engine(spec: ModelSpec, work: Work, settings: Sequence[Settings], *, compile: bool = False) -> MixingEngine:
+def open_engine(spec: ModelSpec, work: Work, settings: Sequence[Settings]) -> MixingEngine:
     """Load a model, ready to restore at the first of `settings`, and able to at all of them.
 
     Args:
         spec: of `choose_model`.
         work: device, precision, tiles.
         settings: of the dials, one at least; see `complete`.
-        compile: see `LoadOptions`.
 
     Raises:
         UsageError: a device or tile that cannot be.
@@ -159,7 +158,7 @@ def open_engine(spec: ModelSpec, work: Work, settings: Sequence[Settings], *, co
     from srcli.engine.mix import MixingEngine
     from srcli.engine.restore import choose_limits
 
-    restorer = load_restorer(spec, LoadOptions(device, dtype, tuple(settings), compile))
+    restorer = load_restorer(spec, LoadOptions(device, dtype, tuple(settings)))
     limits = choose_limits(restorer, work.tile, work.overlap, work.batch)
     stands = ", ".join(f"{dial.symbol} {settings[0].get(dial.name, 'found')}" for dial in spec.dials)
     log.debug("%s on %s in %s, %s; %s", spec.name, device, dtype, limits, stands)
@@ -177,9 +176,7 @@ def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
     """Load the model and set up engine and stream; raises as `open_engine`."""
     from srcli.engine.stream import Stream
 
-    if config.compile and config.device == "cpu":
-        log.warning("`--compile` takes minutes and gained nothing on the CPUs it was measured on")
-    engine = open_engine(spec, config, [complete(spec, config.dials)], compile=config.compile)
+    engine = open_engine(spec, config, [complete(spec, config.dials)])
     return Stream(engine, output_size(config), config.color_fix or spec.color_fix, config.quality)
 
 

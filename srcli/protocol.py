@@ -184,8 +184,6 @@ class LoadOptions:
     settings: tuple[Settings, ...]
     """All that the model will be asked for, one at least, so that it loads what these need. Each has a value for every dial of
     the model but those that are to be found for each picture."""
-    compile: bool = False
-    """Compile the networks at their first use (`torch.compile`)."""
 
 
 @dataclass(frozen=True)
@@ -233,8 +231,6 @@ class Chain(Protocol):
         """Inside, everything is computed in float32 if `exact`."""
         ...
 
-    def compile(self) -> None: ...
-
     def begin(self, x: Tensor) -> State: ...
 
     def moments(self, index: int, state: State, rows: int, margins: Margins) -> Tensor:
@@ -276,11 +272,6 @@ class Part:
     cell_bytes: int = 0
     chain: Chain | None = None
     held_bytes: int = 0
-
-    def compile(self) -> None:
-        """Compile the chain, if there is one: `run` is then slow once and faster after."""
-        if self.chain is not None:
-            self.chain.compile()
 
 
 @dataclass(frozen=True)

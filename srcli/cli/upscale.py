@@ -79,14 +79,6 @@ def upscale(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    compile_: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the networks first, for long runs of equal sizes: minutes at the start, and faster after.",
-            rich_help_panel=WORK,
-        ),
-    ] = False,
     recursive: Annotated[
         bool, typer.Option("--recursive/--no-recursive", help="Take the photos of sub-folders, too.", rich_help_panel=FILES)
     ] = True,
@@ -137,7 +129,6 @@ def upscale(
         batch=batch,
         device=device,
         dtype=dtype,
-        compile=compile_,
         color_fix=color_fix,
         format=format,
         quality=quality,

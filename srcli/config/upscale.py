@@ -33,7 +33,6 @@ class UpscaleConfig:
     batch: int | None = None
     device: str = "auto"
     dtype: str = "auto"
-    compile: bool = False
     color_fix: str | None = None
     format: str | None = None
     quality: int = 95

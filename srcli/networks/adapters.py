@@ -100,6 +100,10 @@ class Adapter:
         """The whole tensors, by the names of the parameters in whose place they are."""
         return {key: value for key, value in self.tensors.items() if not key.endswith(_HALVES)}
 
+    def changes(self, key: str) -> bool:
+        """Whether a network's parameter of this name is another one with the adapter."""
+        return key in self.tensors or (key.endswith(".weight") and key.removesuffix(".weight") + _HALVES[0] in self.tensors)
+
 
 # Attached ------------------------------------------------------------------------------------------------------------
 
@@ -305,7 +309,7 @@ def merge(network: nn.Module, adapters: Sequence[Adapter]) -> None:
     Whole tensors take their places first; of two for the same parameter the last one's stays.
 
     Args:
-        network: with nothing attached; computed in the dtype of its weights: float32, please.
+        network: with nothing attached.
         adapters: any number.
 
     Raises:
@@ -313,16 +317,31 @@ def merge(network: nn.Module, adapters: Sequence[Adapter]) -> None:
     """
     for adapter in adapters:
         check_fit(network, adapter)
-    parameters = {key: owner.get_parameter(leaf) for key, (owner, leaf) in _owners(network).items()}
+    for key, (owner, leaf) in _owners(network).items():
+        if any(adapter.changes(key) for adapter in adapters):
+            owner.get_parameter(leaf).copy_(merged(key, owner.get_parameter(leaf), adapters))
+    network.requires_grad_(False)
+
+
+@torch.no_grad()
+def merged(key: str, weight: Tensor, adapters: Sequence[Adapter]) -> Tensor:
+    """A copy of a network's parameter with the adapters in it, float32; see `merge`, which does it with all of them.
+
+    Args:
+        key: its name.
+        weight: its value, of any dtype.
+        adapters: that fit the network.
+    """
+    weight = weight.to(torch.float32, copy=True)
     for adapter in adapters:
-        for key, value in adapter.full.items():
-            parameters[key].copy_(value)
+        if key in adapter.tensors:
+            weight.copy_(adapter.tensors[key])
+    name = key.removesuffix(".weight")
     for adapter in adapters:
-        for name in adapter.modules:
-            weight = parameters[f"{name}.weight"]
+        if name != key and name + _HALVES[0] in adapter.tensors:
             down, up = (adapter.tensors[name + half].to(weight) for half in _HALVES)
             weight.add_(_product(down, up) * (adapter.info.alpha / adapter.info.rank))
-    network.requires_grad_(False)
+    return weight
 
 
 def _product(down: Tensor, up: Tensor) -> Tensor:

@@ -7,21 +7,30 @@ pixels may have a `tail/` (see `srcli.networks.tail`).
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from srcli.disk import first_line, write_whole
 from srcli.errors import ModelError
+from srcli.networks.adapters import Adapter, check_fit, merged
+from srcli.networks.device import cast, laid_out
+from srcli.networks.filling import BASE_HINT, empty, fill, fill_alone, frozen, read_json, reading
+from srcli.networks.tail import PixelTail, attach_tail
+from srcli.networks.unet import FixedPromptUNet
+from srcli.networks.vae import OLD_NAMES, Vae, vae_parts
 from srcli.protocol import Part, Parts
 from srcli.store.layout import variant_of
 from srcli.store.prompt_cache import keep_embedding, read_embedding
 from srcli.store.weights import load_tensors
+
+Pass = TypeVar("Pass", bound=Hashable)
 
 NAMED_PROMPTS_FILE = "prompt_embeddings.safetensors"
 NULL_PROMPT = "null"
@@ -93,51 +102,101 @@ class PatchAutoencoder:
 
 
 class KLAutoencoder:
-    """diffusers' `AutoencoderKL`; encodes to the mode of the posterior, so that nothing is random.
+    """Stable Diffusion's autoencoder; encodes to the mode of the posterior, so that nothing is random.
 
     Args:
-        network: the autoencoder, in any dtype; pictures and latents are converted to it and back.
+        network: in any dtype; pictures and latents are converted to it, and to float32 back.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Vae) -> None:
         self.network: nn.Module = network
         self._vae = network
-        self.factor = 2 ** (len(network.config.block_out_channels) - 1)
-        self.channels = int(network.config.latent_channels)
-        self.scaling_factor = float(network.config.scaling_factor)
+        self.factor = 2 ** (len(network.widths) - 1)
+        self.channels = network.latent_channels
 
     def encode(self, picture: Tensor) -> Tensor:
-        mode: Tensor = self._vae.encode(picture.to(self._vae.dtype)).latent_dist.mode()
-        return mode.to(picture.dtype) * self.scaling_factor
+        return _run_all(self.parts().encoder, picture)
 
     def decode(self, latent: Tensor) -> Tensor:
-        picture: Tensor = self._vae.decode((latent / self.scaling_factor).to(self._vae.dtype)).sample
-        return picture.to(latent.dtype)
+        return _run_all(self.parts().decoder, latent)
 
     def parts(self) -> Parts:
-        from srcli.networks.vae import VaeSteps
+        return vae_parts(self._vae)
 
-        parts = VaeSteps(self._vae, self.scaling_factor)
-        return Parts(parts.encoder, parts.decoder)
+
+def _run_all(parts: Sequence[Part], x: Tensor) -> Tensor:
+    for part in parts:
+        x = part.run(x)
+    return x
 
 
 def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The base's `UNet2DConditionModel`, with its tail if it has one, in `dtype`, on the CPU, frozen.
+    """The base's `UNet2DConditionModel` of diffusers, for training; with its tail if it has one, on the CPU, frozen.
 
     Raises:
         ModelError: the folder holds no usable UNet, or a tail that does not suit its autoencoder.
     """
-    _quiet_libraries()
+    import diffusers.utils.logging
     from diffusers import UNet2DConditionModel
 
-    unet = _load_part(UNet2DConditionModel, base, "unet", dtype)
-    if (base / "tail").is_dir():
-        from srcli.networks.tail import PixelTail, attach_tail
-
-        tail = _load_part(PixelTail, base, "tail", dtype)
-        _check_tail(tail, base)
+    _quiet(diffusers.utils.logging)
+    with reading(base, "unet"):
+        variant = variant_of(base / "unet")
+        unet = UNet2DConditionModel.from_pretrained(
+            base, subfolder="unet", use_safetensors=True, torch_dtype=dtype, variant=variant
+        )
+    unet.eval().requires_grad_(False)
+    if (tail := _empty_tail(base)) is not None:
+        fill_alone(tail, base, "tail", dtype)
         attach_tail(unet, tail)
     return unet
+
+
+def load_passes(
+    base: Path, passes: Mapping[Pass, Sequence[Adapter]], dtype: torch.dtype, embedding: Tensor, timesteps: Iterable[int]
+) -> dict[Pass, FixedPromptUNet]:
+    """The base's UNet for inference, once for each pass with the pass's adapters in it; on the CPU, in `dtype`, frozen.
+
+    The passes share the weights that no adapter changes.
+
+    Args:
+        base: the base's folder.
+        passes: and the adapters of each.
+        dtype: of the weights; what adapters change and what is constant is computed in float32 before.
+        embedding: of the prompt, (1, tokens, width), float32.
+        timesteps: those that will be asked for.
+
+    Raises:
+        ModelError: the folder holds no usable UNet, or a tail that does not suit its autoencoder; an adapter does not fit.
+    """
+    if not passes:
+        return {}
+    unet = empty(FixedPromptUNet, base, "unet")
+    tail = unet.tail = _empty_tail(base)
+    for adapter in {adapter.name: adapter for adapters in passes.values() for adapter in adapters}.values():
+        check_fit(unet, adapter)
+    unet.tail, exact = None, unet.folded()
+    unets = {key: copy.deepcopy(unet) for key in passes}
+
+    def give(key: str, tensor: Tensor) -> list[Parameter]:
+        made: dict[tuple[str, ...], Parameter] = {}
+        for adapters in passes.values():
+            names = tuple(adapter.name for adapter in adapters if adapter.changes(key))
+            if names not in made:
+                weight = merged(key, tensor, adapters)
+                made[names] = frozen(weight if key in exact else laid_out(weight, dtype))
+        return [made[tuple(adapter.name for adapter in each if adapter.changes(key))] for each in passes.values()]
+
+    fill(list(unets.values()), base, "unet", give)
+    if tail is not None:
+        tails = [copy.deepcopy(tail) for _ in unets]
+        fill(tails, base, "tail", lambda key, tensor: give(f"tail.{key}", tensor))
+        for unet, unet.tail in zip(unets.values(), tails, strict=True):
+            unet.tail.settle()
+    for unet in unets.values():
+        unet.settle(embedding, timesteps)
+        cast(unet, dtype)
+    return unets
 
 
 def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
@@ -146,15 +205,14 @@ def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoenco
     Raises:
         ModelError: the folder holds none, or one of an unknown class.
     """
-    config = _read_json(base / "vae" / "config.json")
+    config = read_json(base / "vae" / "config.json")
     kind = config.get("_class_name")
     if kind == PatchAutoencoder.__name__:
         return PatchAutoencoder(int(config["patch_size"]), float(config["scaling_factor"]))
     if kind == "AutoencoderKL":
-        _quiet_libraries()
-        from diffusers import AutoencoderKL
-
-        return KLAutoencoder(_load_part(AutoencoderKL, base, "vae", dtype))
+        vae = empty(Vae, base, "vae")
+        fill_alone(vae, base, "vae", dtype, OLD_NAMES)
+        return KLAutoencoder(vae)
     raise ModelError(
         f"`{base / 'vae'}` holds an autoencoder of the unknown class `{kind}`",
         "srcli knows `AutoencoderKL` and `PatchAutoencoder`",
@@ -262,13 +320,14 @@ def load_alphas(base: Path) -> Tensor:
     Raises:
         ModelError: the base has no usable scheduler.
     """
-    _quiet_libraries()
+    import diffusers.utils.logging
     from diffusers import DDPMScheduler
 
+    _quiet(diffusers.utils.logging)
     try:
         scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"`{base}` has no usable scheduler: {first_line(error)}", _BASE_HINT) from error
+        raise ModelError(f"`{base}` has no usable scheduler: {first_line(error)}", BASE_HINT) from error
     if scheduler.config.prediction_type != "epsilon":
         message = (
             f"`{base}` predicts `{scheduler.config.prediction_type}`, but score distillation needs a base that predicts the noise"
@@ -288,15 +347,8 @@ def _load_text_encoder(base: Path, device: torch.device) -> tuple[Any, Any]:
         tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
         encoder = CLIPTextModel.from_pretrained(folder, use_safetensors=True, variant=variant_of(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"`{base}` has no usable text encoder: {first_line(error)}", _BASE_HINT) from error
+        raise ModelError(f"`{base}` has no usable text encoder: {first_line(error)}", BASE_HINT) from error
     return tokenizer, encoder.to(device, torch.float32)
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' notes and progress bars off the screen; what matters of them comes as our own errors."""
-    import diffusers.utils.logging
-
-    _quiet(diffusers.utils.logging)
 
 
 def _quiet(library: Any) -> None:
@@ -304,32 +356,13 @@ def _quiet(library: Any) -> None:
     library.disable_progress_bar()
 
 
-_BASE_HINT = "a base is a folder in diffusers' layout with `unet`, `vae`, `text_encoder` and `tokenizer`"
-
-
-def _load_part(kind: Any, base: Path, part: str, dtype: torch.dtype) -> Any:
-    try:
-        variant = variant_of(base / part)
-        network = kind.from_pretrained(base, subfolder=part, use_safetensors=True, torch_dtype=dtype, variant=variant)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"`{base}` has no usable `{part}`: {first_line(error)}", _BASE_HINT) from error
-    return network.eval().requires_grad_(False)
-
-
-def _check_tail(tail: Any, base: Path) -> None:
-    """Raises: ModelError: the base's latents are not the patches that the tail takes them for."""
-    vae = _read_json(base / "vae" / "config.json")
-    patch, scale = tail.config.patch_size, tail.config.scaling_factor
+def _empty_tail(base: Path) -> PixelTail | None:
+    """Raises: ModelError: the base's latents are not the patches that its tail takes them for."""
+    if not (base / "tail").is_dir():
+        return None
+    tail = empty(PixelTail.of_config, base, "tail")
+    vae, patch, scale = read_json(base / "vae" / "config.json"), tail.patch_size, tail.scaling_factor
     if vae != vae | {"_class_name": PatchAutoencoder.__name__, "patch_size": patch, "scaling_factor": scale}:
         message = f"the `tail` of `{base}` is for patches of {patch} px, scaled by {scale:g}"
         raise ModelError(message, "the base's `vae` has to be a `PatchAutoencoder` of those")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read `{path}`: {first_line(error)}", _BASE_HINT) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"`{path}` is not a JSON object", _BASE_HINT)
-    return content
+    return tail

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from srcli.disk import first_line
-from srcli.errors import ModelError, UsageError
+from srcli.errors import UsageError
 from srcli.memory import keep_large_blocks
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -83,33 +81,9 @@ def cast(network: Network, dtype: torch.dtype) -> Network:
     return network
 
 
-def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`torch.compile` of a function of one tensor: for the first size it meets, and once more for all others.
-
-    The result raises ModelError where nothing can be compiled.
-    """
-    with _torch_silent():
-        fast = torch.compile(function)
-
-    def call(x: Tensor) -> Tensor:
-        try:
-            with _torch_silent():
-                return fast(x)
-        except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            hint = "leave out `--compile`; or install what it needs: a C++ compiler on a CPU, Triton on a GPU"
-            raise ModelError(f"the network cannot be compiled: {first_line(error)}", hint) from error
-
-    return call
-
-
-@contextlib.contextmanager
-def _torch_silent() -> Iterator[None]:
-    """Without torch's notes on its own code and on diffusers'."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"torch\.")
-        yield
+def laid_out(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in `dtype`, as `cast` has it."""
+    return tensor.to(dtype, memory_format=layout_for(dtype) if tensor.ndim == 4 else torch.preserve_format)
 
 
 @contextlib.contextmanager

@@ -7,15 +7,16 @@ sharpen an edge without the patches showing in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
+from srcli.disk import write_whole
 from srcli.images.fidelity import Y_OF_RGB
 
 UNIT = 1 / 16
@@ -25,7 +26,7 @@ SIGMA_PX = 2.0
 _RADIUS = 6
 
 
-class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PixelTail(nn.Module):
     """Changes a UNet's answer, so that pixels of the result depend on their neighbours whatever patch these are of.
 
     With Y the luma of a picture, G a Gaussian, z the latent and ε the UNet's answer, the tail adds r + s to each of R, G and B:
@@ -48,13 +49,13 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ValueError: other kernels.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, patch_size: int = 4, scaling_factor: float = 2.0, width: int = 24, kernels: Sequence[int] = (5, 3, 3, 5)
     ) -> None:
         super().__init__()
         if len(kernels) < 2 or not all(kernel % 2 for kernel in kernels):
             raise ValueError(f"`kernels` must be two or more odd sides, not {tuple(kernels)}")
+        self.patch_size, self.scaling_factor, self.width, self.kernels = patch_size, scaling_factor, width, tuple(kernels)
         channels = (2, *(width,) * (len(kernels) - 1), 1)
         for name in ("conv", "detail"):
             for number, (inner, outer, kernel) in enumerate(zip(channels[:-1], channels[1:], kernels, strict=True), 1):
@@ -62,6 +63,25 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
             nn.init.zeros_(self._layers(name)[-1].weight)
         self._reach = sum(kernel // 2 for kernel in kernels)
         self._halves: tuple[str, ...] = ("conv", "detail")
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> PixelTail:
+        """The tail that a `config.json` describes.
+
+        Raises:
+            TypeError, ValueError: it describes none.
+        """
+        keys = ("patch_size", "scaling_factor", "width", "kernels")
+        return cls(**{key: config[key] for key in keys if key in config})
+
+    def save(self, folder: Path) -> None:
+        """Write the tail into `folder` as diffusers does with its own networks."""
+        from safetensors.torch import save
+
+        config = {"_class_name": type(self).__name__, "kernels": self.kernels, "patch_size": self.patch_size}
+        config |= {"scaling_factor": self.scaling_factor, "width": self.width}
+        write_whole(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
+        write_whole(folder / "diffusion_pytorch_model.safetensors", save(self.state_dict(), {"format": "pt"}))
 
     def settle(self) -> None:
         """Compute only what changes something, with the weights as they are now: not for training."""
@@ -79,7 +99,7 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if not self._halves:
             return answer
-        patch, scale = self.config.patch_size, self.config.scaling_factor
+        patch, scale = self.patch_size, self.scaling_factor
         before, removed = (_luma(x, patch, 1 / (scale * UNIT)) for x in (latent, answer))
         after = before - removed
         seen = torch.cat((after - _blurred(after), -removed), 1)
@@ -91,7 +111,7 @@ class PixelTail(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return colours.reshape(answer.shape).to(answer.dtype)
 
     def _layers(self, name: str) -> list[Any]:
-        return [self.get_submodule(f"{name}{number}") for number in range(1, len(self.config.kernels) + 1)]
+        return [self.get_submodule(f"{name}{number}") for number in range(1, len(self.kernels) + 1)]
 
     def _convolved(self, name: str, seen: Tensor) -> Tensor:
         """(N, 2, H, W) -> (N, 1, H, W), float32; 0 for what is 0."""

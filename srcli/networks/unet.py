@@ -6,216 +6,270 @@ that is added after its first convolution: it goes into that convolution's bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from srcli.errors import ModelError
-from srcli.networks.device import compiled
+from srcli.networks.blocks import Downsample, Level, Resnet, Upsample
+from srcli.networks.tail import PixelTail
+from srcli.networks.transformer import Attention, PromptAttention, SelfAttention, Transformer
+
+_MOST_PERIOD = 10000
+_USUAL: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "only_cross_attention": False,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "attention_head_dim": 8,
+    "use_linear_projection": False,
+    "time_embedding_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+}
+"""What diffusers takes for a key that a UNet's `config.json` lacks."""
+_PLAIN: dict[str, Any] = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "addition_embed_type": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "resnet_time_scale_shift": "default",
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "dual_cross_attention": False,
+    "attention_type": "default",
+    "cross_attention_norm": None,
+    "num_attention_heads": None,
+}
+"""What other keys must be, if they are there."""
+_KINDS = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn", None),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 
 
 class FixedPromptUNet(nn.Module):
-    """A `UNet2DConditionModel` that was told its prompt and its timesteps beforehand, for inference.
+    """A UNet that is told its prompt and its timesteps beforehand, for inference.
+
+    Its layers have the names of diffusers' `UNet2DConditionModel`, so that weights and adapters fit, until `settle` is called; it
+    answers from then on.
 
     Args:
-        unet: float32, on the CPU, adapters merged; it is taken over, and what is not needed any more is dropped from it.
-        embedding: of the prompt, (1, tokens, width), float32.
-        timesteps: those that will be asked for.
+        config: `config.json` of a `UNet2DConditionModel`.
+
+    Attributes:
+        tail: what comes after it, if anything.
+        width: channels of the first level.
 
     Raises:
-        ModelError: the network is conditioned on more than a prompt and a timestep.
+        ModelError: the network is conditioned on more than a prompt and a timestep, or of another kind than Stable Diffusion's.
     """
 
-    def __init__(self, unet: Any, embedding: Tensor, timesteps: Iterable[int]) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check(unet)
-        with torch.no_grad():
-            self._biases = _fold_times(unet, sorted(set(timesteps)))
-            _replace(unet, "Attention", lambda old: _attention(old, embedding))
-            _replace(unet, "ResnetBlock2D", Resnet)
-        if getattr(unet, "tail", None) is not None:
-            unet.tail.settle()
-        self.network = unet.requires_grad_(False).eval()
-        self.width = int(unet.config.block_out_channels[0])
+        _check(config)
+        self._config = config = _USUAL | dict(config)
+        channels = config["block_out_channels"]
+        self.width = int(channels[0])
+        self.time_width = config["time_embedding_dim"] or 4 * self.width
+        self.conv_in = _convolution(config["in_channels"], self.width, config["conv_in_kernel"])
+        linears = {"linear_1": nn.Linear(self.width, self.time_width), "linear_2": nn.Linear(self.time_width, self.time_width)}
+        self.time_embedding: nn.ModuleDict | None = nn.ModuleDict(linears)
+        self.down_blocks = nn.ModuleList(self._down_levels(channels))
+        self.mid_block = self._middle(channels[-1]) if config["mid_block_type"] else None
+        self.up_blocks = nn.ModuleList(self._up_levels(channels[::-1]))
+        self.conv_norm_out = nn.GroupNorm(config["norm_num_groups"], self.width, config["norm_eps"])
+        self.conv_out = _convolution(self.width, config["out_channels"], config["conv_out_kernel"])
+        self.tail: PixelTail | None = None
+        self._biases: dict[int, dict[str, Tensor]] = {}
         self._timestep: int | None = None
-        self._answer: Callable[[Tensor], Tensor] = self._walk
+
+    # Layers ----------------------------------------------------------------------------------------------------------
+
+    def _down_levels(self, channels: list[int]) -> Iterable[Level]:
+        depths = self._each("transformer_layers_per_block")
+        for i, (inner, outer) in enumerate(zip([channels[0], *channels], channels, strict=False)):
+            layers = self._each("layers_per_block")[i]
+            resnets = [self._resnet(outer if j else inner, outer) for j in range(layers)]
+            crossed = self._config["down_block_types"][i].startswith("Cross")
+            attentions = self._transformers(i, outer, layers, depths[i]) if crossed else ()
+            last = i == len(channels) - 1
+            yield Level(resnets, attentions, () if last else [Downsample(outer, self._config["downsample_padding"])])
+
+    def _middle(self, width: int) -> Level:
+        scale, crossed = self._config["mid_block_scale_factor"], "Cross" in self._config["mid_block_type"]
+        depth = self._each("transformer_layers_per_block")[-1]
+        attentions = self._transformers(-1, width, 1, depth, only_cross=False) if crossed else ()
+        return Level([self._resnet(width, width, scale) for _ in range(1 + crossed)], attentions)
+
+    def _up_levels(self, channels: list[int]) -> Iterable[Level]:
+        """Each residual block sees the result of the one before it, and one of the way down."""
+        count = len(channels)
+        depths = self._config["reverse_transformer_layers_per_block"] or self._each("transformer_layers_per_block")[::-1]
+        for i, outer in enumerate(channels):
+            layers = self._each("layers_per_block")[::-1][i] + 1
+            inner = [channels[max(i - 1, 0)]] + [outer] * (layers - 1)
+            skipped = [outer] * (layers - 1) + [channels[min(i + 1, count - 1)]]
+            resnets = [self._resnet(a + b, outer) for a, b in zip(inner, skipped, strict=True)]
+            crossed = self._config["up_block_types"][i].startswith("Cross")
+            attentions = self._transformers(count - 1 - i, outer, layers, depths[i]) if crossed else ()
+            yield Level(resnets, attentions, (), () if i == count - 1 else [Upsample(outer)])
+
+    def _resnet(self, inner: int, outer: int, scale: float = 1) -> Resnet:
+        return Resnet(inner, outer, self._config["norm_num_groups"], self._config["norm_eps"], scale, self.time_width)
+
+    def _transformers(
+        self, level: int, width: int, count: int, depth: int | list[int], *, only_cross: bool | None = None
+    ) -> list[Transformer]:
+        """Args: level: counted on the way down; depth: blocks of each transformer, or of all."""
+        context, heads, crossed = (
+            self._each(key)[level] for key in ("cross_attention_dim", "attention_head_dim", "only_cross_attention")
+        )
+        groups, linear = self._config["norm_num_groups"], bool(self._config["use_linear_projection"])
+        only_cross = bool(crossed) if only_cross is None else only_cross
+        depths = [depth] * count if isinstance(depth, int) else depth
+        return [Transformer(width, context, heads, groups, each, linear=linear, only_cross=only_cross) for each in depths]
+
+    def _each(self, key: str) -> list[Any]:
+        """A setting for each level on the way down; many configs give one for all."""
+        value = self._config[key]
+        return list(value) if isinstance(value, (list, tuple)) else [value] * len(self._config["block_out_channels"])
+
+    # Settling --------------------------------------------------------------------------------------------------------
+
+    def folded(self) -> set[str]:
+        """The parameters that `settle` computes with; they should be float32 till then."""
+        names = {name for name, _ in self.named_parameters() if name.startswith("time_embedding.")}
+        for name, module in self.named_modules():
+            if isinstance(module, Resnet):
+                names |= {f"{name}.conv1.bias", f"{name}.time_emb_proj.weight", f"{name}.time_emb_proj.bias"}
+            elif isinstance(module, PromptAttention):
+                names |= {f"{name}.to_k.weight", f"{name}.to_v.weight"}
+        return names
+
+    @torch.no_grad()
+    def settle(self, embedding: Tensor, timesteps: Iterable[int]) -> None:
+        """Compute what is constant, and drop what is not needed any more.
+
+        Args:
+            embedding: of the prompt, (1, tokens, width), float32, on the CPU as the weights are.
+            timesteps: those that will be asked for.
+        """
+        self._biases = {timestep: {} for timestep in sorted(set(timesteps))}
+        embedded = {timestep: self._embedded(timestep) for timestep in self._biases}
+        for name, module in self.named_modules():
+            if isinstance(module, Resnet) and module.time_emb_proj is not None:
+                own, project = cast(Tensor, module.conv1.bias), module.time_emb_proj
+                for timestep, told in embedded.items():
+                    self._biases[timestep][f"{name}.conv1"] = own + project(told)[0]
+                module.conv1.bias = Parameter(own.clone(), requires_grad=False)  # `_tell_time` changes it, in this network alone
+                module.time_emb_proj = None
+            elif isinstance(module, Attention):
+                cast("PromptAttention | SelfAttention", module).settle(embedding)
+        self.time_embedding = None
+
+    def _embedded(self, timestep: int) -> Tensor:
+        """(1, time_width): what the time projections of the residual blocks see."""
+        assert self.time_embedding is not None
+        half = self.width // 2
+        exponent = -math.log(_MOST_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - self._config["freq_shift"])
+        angles = torch.tensor([[float(timestep)]]) * torch.exp(exponent)
+        waves = (angles.cos(), angles.sin()) if self._config["flip_sin_to_cos"] else (angles.sin(), angles.cos())
+        told = functional.pad(torch.cat(waves, -1), (0, self.width % 2))
+        linear_1, linear_2 = self.time_embedding.values()
+        return functional.silu(linear_2(functional.silu(linear_1(told))))
+
+    # Answering -------------------------------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> torch.dtype:
-        return cast(torch.dtype, self.network.dtype)
+        return self.conv_in.weight.dtype
 
     def forward(self, latent: Tensor, timestep: int) -> Tensor:
         """The network's answer: (N, channels, h, w), in the weights' dtype -> the same."""
         self._tell_time(timestep)
-        return self._answer(latent)
-
-    def compile_walk(self) -> None:
-        """Compile the network at its first call."""
-        self._answer = compiled(self._walk)
-
-    def _walk(self, latent: Tensor) -> Tensor:
-        unet = self.network
-        x = unet.conv_in(latent)
+        x: Tensor = self.conv_in(latent)
         skips = [x]
-        for block in unet.down_blocks:
-            x, outputs = block(hidden_states=x, temb=None)
-            skips += outputs
-        if unet.mid_block is not None:
-            x = unet.mid_block(x, None)
-        for block in unet.up_blocks:
-            count = len(block.resnets)
-            skips, used = skips[:-count], tuple(skips[-count:])
-            size = skips[-1].shape[2:] if skips else None  # of an odd plane, twice its half is not its size
-            x = block(hidden_states=x, temb=None, res_hidden_states_tuple=used, upsample_size=size)
-        if unet.conv_norm_out is not None:
-            x = unet.conv_act(unet.conv_norm_out(x))
-        answer: Tensor = unet.conv_out(x)
-        tail = getattr(unet, "tail", None)
-        return answer if tail is None else cast(Tensor, tail(latent, answer))
+        for level in self.down_blocks:
+            skips += _down(level, skips[-1])
+        x = skips[-1] if self.mid_block is None else _through(self.mid_block, skips[-1])
+        for level in self.up_blocks:
+            x = _up(level, x, skips)
+        x = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        return x if self.tail is None else cast(Tensor, self.tail(latent, x))
 
     def _tell_time(self, timestep: int) -> None:
         if timestep == self._timestep:
             return
         for name, bias in self._biases[timestep].items():
-            parameter = self.network.get_submodule(name).bias
+            parameter = cast(Tensor, self.get_submodule(name).bias)
             parameter.data = bias.to(parameter.device, parameter.dtype)
         self._timestep = timestep
 
 
-class PromptAttention(nn.Module):
-    """Attention to a prompt that is known: its keys and values are constants.
-
-    Args:
-        attention: diffusers' trained `Attention`; its layers are shared.
-        embedding: of the prompt, (1, tokens, width).
-    """
-
-    def __init__(self, attention: Any, embedding: Tensor) -> None:
-        super().__init__()
-        self.heads, self.scale = attention.heads, attention.scale
-        self.to_q, self.to_out = attention.to_q, attention.to_out[0]
-        self.keys: Tensor
-        self.values: Tensor
-        self.register_buffer("keys", _heads(attention.to_k(embedding), self.heads).contiguous(), persistent=False)
-        self.register_buffer("values", _heads(attention.to_v(embedding), self.heads).contiguous(), persistent=False)
-
-    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
-        """(N, L, C) -> the same shape."""
-        queries = _heads(self.to_q(hidden_states), self.heads)
-        keys, values = (known.expand(len(queries), -1, -1, -1) for known in (self.keys, self.values))
-        return _attended(queries, keys, values, self)
+def _down(level: Any, x: Tensor) -> list[Tensor]:
+    """All that the way up sees of a level; the last one is its result."""
+    results = []
+    for i, resnet in enumerate(level.resnets):
+        x = resnet(x)
+        x = level.attentions[i](x) if level.attentions else x
+        results.append(x)
+    for layer in level.downsamplers:
+        results.append(layer(results[-1]))
+    return results
 
 
-class SelfAttention(nn.Module):
-    """Attention of a sequence to itself, with one projection for queries, keys and values.
-
-    Args:
-        attention: diffusers' trained `Attention`.
-    """
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.heads, self.scale, self.to_out = attention.heads, attention.scale, attention.to_out[0]
-        linears = [attention.to_q, attention.to_k, attention.to_v]
-        self.to_qkv = nn.Linear(linears[0].in_features, sum(each.out_features for each in linears), linears[0].bias is not None)
-        self.to_qkv.weight.copy_(torch.cat([each.weight for each in linears]))
-        if self.to_qkv.bias is not None:
-            self.to_qkv.bias.copy_(torch.cat([each.bias for each in linears]))
-
-    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
-        """(N, L, C) -> the same shape."""
-        queries, keys, values = (_heads(part, self.heads) for part in self.to_qkv(hidden_states).chunk(3, dim=2))
-        return _attended(queries, keys, values, self)
+def _through(level: Any, x: Tensor) -> Tensor:
+    x = level.resnets[0](x)
+    for attention, resnet in zip(level.attentions, level.resnets[1:], strict=True):
+        x = resnet(attention(x))
+    return x
 
 
-def _attention(old: Any, embedding: Tensor) -> nn.Module:
-    return PromptAttention(old, embedding) if old.is_cross_attention else SelfAttention(old)
+def _up(level: Any, x: Tensor, skips: list[Tensor]) -> Tensor:
+    """Takes from the end of `skips` what the level sees."""
+    for i, resnet in enumerate(level.resnets):
+        x = resnet(torch.cat((x, skips.pop()), 1))
+        x = level.attentions[i](x) if level.attentions else x
+    for layer in level.upsamplers:
+        x = layer(x, skips[-1].shape[2:])  # of an odd plane, twice its half is not its size
+    return x
 
 
-def _heads(tokens: Tensor, heads: int) -> Tensor:
-    """(N, L, heads * d) -> (N, heads, L, d)."""
-    return tokens.reshape(len(tokens), tokens.shape[1], heads, -1).transpose(1, 2)
+def _convolution(inner: int, outer: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, kernel, padding=(kernel - 1) // 2)
 
 
-def _attended(queries: Tensor, keys: Tensor, values: Tensor, attention: Any) -> Tensor:
-    mixed = functional.scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
-    result: Tensor = attention.to_out(mixed.transpose(1, 2).flatten(2))
-    return result
-
-
-class Resnet(nn.Module):
-    """diffusers' `ResnetBlock2D` without time.
-
-    Args:
-        block: the trained block; its layers are shared.
-    """
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.norm1, self.conv1, self.norm2, self.conv2 = block.norm1, block.conv1, block.norm2, block.conv2
-        self.conv_shortcut, self.output_scale_factor = block.conv_shortcut, block.output_scale_factor
-
-    def forward(self, x: Tensor, temb: None = None) -> Tensor:
-        """(N, C, H, W) -> (N, D, H, W); `temb` is there because the blocks around it pass it."""
-        return residual(self, x)
-
-
-def residual(block: Any, x: Tensor) -> Tensor:
-    """What diffusers' `ResnetBlock2D` computes without time, in as little memory as can be, and without gradients.
-
-    x + conv(silu(norm(conv(silu(norm(x)))))): (N, C, H, W) -> (N, D, H, W).
-    """
-    h = block.conv1(functional.silu(block.norm1(x), inplace=True))
-    h = block.conv2(functional.silu(block.norm2(h), inplace=True))
-    h += x if block.conv_shortcut is None else block.conv_shortcut(x)
-    result: Tensor = h if block.output_scale_factor == 1 else h / block.output_scale_factor
-    return result
-
-
-def _check(unet: Any) -> None:
+def _check(config: Mapping[str, Any]) -> None:
     """Raises: ModelError."""
-    config = unet.config
-    plain = {
-        "class_embed_type": None,
-        "num_class_embeds": None,
-        "addition_embed_type": None,
-        "encoder_hid_dim_type": None,
-        "time_cond_proj_dim": None,
-        "resnet_time_scale_shift": "default",
-        "act_fn": "silu",
-        "center_input_sample": False,
-    }
-    other = [f"`{key}` = `{config.get(key)}`" for key, value in plain.items() if config.get(key, value) != value]
-    other += [f"`{kind}`" for kind in (*config.down_block_types, *config.up_block_types) if "Simple" in kind or "Resnet" in kind]
+    other = [f"`{key}` = `{config[key]}`" for key, value in _PLAIN.items() if config.get(key, value) != value]
+    for key, known in _KINDS.items():
+        kinds = config.get(key, _USUAL[key])
+        strange = [kind for kind in (kinds if isinstance(kinds, (list, tuple)) else [kinds]) if kind not in known]
+        other += [f"`{kind}`" for kind in dict.fromkeys(strange)]
     if other:
         message = f"the base's UNet is of a kind that srcli cannot run: {', '.join(other)}"
         raise ModelError(message, "take a base such as SD 2.1-base, which is conditioned on a prompt and a timestep alone")
-
-
-def _fold_times(unet: Any, timesteps: list[int]) -> dict[int, dict[str, Tensor]]:
-    """The biases that hold each timestep, by the convolutions' names; the time embedding is dropped from `unet`."""
-    embedded = {}
-    for timestep in timesteps:
-        embedding = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).float())
-        embedded[timestep] = embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
-    biases: dict[int, dict[str, Tensor]] = {timestep: {} for timestep in timesteps}
-    for name, block in unet.named_modules():
-        projection = getattr(block, "time_emb_proj", None)
-        if projection is None:
-            continue
-        for timestep, embedding in embedded.items():
-            told = embedding if block.skip_time_act else functional.silu(embedding)
-            biases[timestep][f"{name}.conv1"] = block.conv1.bias + projection(told)[0]
-        block.time_emb_proj = None
-    unet.time_embedding = None
-    return biases
-
-
-def _replace(unet: nn.Module, kind: str, make: Callable[[Any], nn.Module]) -> None:
-    """Put `make(module)` in the place of each module of diffusers' class `kind`."""
-    for name, module in [(name, module) for name, module in unet.named_modules() if type(module).__name__ == kind]:
-        parent, _, last = name.rpartition(".")
-        setattr(unet.get_submodule(parent), last, make(module))

@@ -10,7 +10,7 @@ the statistics of the whole picture at each norm. `docs/performance.md` tells wh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srcli.networks.device import compiled, in_float32, layout_for
-from srcli.protocol import Margins, Part, State
+from srcli.errors import ModelError
+from srcli.networks.blocks import Downsample, Level, Resnet, Upsample
+from srcli.networks.device import in_float32, layout_for
+from srcli.protocol import Margins, Part, Parts, State
 
 HALO_LAT = 4
 """Latent cells around a tile of a wide step that are computed and thrown away."""
@@ -51,20 +53,13 @@ class NormChain:
         begin: from the step's input to the first norm.
         links: in their order.
         end: from the last link's result to the step's.
-        cell_in: samples of the input a latent cell.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        begin: Callable[[Tensor], Tensor],
-        links: Sequence[Link],
-        end: Callable[[Tensor], Tensor],
-        cell_in: int,
+        self, network: nn.Module, begin: Callable[[Tensor], Tensor], links: Sequence[Link], end: Callable[[Tensor], Tensor]
     ) -> None:
-        self._network, self._begin, self._links, self._end, self._cell_in = network, begin, tuple(links), end, cell_in
+        self._network, self._begin, self._links, self._end = network, begin, tuple(links), end
         self.length = len(self._links)
-        self._own_norms: Callable[[Tensor], Tensor] = self._walk
 
     @contextlib.contextmanager
     def precision(self, *, exact: bool) -> Iterator[None]:
@@ -99,17 +94,10 @@ class NormChain:
     def run(self, x: Tensor, *, measured: Sequence[Tensor] | None = None, exact: bool = False) -> Tensor:
         """The whole step; without `measured` each sample has the statistics of its own."""
         with self.precision(exact=exact):
-            return self._walk(x, measured) if measured is not None or exact else self._own_norms(x)
-
-    def compile(self) -> None:
-        """Compile `run`, at its first call, for samples with statistics of their own."""
-        self._own_norms = compiled(self._walk)
-
-    def _walk(self, x: Tensor, measured: Sequence[Tensor] | None = None) -> Tensor:
-        state = self.begin(x)
-        for index in range(self.length):
-            state = self.advance(index, state, None if measured is None else measured[index])
-        return self.end(state)
+            state = self.begin(x)
+            for index in range(self.length):
+                state = self.advance(index, state, None if measured is None else measured[index])
+            return self.end(state)
 
 
 def _sums(x: Tensor) -> Tensor:
@@ -139,89 +127,188 @@ def _normalise(norm: nn.GroupNorm, x: Tensor, moments: Tensor | None) -> Tensor:
     return functional.batch_norm(x, mean, variance, norm.weight.float(), norm.bias.float(), training=False, eps=norm.eps)
 
 
-class VaeSteps:
-    """An `AutoencoderKL` as steps for the engine.
+# The network ---------------------------------------------------------------------------------------------------------
+
+_EPS = 1e-6
+OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Of attention's layers, in files of the first years, and today's."""
+_USUAL: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+"""What diffusers takes for a key that an autoencoder's `config.json` lacks."""
+
+
+class Vae(nn.Module):
+    """Stable Diffusion's autoencoder, with the names that layers have in diffusers' `AutoencoderKL`; see `vae_parts`.
 
     Args:
-        vae: diffusers' `AutoencoderKL`, on its device and in its dtype.
+        config: `config.json` of an `AutoencoderKL`.
+
+    Attributes:
+        widths: channels of the levels, from the pixels to the latent's resolution.
         scaling_factor: latents are the posterior's mode times this.
+
+    Raises:
+        ModelError: it is of another kind than Stable Diffusion's.
     """
 
-    def __init__(self, vae: Any, scaling_factor: float) -> None:
-        self._vae, self._scaling = vae, scaling_factor
-        widths, latent = vae.config.block_out_channels, int(vae.config.latent_channels)
-        factor = 2 ** (len(widths) - 1)
-        near = widths[min(1, len(widths) - 1)]  # the upsampled planes have the second level's channels
-        wide, deep = factor**2 * (2 * near + widths[0]), 10 * widths[-1]
-        held = factor**2 * (near + widths[0])
-        shrunk = widths[-2] if len(widths) > 1 else widths[0]
-        self.encoder = (
-            self._part(*self._shrink(), shrunk, (factor, 1), (wide, held)),
-            self._part(*self._to_latent(), latent, (1, 1), (deep, deep), deep=True),
-        )
-        self.decoder = (
-            self._part(*self._from_latent(), widths[-1], (1, 1), (deep, deep), deep=True),
-            self._part(*self._grow(), 3, (1, factor), (wide, held)),
-        )
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        _check(config)
+        config = _USUAL | dict(config)
+        self.widths: list[int] = list(config["block_out_channels"])
+        self.latent_channels, self.scaling_factor = int(config["latent_channels"]), float(config["scaling_factor"])
+        resnet = partial(Resnet, groups=config["norm_num_groups"], eps=_EPS)
+        layers, moments = config["layers_per_block"], 2 * self.latent_channels
+        down, up = [], []
+        for i, (inner, outer) in enumerate(zip([self.widths[0], *self.widths], self.widths, strict=False)):
+            resnets = [resnet(outer if j else inner, outer) for j in range(layers)]
+            down.append(Level(resnets, (), [Downsample(outer, 0)] if i < len(self.widths) - 1 else ()))
+        backwards = self.widths[::-1]
+        for i, (inner, outer) in enumerate(zip([backwards[0], *backwards], backwards, strict=False)):
+            resnets = [resnet(outer if j else inner, outer) for j in range(layers + 1)]
+            up.append(Level(resnets, (), (), [Upsample(outer)] if i < len(self.widths) - 1 else ()))
+        self.encoder: Any = _Coder(config, config["in_channels"], self.widths[0], self.widths[-1], moments)
+        self.encoder.down_blocks = nn.ModuleList(down)
+        self.decoder: Any = _Coder(config, self.latent_channels, self.widths[-1], self.widths[0], config["out_channels"])
+        self.decoder.up_blocks = nn.ModuleList(up)
+        self.quant_conv = nn.Conv2d(moments, moments, 1) if config["use_quant_conv"] else None
+        latent = self.latent_channels
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config["use_post_quant_conv"] else None
 
-    def _part(
-        self,
-        begin: Callable[[Tensor], Tensor],
-        links: list[Link],
-        end: Callable[[Tensor], Tensor],
-        channels: int,
-        cells: tuple[int, int],
-        values: tuple[int, int],
-        *,
-        deep: bool = False,
-    ) -> Part:
-        size = self._vae.dtype.itemsize
-        chain = NormChain(self._vae, begin, links, end, cells[0])
-        halo, fade, most = (DEEP_HALO_LAT, DEEP_HALO_LAT, DEEP_CELLS) if deep else (HALO_LAT, 2, None)
-        return Part(chain.run, channels, *cells, halo, fade, most, values[0] * size, chain if links else None, values[1] * size)
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
-    # --- the network's way, cut in four ---
 
-    def _shrink(self) -> tuple[Callable[[Tensor], Tensor], list[Link], Callable[[Tensor], Tensor]]:
-        encoder = self._vae.encoder
-        links = []
-        for block in encoder.down_blocks[:-1]:
-            links += _resnets(block.resnets, then=block.downsamplers)
-        return encoder.conv_in, links, _same
+class _Coder(nn.Module):
+    """What encoder and decoder have in common: first and last layers, and the middle."""
 
-    def _to_latent(self) -> tuple[Callable[[Tensor], Tensor], list[Link], Callable[[Tensor], Tensor]]:
-        encoder = self._vae.encoder
-        links = [*_resnets(encoder.down_blocks[-1].resnets), *_middle(encoder.mid_block)]
-        links.append(Link(encoder.conv_norm_out, lambda x, _: (encoder.conv_out(_silu(x)), None), opens=False))
+    def __init__(self, config: Mapping[str, Any], inner: int, first: int, last: int, outer: int) -> None:
+        super().__init__()
+        groups, width = config["norm_num_groups"], config["block_out_channels"][-1]
+        self.conv_in = nn.Conv2d(inner, first, 3, padding=1)
+        attentions = [_Attention(width, groups)] if config["mid_block_add_attention"] else ()
+        self.mid_block = Level((Resnet(width, width, groups, _EPS) for _ in range(2)), attentions)
+        self.conv_norm_out = nn.GroupNorm(groups, last, _EPS)
+        self.conv_out = nn.Conv2d(last, outer, 3, padding=1)
 
-        def end(x: Tensor) -> Tensor:
-            moments = x if self._vae.quant_conv is None else self._vae.quant_conv(x)
-            mode: Tensor = moments.chunk(2, dim=1)[0]
-            return mode.float() * self._scaling
 
-        return _same, links, end
+class _Attention(nn.Module):
+    """The layers of attention of all cells to all cells, with one head."""
 
-    def _from_latent(self) -> tuple[Callable[[Tensor], Tensor], list[Link], Callable[[Tensor], Tensor]]:
-        decoder = self._vae.decoder
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, width, _EPS)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-        def begin(latent: Tensor) -> Tensor:
-            x = latent / self._scaling
-            x = x if self._vae.post_quant_conv is None else self._vae.post_quant_conv(x)
-            return decoder.conv_in(x)  # type: ignore[no-any-return]
 
-        return begin, [*_middle(decoder.mid_block), *_resnets(decoder.up_blocks[0].resnets)], _same
+def _check(config: Mapping[str, Any]) -> None:
+    """Raises: ModelError."""
+    plain = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
+    other = [f"`{key}` = `{config[key]}`" for key, value in plain.items() if config.get(key, value) != value]
+    for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        other += [f"`{kind}`" for kind in dict.fromkeys(config.get(key, ())) if kind != known]
+    if other:
+        message = f"the base's autoencoder is of a kind that srcli cannot run: {', '.join(other)}"
+        raise ModelError(message, "take a base such as SD 2.1-base, whose autoencoder is Stable Diffusion's")
 
-    def _grow(self) -> tuple[Callable[[Tensor], Tensor], list[Link], Callable[[Tensor], Tensor]]:
-        decoder = self._vae.decoder
-        links = []
-        for block in decoder.up_blocks[1:]:
-            links += _resnets(block.resnets, then=block.upsamplers)
-        links.append(Link(decoder.conv_norm_out, lambda x, _: (decoder.conv_out(_silu(x)), None), opens=False))
-        return lambda x: _after(decoder.up_blocks[0].upsamplers, x), links, Tensor.float
+
+# Its steps -----------------------------------------------------------------------------------------------------------
+
+
+def vae_parts(vae: Vae) -> Parts:
+    """An autoencoder, on its device and in its dtype, as steps for the engine."""
+    widths, latent = vae.widths, vae.latent_channels
+    factor = 2 ** (len(widths) - 1)
+    near = widths[min(1, len(widths) - 1)]  # the upsampled planes have the second level's channels
+    wide, deep = factor**2 * (2 * near + widths[0]), 10 * widths[-1]
+    held = factor**2 * (near + widths[0])
+    shrunk = widths[-2] if len(widths) > 1 else widths[0]
+    encoder = (
+        _part(vae, *_shrink(vae), shrunk, (factor, 1), (wide, held)),
+        _part(vae, *_to_latent(vae), latent, (1, 1), (deep, deep), deep=True),
+    )
+    decoder = (
+        _part(vae, *_from_latent(vae), widths[-1], (1, 1), (deep, deep), deep=True),
+        _part(vae, *_grow(vae), 3, (1, factor), (wide, held)),
+    )
+    return Parts(encoder, decoder)
+
+
+def _part(
+    vae: Vae,
+    begin: Callable[[Tensor], Tensor],
+    links: list[Link],
+    end: Callable[[Tensor], Tensor],
+    channels: int,
+    cells: tuple[int, int],
+    values: tuple[int, int],
+    *,
+    deep: bool = False,
+) -> Part:
+    size = vae.dtype.itemsize
+    chain = NormChain(vae, begin, links, end)
+    halo, fade, most = (DEEP_HALO_LAT, DEEP_HALO_LAT, DEEP_CELLS) if deep else (HALO_LAT, 2, None)
+    return Part(chain.run, channels, *cells, halo, fade, most, values[0] * size, chain if links else None, values[1] * size)
+
+
+Way = tuple[Callable[[Tensor], Tensor], list[Link], Callable[[Tensor], Tensor]]
+"""From a step's input to its first norm, from norm to norm, and to its result."""
+
+
+def _shrink(vae: Vae) -> Way:
+    links = []
+    for level in vae.encoder.down_blocks[:-1]:
+        links += _resnets(level.resnets, then=level.downsamplers)
+    return vae.encoder.conv_in, links, _same
+
+
+def _to_latent(vae: Vae) -> Way:
+    encoder = vae.encoder
+    links = [*_resnets(encoder.down_blocks[-1].resnets), *_middle(encoder.mid_block)]
+    links.append(Link(encoder.conv_norm_out, lambda x, _: (encoder.conv_out(_silu(x)), None), opens=False))
+
+    def end(x: Tensor) -> Tensor:
+        moments = x if vae.quant_conv is None else vae.quant_conv(x)
+        mode: Tensor = moments.chunk(2, dim=1)[0]
+        return mode.float() * vae.scaling_factor
+
+    return _same, links, end
+
+
+def _from_latent(vae: Vae) -> Way:
+    decoder = vae.decoder
+
+    def begin(latent: Tensor) -> Tensor:
+        x = latent / vae.scaling_factor
+        x = x if vae.post_quant_conv is None else vae.post_quant_conv(x)
+        return decoder.conv_in(x)  # type: ignore[no-any-return]
+
+    return begin, [*_middle(decoder.mid_block), *_resnets(decoder.up_blocks[0].resnets)], _same
+
+
+def _grow(vae: Vae) -> Way:
+    decoder = vae.decoder
+    links = []
+    for level in decoder.up_blocks[1:]:
+        links += _resnets(level.resnets, then=level.upsamplers)
+    links.append(Link(decoder.conv_norm_out, lambda x, _: (decoder.conv_out(_silu(x)), None), opens=False))
+    return lambda x: _after(decoder.up_blocks[0].upsamplers, x), links, Tensor.float
 
 
 def _resnets(resnets: Any, then: Any = None) -> list[Link]:
-    """Residual blocks (diffusers' `ResnetBlock2D`) without time, and the layers after the last of them."""
+    """Residual blocks, and the layers after the last of them."""
     links: list[Link] = []
     for number, block in enumerate(resnets, 1):
         layers = then if number == len(resnets) else None
@@ -239,33 +326,24 @@ def _close(block: Any, layers: Any, x: Tensor, kept: Tensor | None) -> tuple[Ten
     """The second half of a residual block, its residual connection, and what follows it."""
     h = block.conv2(_silu(x))
     h += kept if block.conv_shortcut is None else block.conv_shortcut(kept)
-    if block.output_scale_factor != 1:
-        h /= block.output_scale_factor
     return _after(layers, h), None
 
 
 def _middle(block: Any) -> list[Link]:
-    """The middle (diffusers' `UNetMidBlock2D`): a residual block, then attention and a residual block in turn."""
+    """The middle: two residual blocks, with attention between them."""
     links = _resnets(block.resnets[:1])
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        if attention is not None:
-            links.append(Link(attention.group_norm, partial(_attend, attention), opens=True))
-        links += _resnets([resnet])
-    return links
+    for attention in block.attentions:
+        links.append(Link(attention.group_norm, partial(_attend, attention), opens=True))
+    return links + _resnets(block.resnets[1:])
 
 
 def _attend(attention: Any, x: Tensor, kept: Tensor | None) -> tuple[Tensor, None]:
-    """Attention (diffusers' `Attention`) of all cells to all cells, with its residual connection."""
+    """Attention of all cells to all cells, with its residual connection."""
     n, channels, height, width = x.shape
     tokens = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
-    q, k, v = (
-        linear(tokens).reshape(n, height * width, attention.heads, -1).transpose(1, 2)
-        for linear in (attention.to_q, attention.to_k, attention.to_v)
-    )
-    h = functional.scaled_dot_product_attention(q, k, v, scale=attention.scale)
-    h = attention.to_out[0](h.transpose(1, 2).flatten(2))
-    h = h.reshape(n, height, width, channels).permute(0, 3, 1, 2) + kept
-    return (h if attention.rescale_output_factor == 1 else h / attention.rescale_output_factor), None
+    q, k, v = (linear(tokens)[:, None] for linear in (attention.to_q, attention.to_k, attention.to_v))
+    h = attention.to_out[0](functional.scaled_dot_product_attention(q, k, v)[:, 0])
+    return h.reshape(n, height, width, channels).permute(0, 3, 1, 2) + kept, None
 
 
 def _after(layers: Any, x: Tensor) -> Tensor:
@@ -275,7 +353,7 @@ def _after(layers: Any, x: Tensor) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    return functional.silu(x, inplace=True)
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _same(x: Tensor) -> Tensor:

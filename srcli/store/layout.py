@@ -63,6 +63,21 @@ def variant_of(part_folder: Path) -> str | None:
     return HALF if full and not _lacking_weights(part_folder, _HALF_WEIGHTS, _HALF_INDEX) else None
 
 
+def weight_files(part_folder: Path) -> list[Path]:
+    """The files of a part's weights, in the precision that `variant_of` tells; all shards where there is an index.
+
+    Raises:
+        OSError, ValueError: there are none, or an index makes no sense.
+    """
+    weights, index = (_HALF_WEIGHTS, _HALF_INDEX) if variant_of(part_folder) else (_FULL_WEIGHTS, _FULL_INDEX)
+    if lacking := _lacking_weights(part_folder, weights, index):
+        raise FileNotFoundError(f"`{part_folder.name}/{lacking[0]}` is missing")
+    for file in part_folder.glob(f"*{index}"):
+        names = json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()
+        return [part_folder / name for name in sorted(set(names))]
+    return sorted(path for path in part_folder.glob("*.safetensors") if weights.fullmatch(path.name))
+
+
 def lacking_parts(names: Iterable[str]) -> list[str]:
     """What a repository with these files lacks to be a base that srcli can use."""
     files = needed_files(names)

@@ -15,6 +15,7 @@ from torch import Tensor
 from srcli.errors import ModelError
 from srcli.families.pisasr import PIXEL, SEMANTIC, TARGETS
 from srcli.networks.adapters import Adapter, AdapterInfo, check_fit, save_adapter
+from srcli.networks.unet import FixedPromptUNet
 from srcli.store.weights import load_pickle
 
 REFERENCE_ALPHA = 8
@@ -40,14 +41,11 @@ def convert(file: Path, base_file: Path, out: Path, base: str, licence: str) -> 
     return {adapter.name: save_adapter(adapter, out / adapter.name) for adapter in adapters}
 
 
-def _unet_without_weights(file: Path) -> Any:
+def _unet_without_weights(file: Path) -> FixedPromptUNet:
     """The UNet of a `config.json`: its layers and their shapes, but no memory for weights."""
-    from diffusers import UNet2DConditionModel
-
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
         with torch.device("meta"):
-            return UNet2DConditionModel.from_config(config)
+            return FixedPromptUNet(json.loads(file.read_text(encoding="utf-8")))
     except Exception as error:  # nearly anything, from a configuration that makes no sense
         message = f"`{file}` describes no usable UNet: {error}"
         raise ModelError(message, "use the base that the adapters were trained on") from error

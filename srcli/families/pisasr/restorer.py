@@ -11,8 +11,8 @@ from torch import Tensor
 
 from srcli.families.pisasr import PIXEL, SEMANTIC
 from srcli.memory import free_bytes
-from srcli.networks.adapters import load_adapter, merge, warn_of_strange_base
-from srcli.networks.backbone import Autoencoder, load_autoencoder, load_unet, prompt_embedding
+from srcli.networks.adapters import load_adapter, warn_of_strange_base
+from srcli.networks.backbone import Autoencoder, load_autoencoder, load_passes, prompt_embedding
 from srcli.networks.device import cast, in_float32, layout_for
 from srcli.networks.unet import FixedPromptUNet
 from srcli.protocol import LoadOptions, Mixture, Part, Picture, Settings
@@ -47,7 +47,7 @@ class PisaRestorer:
     Args:
         spec: the model's row.
         options: device, dtype and all settings that will be asked for.
-        autoencoder: float32, on the CPU.
+        autoencoder: on the CPU, in the options' dtype.
         networks: a UNet with merged adapters for each pass that the options need, on the CPU, in the options' dtype.
     """
 
@@ -70,9 +70,6 @@ class PisaRestorer:
         cast(autoencoder.network.to(options.device), options.dtype)
         self._parts = autoencoder.parts()
         self.decoder = self._parts.decoder
-        if options.compile:
-            for part in (*self._parts.encoder, *self._parts.decoder):
-                part.compile()
         self._unets = Resident(networks, options.device)
         widest = max((unet.width for unet in networks.values()), default=64)
         self.cell_bytes = 64 * widest * options.dtype.itemsize
@@ -109,7 +106,8 @@ class Resident:
 
     def __init__(self, networks: Mapping[Names, FixedPromptUNet], device: torch.device) -> None:
         self._networks, self._device = dict(networks), device
-        needed = sum(t.nbytes for unet in networks.values() for t in (*unet.parameters(), *unet.buffers()))
+        tensors = {id(t): t.nbytes for unet in networks.values() for t in (*unet.parameters(), *unet.buffers())}
+        needed = sum(tensors.values())  # some are of several passes
         self._together = device.type == "cpu" or len(networks) < 2 or needed + self.RESERVE <= free_bytes(device)
         self._here: Names | None = None
         if self._together:
@@ -138,14 +136,10 @@ def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
     passes = dict.fromkeys(names for each in options.settings for names in _weights(each))
     timesteps = {int(each["timestep"]) for each in options.settings}
     embedding = prompt_embedding(base, str(spec.own["prompt"]))
-    networks = {}
-    for names in passes:
-        unet = load_unet(base)
-        merge(unet, [adapters[name] for name in names])
-        networks[names] = cast(FixedPromptUNet(unet, embedding, timesteps), options.dtype)
-        if options.compile:
-            networks[names].compile_walk()
-    return PisaRestorer(spec, options, load_autoencoder(base), networks)
+    networks = load_passes(
+        base, {names: [adapters[name] for name in names] for names in passes}, options.dtype, embedding, timesteps
+    )
+    return PisaRestorer(spec, options, load_autoencoder(base, options.dtype), networks)
 
 
 def _weights(settings: Settings) -> dict[Names, float]:
