@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import srcli
 from srcli.families import families
@@ -112,3 +113,18 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_picture_needs_none_of_what_training_needs(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 12), "teal").save(tmp_path / "a.png")
+    code = (
+        "import sys; from srcli.cli.main import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "slow = ('diffusers', 'peft', 'transformers', 'accelerate', 'torchvision', 'scipy', 'torch._dynamo')\n"
+        "print(code, [m for m in slow if m in sys.modules], file=sys.stderr)"
+    )
+    options = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "-q", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "0 []"
+    assert (tmp_path / "b.png").is_file()

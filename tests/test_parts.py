@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 from torch import Tensor
 
 from srcli.engine.parts import Room, run_part
 from srcli.engine.sums import side_by_side
 from srcli.engine.tiles import borders, halo_grid, margins_of, spread_grid
-from srcli.networks.backbone import KLAutoencoder
+from srcli.errors import ModelError
+from srcli.networks.backbone import KLAutoencoder, load_autoencoder
+from srcli.networks.vae import OLD_NAMES, Vae
 from srcli.protocol import Part
 
 CPU = torch.device("cpu")
@@ -96,27 +103,79 @@ def test_pictures_of_one_size_share_a_call_as_far_as_there_is_room() -> None:
 # --- the autoencoder ---
 
 
-@pytest.fixture(scope="module")
-def autoencoder() -> KLAutoencoder:
+def make_vae(**options: Any) -> Any:
+    """Of diffusers."""
     torch.manual_seed(0)
-    network = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-    )
+    config: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (16, 32, 48),
+        "norm_num_groups": 8,
+    }
+    return AutoencoderKL(**config | options).eval().requires_grad_(False)
+
+
+def ours_of(theirs: Any) -> KLAutoencoder:
+    """Ours, with the same weights."""
+    network = Vae(theirs.config)
+    network.load_state_dict(theirs.state_dict())
     return KLAutoencoder(network.eval().requires_grad_(False))
 
 
-@torch.no_grad()
-def test_the_steps_are_the_autoencoder(autoencoder: KLAutoencoder) -> None:
+@pytest.fixture(scope="module")
+def autoencoder() -> KLAutoencoder:
+    return ours_of(make_vae())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layers_per_block": 2, "latent_channels": 3},
+        {"use_quant_conv": False, "use_post_quant_conv": False},
+        {"mid_block_add_attention": False},
+        {"block_out_channels": (16,), "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)},
+    ],
+)
+def test_the_steps_are_the_autoencoder_of_diffusers(options: dict[str, Any]) -> None:
+    theirs = make_vae(**options)
+    ours = ours_of(theirs)
+    scale = theirs.config.scaling_factor
     picture = torch.rand(2, 3, 40, 64) * 2 - 1
-    parts = autoencoder.parts()
-    latent = parts.encoder[1].run(parts.encoder[0].run(picture))
-    assert torch.allclose(latent, autoencoder.encode(picture), atol=1e-5)
-    assert torch.allclose(parts.decoder[1].run(parts.decoder[0].run(latent)), autoencoder.decode(latent), atol=1e-5)
+    latent = ours.encode(picture)
+    assert latent.shape == (2, ours.channels, 40 // ours.factor, 64 // ours.factor)
+    same = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)  # theirs multiplies transposed tokens: it rounds otherwise
+    same(latent, theirs.encode(picture).latent_dist.mode() * scale)
+    one, other = latent.clone().requires_grad_(), latent.clone().requires_grad_()
+    expected = theirs.decode(other / scale).sample
+    decoded = ours.decode(one)
+    same(decoded, expected)
+    for result in (decoded, expected):
+        result.square().mean().backward()
+    same(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("act_fn", "relu"), ("shift_factor", 0.1), ("up_block_types", ["AttnUpDecoderBlock2D"])]
+)
+def test_an_autoencoder_of_another_kind_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ModelError, match=value[0] if isinstance(value, list) else key):
+        Vae({"block_out_channels": [16], "norm_num_groups": 8, key: value})
+
+
+def test_an_autoencoder_of_the_first_years_has_other_names(tmp_path: Path) -> None:
+    theirs = make_vae()
+    old = {}
+    for key, value in theirs.state_dict().items():
+        for before, now in OLD_NAMES.items():
+            key = key.replace(now, before)
+        old[key] = value
+    (tmp_path / "vae").mkdir()
+    save_file(old, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **theirs.config}, default=str))
+    latent = load_autoencoder(tmp_path).encode(torch.ones(1, 3, 16, 16))
+    assert torch.equal(latent, ours_of(theirs).encode(torch.ones(1, 3, 16, 16)))
+    assert "encoder.mid_block.attentions.0.query.weight" in old
 
 
 @torch.no_grad()
@@ -140,7 +199,7 @@ def test_sums_of_tiles_are_the_sums_of_the_picture(autoencoder: KLAutoencoder) -
 @torch.no_grad()
 def test_sums_that_half_precision_spoils_are_computed_again_in_float32() -> None:
     torch.manual_seed(0)
-    network = AutoencoderKL(block_out_channels=(16,), norm_num_groups=8).eval().requires_grad_(False).to(torch.float16)
+    network = Vae({"block_out_channels": [16], "norm_num_groups": 8}).eval().requires_grad_(False).to(torch.float16)
     network.encoder.down_blocks[-1].resnets[0].conv2.weight.fill_(6e4)  # its sums are beyond float16, not beyond float32
     chain = KLAutoencoder(network).parts().encoder[1].chain
     assert chain is not None

@@ -17,9 +17,8 @@ from training_case import make_config, make_photos
 from srcli.errors import ModelError
 from srcli.families.pisasr import TARGETS
 from srcli.networks.adapters import AdapterInfo, attach, extract, load_adapter, merge
-from srcli.networks.backbone import PatchAutoencoder, load_unet
+from srcli.networks.backbone import PatchAutoencoder, load_passes, load_unet
 from srcli.networks.tail import PixelTail
-from srcli.networks.unet import FixedPromptUNet
 from srcli.store.layout import lacking_files, needed_files
 from srcli.training.loop import train
 
@@ -52,7 +51,7 @@ def pictures(height: int = 64, width: int = 64, seed: int = 2) -> tuple[Tensor, 
 
 def base_with_tail(folder: Path, *, works: bool = True) -> Path:
     base = make_base(folder)
-    make_tail(works=works).save_pretrained(base / "tail")
+    make_tail(works=works).save(base / "tail")
     return base
 
 
@@ -97,7 +96,7 @@ def test_both_ways_to_run_a_unet_end_in_its_tail(return_dict: bool, tmp_path: Pa
             told = unet(sample=latent, timestep=1, encoder_hidden_states=PROMPT.expand(2, -1, -1), return_dict=return_dict)
             answers.append(told.sample if return_dict else told[0])
         without, with_tail = answers
-        fixed = FixedPromptUNet(load_unet(base), PROMPT, [1])(latent, 1)
+        fixed = load_passes(base, {"all": []}, torch.float32, PROMPT, [1])["all"](latent, 1)
     assert (with_tail - without).abs().mean() > 1e-3
     torch.testing.assert_close(with_tail, load_unet(base).tail(latent, without))
     torch.testing.assert_close(fixed, with_tail, atol=1e-5, rtol=0)
@@ -127,7 +126,7 @@ def test_an_adapter_of_a_base_without_a_tail_learns_on_with_one(tmp_path: Path, 
     first = make_config("pixel", photos, tmp_path / "first")
     train(first, base)
     kept = load_adapter(tmp_path / "first" / "pixel" / "adapter_model.safetensors", "pixel")
-    make_tail(works=False).save_pretrained(base / "tail")
+    make_tail(works=False).save(base / "tail")
 
     still = {"learning_rate": 1e-12, "weight_decay": 0.0, "steps": 1}
     with caplog.at_level(logging.WARNING, "srcli"):
@@ -148,7 +147,7 @@ def test_a_run_does_not_go_on_with_a_base_that_got_a_tail_since(tmp_path: Path) 
     photos = make_photos(tmp_path / "photos")
     base = make_base(tmp_path / "base")
     train(make_config("pixel", photos, tmp_path / "out"), base)
-    make_tail(works=False).save_pretrained(base / "tail")
+    make_tail(works=False).save(base / "tail")
     with pytest.raises(ModelError, match="the base is not what it was") as caught:
         train(make_config("pixel", photos, tmp_path / "out", resume=True), base)
     assert "--start-from" in (caught.value.hint or "")

@@ -23,6 +23,7 @@ from srcli.networks.adapters import Adapter, check_fit, merged
 from srcli.networks.device import cast, laid_out
 from srcli.networks.filling import BASE_HINT, empty, fill, fill_alone, frozen, read_json, reading
 from srcli.networks.tail import PixelTail, attach_tail
+from srcli.networks.transformer import Joined
 from srcli.networks.unet import FixedPromptUNet
 from srcli.networks.vae import OLD_NAMES, Vae, vae_parts
 from srcli.protocol import Part, Parts
@@ -193,8 +194,9 @@ def load_passes(
         fill(tails, base, "tail", lambda key, tensor: give(f"tail.{key}", tensor))
         for unet, unet.tail in zip(unets.values(), tails, strict=True):
             unet.tail.settle()
+    joined: Joined = {}
     for unet in unets.values():
-        unet.settle(embedding, timesteps)
+        unet.settle(embedding, timesteps, joined)
         cast(unet, dtype)
     return unets
 

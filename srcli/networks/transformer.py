@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 _NORM_EPS = 1e-6
+
+Joined = dict[tuple[int, ...], Parameter]
+"""What networks that share weights have made of several of them, by these weights' ids."""
 
 
 class Attention(nn.Module):
@@ -46,7 +49,7 @@ class PromptAttention(Attention):
     keys: Tensor
     values: Tensor
 
-    def settle(self, embedding: Tensor) -> None:
+    def settle(self, embedding: Tensor, joined: Joined) -> None:
         """Compute keys and values of the prompt's embedding, (1, tokens, context), and drop what is not needed any more."""
         assert self.to_k is not None
         assert self.to_v is not None
@@ -65,12 +68,15 @@ class PromptAttention(Attention):
 class SelfAttention(Attention):
     """Attention of a sequence to itself."""
 
-    def settle(self, embedding: Tensor) -> None:
-        """Make one projection of those for queries, keys and values."""
-        projections = [layer.weight for layer in (self.to_q, self.to_k, self.to_v) if layer is not None]
+    def settle(self, embedding: Tensor, joined: Joined) -> None:
+        """Make one projection of those for queries, keys and values, or take the one that was made of the same weights."""
+        weights = [layer.weight for layer in (self.to_q, self.to_k, self.to_v) if layer is not None]
+        key = tuple(map(id, weights))
+        if key not in joined:
+            joined[key] = Parameter(torch.cat(weights), requires_grad=False)
         self.to_q = self.to_k = self.to_v = None
         self.to_qkv = nn.Linear(1, 1, bias=False, device="meta")
-        self.to_qkv.weight = nn.Parameter(torch.cat(projections), requires_grad=False)
+        self.to_qkv.weight = joined[key]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, width) -> the same shape."""

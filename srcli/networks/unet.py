@@ -17,7 +17,7 @@ from torch.nn import Parameter, functional
 from srcli.errors import ModelError
 from srcli.networks.blocks import Downsample, Level, Resnet, Upsample
 from srcli.networks.tail import PixelTail
-from srcli.networks.transformer import Attention, PromptAttention, SelfAttention, Transformer
+from srcli.networks.transformer import Attention, Joined, PromptAttention, SelfAttention, Transformer
 
 _MOST_PERIOD = 10000
 _USUAL: dict[str, Any] = {
@@ -171,13 +171,15 @@ class FixedPromptUNet(nn.Module):
         return names
 
     @torch.no_grad()
-    def settle(self, embedding: Tensor, timesteps: Iterable[int]) -> None:
+    def settle(self, embedding: Tensor, timesteps: Iterable[int], joined: Joined | None = None) -> None:
         """Compute what is constant, and drop what is not needed any more.
 
         Args:
             embedding: of the prompt, (1, tokens, width), float32, on the CPU as the weights are.
             timesteps: those that will be asked for.
+            joined: one and the same for networks that share weights and are all there before the first is settled.
         """
+        joined = {} if joined is None else joined
         self._biases = {timestep: {} for timestep in sorted(set(timesteps))}
         embedded = {timestep: self._embedded(timestep) for timestep in self._biases}
         for name, module in self.named_modules():
@@ -188,7 +190,7 @@ class FixedPromptUNet(nn.Module):
                 module.conv1.bias = Parameter(own.clone(), requires_grad=False)  # `_tell_time` changes it, in this network alone
                 module.time_emb_proj = None
             elif isinstance(module, Attention):
-                cast("PromptAttention | SelfAttention", module).settle(embedding)
+                cast("PromptAttention | SelfAttention", module).settle(embedding, joined)
         self.time_embedding = None
 
     def _embedded(self, timestep: int) -> Tensor:
