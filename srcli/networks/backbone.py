@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -179,15 +179,7 @@ def load_passes(
     unet.tail, exact = None, unet.folded()
     unets = {key: copy.deepcopy(unet) for key in passes}
 
-    def give(key: str, tensor: Tensor) -> list[Parameter]:
-        made: dict[tuple[str, ...], Parameter] = {}
-        for adapters in passes.values():
-            names = tuple(adapter.name for adapter in adapters if adapter.changes(key))
-            if names not in made:
-                weight = merged(key, tensor, adapters)
-                made[names] = frozen(weight if key in exact else laid_out(weight, dtype))
-        return [made[tuple(adapter.name for adapter in each if adapter.changes(key))] for each in passes.values()]
-
+    give = _merging(list(passes.values()), dtype, exact)
     fill(list(unets.values()), base, "unet", give)
     if tail is not None:
         tails = [copy.deepcopy(tail) for _ in unets]
@@ -199,6 +191,23 @@ def load_passes(
         unet.settle(embedding, timesteps, joined)
         cast(unet, dtype)
     return unets
+
+
+def _merging(
+    passes: Sequence[Sequence[Adapter]], dtype: torch.dtype, exact: Collection[str]
+) -> Callable[[str, Tensor], list[Parameter]]:
+    """What makes each pass's parameter of a stored one, see `fill`: one for all of those whose adapters change it alike."""
+
+    def give(key: str, tensor: Tensor) -> list[Parameter]:
+        made: dict[tuple[str, ...], Parameter] = {}
+        changes = [tuple(adapter.name for adapter in adapters if adapter.changes(key)) for adapters in passes]
+        for names, adapters in zip(changes, passes, strict=True):
+            if names not in made:
+                weight = merged(key, tensor, adapters)
+                made[names] = frozen(weight if key in exact else laid_out(weight, dtype))
+        return [made[names] for names in changes]
+
+    return give
 
 
 def load_autoencoder(base: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
