@@ -3,13 +3,15 @@
     python benchmarks/start.py                                   # tiny, 64x64 pixels
     python benchmarks/start.py --options "--model osediff"       # another model; all options of `srcli upscale`
 
-Both run in processes of their own, in turn, after one run of each that does not count. Prints seconds of CPU (of all cores, user
-and system), and the median of the pairs' ratios. Takes half a minute.
+Both run in processes of their own with one thread, in turn, after one run of each that does not count: where a machine is busy,
+threads that wait for each other burn time. Prints seconds of CPU, user and system, and the median of the pairs' ratios. Takes
+half a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -42,7 +44,7 @@ def main() -> None:
 def cpu_seconds(arguments: list[str]) -> float:
     """Of Python with these arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -6,6 +6,7 @@ So no second copy of the weights is ever in memory, nor a copy in another precis
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,10 +98,13 @@ def frozen(tensor: Tensor) -> Parameter:
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors. What was read of a file stays in memory until it is closed, so it is opened anew now and then."""
+    """Names and tensors of each file, the largest first: what is made of the next ones has room where that was.
+
+    What was read of a file stays in memory until it is closed, so it is opened anew now and then.
+    """
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
-            keys = list(opened.keys())
+            keys = sorted(opened.keys(), key=lambda key: math.prod(opened.get_slice(key).get_shape()))
         while keys:
             with safe_open(file, framework="pt") as opened:
                 seen = 0
