@@ -45,7 +45,6 @@ def load(
     overlap: int | None = None,
     batch: int | None = None,
     color_fix: str | None = None,
-    compile: bool = False,
     **dials_and_adapters: float | str | os.PathLike[str],
 ) -> Upscaler:
     """Load a model; each setting is the option of `srcli upscale` with that name.
@@ -59,7 +58,6 @@ def load(
         overlap: of tiles, in output pixels.
         batch: tiles at once.
         color_fix: `adain`, `wavelet` or `none`; the model's own if not given.
-        compile: compile the networks at their first use, which takes minutes.
         **dials_and_adapters: numbers for the model's dials, as `lambda_semantic=0.5`, and paths of adapters in place of its
             own, as `pixel="runs/x"`.
 
@@ -81,7 +79,6 @@ def load(
         device=device,
         dtype=dtype,
         color_fix=color_fix,
-        compile=compile,
     )
     return Upscaler(config)
 
@@ -170,7 +167,7 @@ class Upscaler:
         self._engine = None
         gc.collect()  # there may be no room for both
         self._loaded = (settings, self.dials)
-        self._engine = open_engine(self._spec, self._config, self._loaded, compile=self._config.compile)
+        self._engine = open_engine(self._spec, self._config, self._loaded)
         return self._engine
 
 
