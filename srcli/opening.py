@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from srcli.config import UpscaleConfig
 from srcli.errors import SrcliError, UsageError, joined_faults
 from srcli.families import load_restorer
+from srcli.images.choices import MAX_SCALE
 from srcli.images.files import Job
 from srcli.images.suffixes import format_of
 from srcli.protocol import LoadOptions, Settings
 from srcli.rows.spec import ModelSpec, find_model
 from srcli.store.adapter_files import replace_adapters
-from srcli.store.weights import adapter_path, base_folder
+from srcli.store.weights import adapter_path, base_place
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def choose_model(
     faults += [fault for dial, values in dials.items() for fault in _dial_faults(spec, dial, values)]
     _raise_faults(spec, faults)
     if spec.base.names:
-        base_folder(spec)
+        base_place(spec)
     for adapter in spec.adapters:
         adapter_path(spec, adapter)
     return spec
@@ -158,7 +159,7 @@ def open_engine(spec: ModelSpec, work: Work, settings: Sequence[Settings]) -> Mi
     from srcli.engine.mix import MixingEngine
     from srcli.engine.restore import choose_limits
 
-    restorer = load_restorer(spec, LoadOptions(device, dtype, tuple(settings)))
+    restorer = load_restorer(spec, LoadOptions(device, dtype, tuple(settings), work.dtype != "auto"))
     limits = choose_limits(restorer, work.tile, work.overlap, work.batch)
     stands = ", ".join(f"{dial.symbol} {settings[0].get(dial.name, 'found')}" for dial in spec.dials)
     log.debug("%s on %s in %s, %s; %s", spec.name, device, dtype, limits, stands)
@@ -177,14 +178,20 @@ def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
     from srcli.engine.stream import Stream
 
     engine = open_engine(spec, config, [complete(spec, config.dials)])
-    return Stream(engine, output_size(config), config.color_fix or spec.color_fix, config.quality)
+    return Stream(engine, output_size(config, spec), config.color_fix or spec.color_fix, config.quality)
 
 
-def output_size(config: UpscaleConfig) -> Size:
-    """How `config` sets the outputs' size."""
+def output_size(config: UpscaleConfig, spec: ModelSpec) -> Size:
+    """How `config` sets the outputs' size; where it does not, it is the model's."""
     from srcli.images.resize import Size
 
-    return Size(config.effective_scale, config.width, config.height, config.long_side)
+    sides = (config.width, config.height, config.long_side)
+    return Size(config.scale if any(sides) else scale_of(spec, config.scale), *sides)
+
+
+def scale_of(spec: ModelSpec, given: float | None) -> float:
+    """The upscale factor that the user gives, or the model's own as far as srcli goes."""
+    return min(spec.native_scale, MAX_SCALE) if given is None else given
 
 
 # Plans ---------------------------------------------------------------------------------------------------------------
@@ -225,11 +232,11 @@ class PlannedImage:
         }
 
 
-def planned(config: UpscaleConfig, jobs: Iterable[Job]) -> Iterator[PlannedImage]:
+def planned(config: UpscaleConfig, spec: ModelSpec, jobs: Iterable[Job]) -> Iterator[PlannedImage]:
     """Sizes from the files' headers; nothing is decoded. A fault is told in its image."""
     from srcli.images.codec import check_sides, probe
 
-    size = output_size(config)
+    size = output_size(config, spec)
     for job in jobs:
         try:
             header = probe(job.source)

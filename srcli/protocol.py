@@ -23,6 +23,8 @@ Settings = Mapping[str, float]
 """Values of dials by their names."""
 Margins = tuple[int, int, int, int]
 """Cells at the top, left, bottom and right of a tile that belong to its neighbours."""
+FADE_CELLS = 8
+"""Latent cells in the middle of an overlap over which tiles are blended that only look at the rest of it."""
 State: TypeAlias = "tuple[Tensor, ...]"
 """Where a tile stands on its way through a chain: (N, C, H, W) each."""
 
@@ -34,6 +36,7 @@ class Base(enum.Enum):
     """What a family's models stand on."""
 
     DIFFUSERS = "a frozen network in diffusers' layout: a folder, a repository, or one that ships with srcli"
+    ONE_FILE = "a file of weights: on disk, in a repository, or in an installed package"
     NONE = "nothing: the family's code is all there is"
 
 
@@ -169,6 +172,10 @@ class Family:
     imports: Import | None = None
     moved_keys: Mapping[str, str] = field(default_factory=dict)
     """Keys of older rows, and where the same stands now."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Of every row's keys, where they are other than every family's."""
+    files: tuple[str, ...] = ()
+    """Suffixes of files that are models without a row; the family's `file.py` says what their rows would be."""
 
 
 # Restoring -----------------------------------------------------------------------------------------------------------
@@ -184,6 +191,8 @@ class LoadOptions:
     settings: tuple[Settings, ...]
     """All that the model will be asked for, one at least, so that it loads what these need. Each has a value for every dial of
     the model but those that are to be found for each picture."""
+    dtype_asked: bool = False
+    """The user names `dtype`; else a model that is worse in it takes float32."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +326,9 @@ class Restorer(Protocol):
     overlap: int
     """Default overlap of tiles, in output pixels."""
     tiling: str
-    """`fixed`: tiles of one size, the last of a row moved back, as PiSA-SR; `even`: all as small as their number allows."""
+    """`fixed`: tiles of one size, the last of a row moved back, as PiSA-SR; `even`: all as small as their number allows;
+    `context`: even, and of overlaps all but the `FADE_CELLS` in the middle is only looked at; `whole`: so, where memory forces
+    tiles at all."""
     color_fix: str
     """The method's default colour fix."""
     cell_bytes: int

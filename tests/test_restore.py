@@ -61,7 +61,7 @@ def test_even_tiles_leave_no_trace_and_are_kept_when_memory_runs_out() -> None:
 
 def test_the_work_of_a_picture_counts_overlaps() -> None:
     mock = MockRestorer()
-    fixed, even = (Engine(mock, Limits(16, 4, 1, None, even=wish)) for wish in (False, True))
+    fixed, even = (Engine(mock, Limits(16, 4, 1, None, tiling=wish)) for wish in ("fixed", "even"))
     assert fixed.worked_pixels(64, 64) == even.worked_pixels(64, 64) == 64 * 64
     assert fixed.worked_pixels(64, 70) == 2 * 64 * 64
     assert even.worked_pixels(64, 70) == 2 * 64 * 44  # 18 cells in two tiles of 11 that share 4

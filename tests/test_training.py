@@ -317,7 +317,7 @@ def test_what_costs_memory_is_told_before_the_start(
     with caplog.at_level(logging.INFO, "srcli"):
         train(make_config("pixel", photos, tmp_path, {"steps": 1}), base)
     (line,) = [message for message in caplog.messages if message.startswith("memory:")]
-    assert "network" in line
+    assert "activations" in line
     assert "decoder" in line
 
 

@@ -93,7 +93,10 @@ def evaluate(
             show_default=False,
         ),
     ] = "",
-    scale: Annotated[float, typer.Option(help="Output sides over input sides.", rich_help_panel=UPSCALE_FIRST)] = 4.0,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Output sides over input sides. Each model's own if not given.", rich_help_panel=UPSCALE_FIRST),
+    ] = None,
     dials: Mapping[str, float] = {},
     keep: Annotated[
         Path | None,

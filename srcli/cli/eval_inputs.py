@@ -14,13 +14,15 @@ from srcli.config.upscale import UpscaleConfig
 from srcli.console import UpscaleProgress, console, counted
 from srcli.errors import ImageError, SrcliError, UsageError
 from srcli.images.files import Job, plan_jobs
-from srcli.opening import choose_model
+from srcli.opening import choose_model, scale_of
 from srcli.rows.spec import ModelSpec
 
 log = logging.getLogger("srcli")
 
 Failures = list[tuple[Path, str, str]]
 """File, reason, hint."""
+_USUAL_SCALE = 4.0
+"""Of plain filters without a model beside them."""
 
 
 def choose_models(config: EvalConfig) -> dict[str, ModelSpec]:
@@ -62,12 +64,13 @@ def make_methods(config: EvalConfig, folder: Path, models: Mapping[str, ModelSpe
     if config.lq is None:
         return methods, failures
     names = (*config.model, *config.baseline)
+    scale = scale_of(next(iter(models.values())), config.scale) if models else config.scale or _USUAL_SCALE
     left_out: set[Path] = set()
     for name, own in zip(names, _folder_names(names), strict=True):
         jobs = plan_jobs((str(config.lq),), folder / own, format="png", left_out=left_out)
         methods[name] = jobs[0].target if config.lq.is_file() else folder / own
         _clear(jobs)
-        failed = _upscale(config, models[name], jobs) if name in models else _enlarge(config, name, jobs)
+        failed = _upscale(config, models[name], jobs) if name in models else _enlarge(name, jobs, scale)
         if len(failed) == len(jobs):
             message = f"`{name}` made no picture of {counted(len(jobs), 'photo')}: the faults are named above"
             raise SrcliError(message, "mend or replace `--lq`")
@@ -114,7 +117,7 @@ def _upscale(config: EvalConfig, spec: ModelSpec, jobs: list[Job]) -> Failures:
 
         stream = open_stream(settings, spec)
     log.info("upscaling %s with `%s`", counted(len(jobs), "photo"), spec.name)
-    expected = {image.job: megapixels(image.output_size) for image in planned(settings, jobs)}
+    expected = {image.job: megapixels(image.output_size) for image in planned(settings, spec, jobs)}
     failures: Failures = []
     with UpscaleProgress(len(jobs), sum(expected.values())) as progress:
         outcomes = stream.run(jobs, lambda job: progress.start(job.source.name))
@@ -126,13 +129,13 @@ def _upscale(config: EvalConfig, spec: ModelSpec, jobs: list[Job]) -> Failures:
     return failures
 
 
-def _enlarge(config: EvalConfig, filter_name: str, jobs: list[Job]) -> Failures:
+def _enlarge(filter_name: str, jobs: list[Job], scale: float) -> Failures:
     from srcli.evaluation.reading import write_enlarged
 
     failures: Failures = []
     for job in jobs:
         try:
-            write_enlarged(job.source, job.target, filter_name, config.scale)
+            write_enlarged(job.source, job.target, filter_name, scale)
         except ImageError as fault:
             failures.append(_failed(job.source, fault.message, fault.hint))
     return failures

@@ -34,8 +34,8 @@ _LOGGER = logging.getLogger("srcli")
 def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
     """List the models of all registry files.
 
-    STATE is `ready`, `to fetch` (see `srcli models fetch`), `to import` (see `srcli models import`), both, or
-    `files missing` (see `srcli models show`).
+    STATE is `ready`, `to fetch` (see `srcli models fetch`), `to import` (see `srcli models import`), both,
+    `to install` (a Python package), or `files missing`; `srcli models show` tells more.
 
     Example: srcli models list --json
     """
@@ -93,24 +93,27 @@ def _state_of(spec: ModelSpec) -> str:
     there = all((spec.folder / adapter.path).is_file() for name, adapter in spec.adapters.items() if name not in waiting)
     if not there or base == "missing":
         return "files missing"
-    steps = (["fetch"] if base != "present" else []) + (["import"] if waiting else [])
+    steps = ([base.removeprefix("to ")] if base != "present" else []) + (["import"] if waiting else [])
     return f"to {' and '.join(steps)}" if steps else "ready"
 
 
 def _base_state(spec: ModelSpec) -> tuple[Path | None, str]:
-    """The folder of the base, and whether it is there; looks at the disk alone."""
-    from srcli.store.weights import base_folder
+    """The folder or file of the base, and whether it is there; looks at the disk alone."""
+    from srcli.store.weights import base_place
 
     if not spec.base.names:
         return None, "present"
     try:
-        return base_folder(spec), "present"
+        return base_place(spec), "present"
     except ModelError:
-        return spec.base.path, "to fetch" if spec.base.repo is not None else "missing"
+        ways = {"to fetch": spec.base.repo, "to install": spec.base.package}
+        return spec.base.path, next((way for way, place in ways.items() if place is not None), "missing")
 
 
 def _base_bytes(folder: Path) -> int:
     """On disk, of the files that srcli needs."""
+    if folder.is_file():
+        return folder.stat().st_size
     from srcli.store.layout import needed_files
 
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

@@ -94,22 +94,23 @@ def _fetch_metric_network(*, dry_run: bool) -> None:
 
 def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run: bool) -> Path | None:
     from srcli.store.hub import fetch_base
-    from srcli.store.weights import base_folder
+    from srcli.store.weights import base_place
 
     if spec is not None:
         _LOGGER.info("licence of model `%s`: %s", spec.name, spec.licence)
         if not base.names:
             raise ModelError(f"model `{spec.name}` has no base to fetch", "use it as it is")
         if base.repo is None:
-            return base_folder(spec)
+            return base_place(spec)
     label = f"`{name}`" if spec is None else f"model `{name}`"
     progress = _DownloadProgress(tell if dry_run else _LOGGER.info)
     try:
         with progress.bar:
-            return fetch_base(base, label, progress, dry_run=dry_run)
+            folder = fetch_base(base, label, progress, dry_run=dry_run)
     except KeyboardInterrupt:
         _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
+    return folder if folder is None or base.file is None else folder / base.file
 
 
 def _check_adapters(spec: ModelSpec) -> None:

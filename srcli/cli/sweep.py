@@ -58,7 +58,9 @@ def sweep(
         str | None,
         typer.Option(help="Fix of colours: adain, wavelet, none. Else the model's own.", rich_help_panel=MODEL, metavar="FIX"),
     ] = None,
-    scale: Annotated[float, typer.Option(help="Output sides over input sides.", rich_help_panel=MODEL)] = 4.0,
+    scale: Annotated[
+        float | None, typer.Option(help="Output sides over input sides. The model's own if not given.", rich_help_panel=MODEL)
+    ] = None,
     hq: Annotated[
         Path | None,
         typer.Option(help="Folder of references, paired by path without suffix.", rich_help_panel=METRICS, metavar="DIR"),

@@ -41,7 +41,11 @@ def upscale(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="A name from `srcli models list`, or the output folder of a training run.", rich_help_panel=MODEL)
+        str,
+        typer.Option(
+            help="A name from `srcli models list`, the output folder of a training run, or a network's file.",
+            rich_help_panel=MODEL,
+        ),
     ] = "tiny",
     models_file: ModelsFile = None,
     adapters: Mapping[str, Path] = {},
@@ -56,7 +60,9 @@ def upscale(
     ] = None,
     scale: Annotated[
         float | None,
-        typer.Option(help="Output sides over input sides, any number up to 8. 4 if not given.", rich_help_panel=SIZE),
+        typer.Option(
+            help="Output sides over input sides, any number up to 8. The model's own if not given.", rich_help_panel=SIZE
+        ),
     ] = None,
     width: Annotated[
         int | None,
@@ -153,7 +159,7 @@ def run(config: UpscaleConfig) -> int:
     check_device(config.device)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
     already = set(skipped)
-    images = list(planned(config, (job for job in jobs if job not in already)))
+    images = list(planned(config, spec, (job for job in jobs if job not in already)))
     if config.dry_run:
         return _dry_run(config, spec, images, skipped, left_out)
     summary = Summary(config.output, skipped=len(skipped), left_out=left_out)

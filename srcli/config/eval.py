@@ -27,7 +27,8 @@ class EvalConfig:
     """Models that upscale `lq` first."""
     baseline: tuple[str, ...] = ()
     """Plain filters that enlarge `lq`."""
-    scale: float = 4.0
+    scale: float | None = None
+    """None: each model's own."""
     dials: Mapping[str, float] = field(default_factory=dict)
     """Of every model."""
     models_file: Path | None = None
@@ -116,7 +117,7 @@ def _lq_faults(config: EvalConfig) -> list[str]:
     for name in config.baseline:
         if name not in BASELINES:
             faults.append(f"`--baseline {name}` is none of {', '.join(BASELINES)}")
-    if not 0 < config.scale <= MAX_SCALE:
+    if config.scale is not None and not 0 < config.scale <= MAX_SCALE:
         faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
     if not config.model:
         faults += [f"`--{name.replace('_', '-')}` is used with `--model` only" for name in config.dials]

@@ -64,7 +64,7 @@ class SweepConfig:
     save_images: bool = False
     format: str = "png"
     quality: int = 95
-    scale: float = 4.0
+    scale: float | None = None
     tile: int | None = None
     """In output pixels, as is `overlap`."""
     overlap: int | None = None
@@ -208,7 +208,7 @@ def _crop_faults(config: SweepConfig) -> list[str]:
 
 def _work_faults(config: SweepConfig) -> list[str]:
     faults = []
-    if not 0 < config.scale <= MAX_SCALE:
+    if config.scale is not None and not 0 < config.scale <= MAX_SCALE:
         faults.append(f"`--scale {config.scale:g}` is not above 0 and at most {MAX_SCALE}")
     faults += tile_faults(config.tile, config.overlap, config.batch)
     if not 64 <= config.cell_px <= 1024:

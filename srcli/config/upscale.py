@@ -23,7 +23,7 @@ class UpscaleConfig:
     """In place of the model's own: a file, or the folder of a training run or checkpoint."""
     dials: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
-    """Output sides over input sides; 4 where nothing else sets the size."""
+    """Output sides over input sides; the model's own where nothing else sets the size."""
     width: int | None = None
     height: int | None = None
     long_side: int | None = None
@@ -54,13 +54,6 @@ class UpscaleConfig:
         if self.dry_run and self.report is not None:
             faults.append("`--report` has no effect with `--dry-run`; its plan comes with `--json`")
         raise_faults(faults, "srcli upscale --help")
-
-    @property
-    def effective_scale(self) -> float | None:
-        """The scale, or None where the size is set by other options."""
-        if self.scale is None and not (self.width or self.height or self.long_side):
-            return 4.0
-        return self.scale
 
 
 def _size_faults(config: UpscaleConfig) -> list[str]:

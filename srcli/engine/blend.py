@@ -18,17 +18,27 @@ def gaussian_window(length: int) -> Tensor:
     return torch.exp(-position.square() / (2 * VARIANCE * length**2))
 
 
-def axis_weights(starts: tuple[int, ...], tile: int, length: int) -> list[Tensor]:
+def axis_weights(starts: tuple[int, ...], tile: int, length: int, context: int = 0) -> list[Tensor]:
     """Each tile's share of each position along an axis; at every position the shares sum to one.
+
+    Args:
+        starts: of the tiles.
+        tile: their length.
+        length: of the axis.
+        context: positions at a tile's ends that it has no share of, but at the ends of the axis.
 
     Returns:
         one (tile,) float64 tensor for each start.
     """
-    window = gaussian_window(tile)
+    windows = []
     total = torch.zeros(length, dtype=torch.float64)
     for start in starts:
+        window = gaussian_window(tile)
+        window[: context if start else 0] = 0
+        window[tile - (context if start + tile < length else 0) :] = 0
         total[start : start + tile] += window
-    return [window / total[start : start + tile] for start in starts]
+        windows.append(window)
+    return [window / total[start : start + tile] for start, window in zip(starts, windows, strict=True)]
 
 
 class Blend:
@@ -42,15 +52,16 @@ class Blend:
         channels: of the tiles.
         height: of the plane.
         width: of the plane.
+        context: cells at the edges of tiles that only these tiles look at.
     """
 
-    def __init__(self, grid: Grid, channels: int, height: int, width: int) -> None:
+    def __init__(self, grid: Grid, channels: int, height: int, width: int, context: int = 0) -> None:
         self._single = len(grid.tops) * len(grid.lefts) == 1
         self.plane = torch.empty(0) if self._single else torch.zeros(channels, height, width)
         """The result: (channels, height, width), float32; on the device of a single tile, else on the CPU."""
         if not self._single:
-            self._rows = dict(zip(grid.tops, axis_weights(grid.tops, grid.height, height), strict=True))
-            self._columns = dict(zip(grid.lefts, axis_weights(grid.lefts, grid.width, width), strict=True))
+            self._rows = dict(zip(grid.tops, axis_weights(grid.tops, grid.height, height, context), strict=True))
+            self._columns = dict(zip(grid.lefts, axis_weights(grid.lefts, grid.width, width, context), strict=True))
 
     def add(self, tile: Tile, values: Tensor) -> None:
         """Add one tile's values: (channels, tile.height, tile.width), any device and float dtype."""

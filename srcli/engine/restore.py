@@ -21,7 +21,7 @@ from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, is_out_of_memory
-from srcli.protocol import Mixture, Part, Picture, Restorer, Settings
+from srcli.protocol import FADE_CELLS, Mixture, Part, Picture, Restorer, Settings
 
 log = logging.getLogger("srcli")
 
@@ -53,12 +53,17 @@ class Limits:
     """Where `part_bytes` cannot shrink further."""
     held_bytes: int = 0
     """For tiles of the autoencoder that go side by side."""
-    even: bool = False
-    """Tiles are as small as their number allows, instead of all `tile_lat`."""
+    tiling: str = "fixed"
+    """As of `Restorer`."""
+
+    @property
+    def context_lat(self) -> int:
+        """Cells at the edges of tiles that these only look at."""
+        return max(0, self.overlap_lat - FADE_CELLS) // 2 if self.tiling in ("context", "whole") else 0
 
     def grid(self, height: int, width: int) -> Grid:
         """The UNet's tiles of a latent of so many cells."""
-        return make_grid(height, width, self.tile_lat, self.overlap_lat, even=self.even)
+        return make_grid(height, width, self.tile_lat, self.overlap_lat, even=self.tiling != "fixed")
 
     def smaller(self) -> Limits | None:
         """Half the batch; at batch 1, half the tile and half the room of the autoencoder; None where nothing can shrink."""
@@ -103,7 +108,7 @@ def choose_limits(restorer: Restorer, tile: int | None, overlap: int | None, bat
         # a CPU is busy with one tile; powers of two keep the choice, and so the rounding, the same from run to run
         largest = 1 if restorer.device.type == "cpu" else MAX_BATCH
         batch = 1 << (max(1, min(largest, fits)).bit_length() - 1)
-    return Limits(tile_lat, overlap_lat, batch, *_part_bytes(restorer, budget), even=restorer.tiling == "even")
+    return Limits(tile_lat, overlap_lat, batch, *_part_bytes(restorer, budget), tiling=restorer.tiling)
 
 
 def _part_bytes(restorer: Restorer, budget: float) -> tuple[int, int, int]:
@@ -132,6 +137,7 @@ class Engine:
     limits: Limits
     settings: Settings = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
+    _told_of_tiles: bool = False
 
     def worked_pixels(self, height: int, width: int) -> int:
         """Pixels of all tiles of a picture of that many output pixels: overlaps count as often as they are computed."""
@@ -249,9 +255,11 @@ class Engine:
     def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
         """One pass's answers to whole latents, tiles blended; on the device where there is but one tile."""
         grids = [self.limits.grid(*latent.shape[1:]) for latent in latents]
-        blends = [
-            Blend(grid, self.restorer.answer_channels, *latent.shape[1:]) for grid, latent in zip(grids, latents, strict=True)
-        ]
+        if self.limits.tiling == "whole" and any(len(grid.tiles) > 1 for grid in grids) and not self._told_of_tiles:
+            self._told_of_tiles = True
+            log.warning("`%s` should see whole pictures, and goes over some in tiles for want of memory", self.restorer.name)
+        channels, context = self.restorer.answer_channels, self.limits.context_lat
+        blends = [Blend(grid, channels, *latent.shape[1:], context) for grid, latent in zip(grids, latents, strict=True)]
         jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
         run = partial(self.restorer.predict_pass, key)
         for batch in _batches(jobs, self.limits.batch):

@@ -6,6 +6,7 @@ A family's folder has
   trainee.py    load(config, base, device, dtype) -> Trainee, where it trains
   recipe.py     RECIPES, stage -> class, where a stage's recipe has keys of its own
   reference.py  convert(…), where its authors' checkpoints can be imported
+  file.py       row(path), where it declares `files`
 A folder without a declaration, or a file beside the folders, is no family. Nothing heavy is imported before a model is loaded.
 """
 
@@ -18,7 +19,7 @@ import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from srcli.protocol import Dial, Family, Slot, Stage
 
@@ -109,6 +110,19 @@ def convert_checkpoint(family: str, file: Path, base_file: Path, out: Path, base
         ModelError: not such a checkpoint, damaged, or for another base.
     """
     return cast("dict[str, Path]", _module(family, "reference").convert(file, base_file, out, base, licence))
+
+
+def row_of_file(family: str, file: Path) -> dict[str, Any]:
+    """What a models.toml would say of a model that is one file.
+
+    Args:
+        family: one that declares `files`.
+        file: with one of these suffixes; it need not exist.
+
+    Raises:
+        ModelError: it is no model of that family.
+    """
+    return cast("dict[str, Any]", _module(family, "file").row(file))
 
 
 def _module(family: str, name: str) -> ModuleType:

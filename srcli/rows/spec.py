@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
-from srcli.families import families, recipe_class
+from srcli.families import families, recipe_class, row_of_file
 from srcli.images.choices import COLOR_FIXES
 from srcli.protocol import Base, Dial, Family
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
@@ -26,7 +26,7 @@ from srcli.rows.toml import Table, parse
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = PACKAGE / "builtin"
 """Where the embedded models lie, a folder for each."""
-TILINGS = ("fixed", "even")
+TILINGS = ("fixed", "even", "context", "whole")
 MOST_SCALE = 16
 """Of a model; beyond it an input of a megapixel has a result of more than 256."""
 REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -44,7 +44,7 @@ MOVED_REPOS = {
 
 @dataclass(frozen=True)
 class BaseSource:
-    """Where the frozen network is: one of `embedded`, `path` and `repo` is given; none of them where there is no such network."""
+    """Where the frozen network is: one of `embedded`, `path` and `repo` is given, or `file`; none where there is no network."""
 
     embedded: str | None = None
     path: Path | None = None
@@ -52,13 +52,23 @@ class BaseSource:
     repo: str | None = None
     mirrors: tuple[str, ...] = ()
     revision: str | None = None
-    sha256: Mapping[str, str] | None = None
-    """Of files of the repository, by their path in it: 64 lower-case hexadecimal digits."""
+    package: str | None = None
+    """An installed distribution, as the package index calls it."""
+    file: str | None = None
+    """The one file that is the network: of `repo` or `package`, with `/`; without these an absolute path."""
+    sha256: Mapping[str, str] | str | None = None
+    """Of the one file, or of files of the repository by their path in it: 64 lower-case hexadecimal digits."""
+
+    @property
+    def sums(self) -> Mapping[str, str]:
+        """What is known of files, by their paths in the repository."""
+        return {self.file or "": self.sha256} if isinstance(self.sha256, str) else self.sha256 or {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it is called: the built-in model, the folder, or the repository and its mirrors."""
-        return tuple(str(name) for name in (self.embedded, self.path, self.repo, *self.mirrors) if name)
+        """What it is called: the built-in model, the folder, the repository and its mirrors, the package, the file."""
+        places = (self.embedded, self.path, self.repo, *self.mirrors, self.package, self.file)
+        return tuple(str(name) for name in places if name)
 
 
 @dataclass(frozen=True)
@@ -179,8 +189,10 @@ def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
 def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
     """The row called `name`; or, where that is a folder with a `models.toml`, as training writes it, the only row in there.
 
+    A file that is a model of a family by its suffix needs no row.
+
     Raises:
-        ModelError: there is none, or a registry file has faults.
+        ModelError: there is none, a registry file has faults, or such a file is no model.
     """
     registry = load_registry(models_file)
     if name in registry:
@@ -193,6 +205,10 @@ def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
         if len(rows) == 1:
             return next(iter(rows.values()))
         raise ModelError(f"`{own}` holds {len(rows)} models", f"name one: `--models-file {own} --model NAME`")
+    for family, declared in families().items():
+        if (file := _expanded(name)).suffix.lower() in declared.files:
+            row = {"family": family, "base": {"file": str(file.absolute())}, **row_of_file(family, file)}
+            return read_row(re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem), row, file)
     near = difflib.get_close_matches(name, registry, 3, 0.5)
     meant = f"; did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else ""
     raise ModelError(f"unknown model `{name}`{meant}", "`srcli models list` shows the names")
@@ -262,7 +278,8 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
     table = Table(_moved(row, family), where, faults)
     packaged = file.resolve() == packaged_models_file().resolve()
     folder = file.resolve().parent
-    known_base = family_name in known and family.base is Base.DIFFUSERS
+    known_base = family_name in known and family.base is not Base.NONE
+    usual = {"tile": 768, "overlap": 256, "tiling": "fixed", "color_fix": "adain", **family.defaults}
     base = _read_base(table.table("base", required=known_base), folder, family)
     spec = ModelSpec(
         name=name,
@@ -275,16 +292,16 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         native_scale=table.number("native_scale", None, 1, MOST_SCALE),
         own=_read_own(table, family),
         dial_defaults=_read_dials(table.table("dials"), family),
-        tile=table.number("tile", 768, 1),
-        overlap=table.number("overlap", 256, 0),
-        tiling=table.choice("tiling", "fixed", TILINGS),
+        tile=table.number("tile", usual["tile"], min(usual["tile"], 1)),
+        overlap=table.number("overlap", usual["overlap"], 0),
+        tiling=table.choice("tiling", usual["tiling"], TILINGS),
         min_side=table.number("min_side", 0, 0),
-        color_fix=table.choice("color_fix", "adain", COLOR_FIXES),
+        color_fix=table.choice("color_fix", usual["color_fix"], COLOR_FIXES),
         training=table.get("training", {}),
         origin=file,
         folder=BUILTIN / base.embedded if packaged and base.embedded else folder,
     )
-    if spec.overlap >= spec.tile:
+    if spec.overlap >= spec.tile > 0:
         table.fault(f"`overlap` ({spec.overlap}) must be less than `tile` ({spec.tile})")
     if family_name in known:  # else nobody knows which keys it may have
         table.close()
@@ -365,6 +382,8 @@ def _read_base(table: Table, folder: Path, family: Family) -> BaseSource:
         if table.values:
             table.fault(f"{family.title} has no base")
         return BaseSource()
+    if family.base is Base.ONE_FILE:
+        return _read_file_base(table, folder)
     path = table.find("path", str)
     mirrors: list[Any] = table.get("mirrors", [])
     base = BaseSource(
@@ -382,16 +401,45 @@ def _read_base(table: Table, folder: Path, family: Family) -> BaseSource:
         table.fault("`path` must name a folder; the row's own is `.`")
     if base.embedded is not None and not ROW_NAME.fullmatch(base.embedded):
         table.fault(f"`embedded` must be the name of a model that ships with srcli, not `{base.embedded}`")
+    _check_repos(table, base, mirrors, ("mirrors", "revision", "sha256"))
+    table.close()
+    return base
+
+
+def _read_file_base(table: Table, folder: Path) -> BaseSource:
+    mirrors: list[Any] = table.get("mirrors", [])
+    base = BaseSource(
+        repo=table.find("repo", str),
+        mirrors=tuple(mirror for mirror in mirrors if isinstance(mirror, str)),
+        revision=table.find("revision", str),
+        package=table.find("package", str),
+        file=table.need("file", ""),
+        sha256=table.find("sha256", str),
+    )
+    if base.repo is not None and base.package is not None:
+        table.fault("`repo` and `package` exclude each other")
+    if base.file is not None and not base.file.strip() and table.sound:
+        table.fault("`file` must name a file")
+    elsewhere = base.repo is not None or base.package is not None
+    if base.sha256 is not None or (elsewhere and table.sound):
+        digest = base.sha256 if isinstance(base.sha256, str) else table.need("sha256", "0" * 64)
+        _check_sum(table, "sha256", digest)
+        base = replace(base, sha256=digest.lower())
+    _check_repos(table, base, mirrors, ("mirrors", "revision"))
+    table.close()
+    return base if elsewhere else replace(base, file=str(folder / _expanded(base.file or "")))
+
+
+def _check_repos(table: Table, base: BaseSource, mirrors: list[Any], needing: tuple[str, ...]) -> None:
+    """Note what is wrong with a base's repositories, and keys that have no sense without one."""
     for repo in (*([base.repo] if base.repo is not None else []), *mirrors):
         if not isinstance(repo, str) or not REPO_NAME.fullmatch(repo):
             table.fault(f"`{repo}` must be a repository as `owner/name`")
     if base.revision is not None and not _REVISION.fullmatch(base.revision):
         table.fault(f"`revision` must be a branch, a tag or a commit, not `{base.revision}`")
-    for key in ("mirrors", "revision", "sha256"):
+    for key in needing:
         if base.repo is None and table.has(key):
             table.fault(f"`{key}` needs a `repo`")
-    table.close()
-    return base
 
 
 def is_folder(path: Path) -> bool:

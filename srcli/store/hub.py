@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -89,12 +89,28 @@ class Listener(Protocol):
 
 
 def cached_base(base: BaseSource) -> Path | None:
-    """The complete copy of a base in the hub's cache, from the first repository that has one; looks at the disk alone."""
+    """The complete copy of a base in the hub's cache, from the first repository that has one; looks at the disk alone.
+
+    Returns:
+        The snapshot's folder, also where the base is one file in it.
+    """
     for repo in repositories(base):
-        folder = _cached_folder(repo, base.revision, INDEX_FILE)
-        if folder is not None and not lacking_files(folder) and not known_as_others(folder, base.sha256 or {}):
+        folder = _cached_folder(repo, base.revision, base.file or INDEX_FILE)
+        if folder is not None and not _lacking_here(base, folder) and not known_as_others(folder, base.sums):
             return folder
     return None
+
+
+def _needed(base: BaseSource, names: Iterable[str]) -> list[str]:
+    """Of a repository's files those that the base is made of."""
+    return needed_files(names) if base.file is None else [base.file]
+
+
+def _lacking_here(base: BaseSource, folder: Path) -> list[str]:
+    """What a snapshot needs and has not."""
+    if base.file is None:
+        return lacking_files(folder)
+    return [] if _is_here(folder, HubFile(base.file)) else [base.file]
 
 
 def repositories(base: BaseSource) -> tuple[str, ...]:
@@ -114,15 +130,14 @@ def fetch_base(base: BaseSource, label: str, listener: Listener, *, dry_run: boo
         dry_run: True ends after the plan.
 
     Returns:
-        The base's folder, in diffusers' layout; None from a dry run where something is missing.
+        The snapshot's folder; None from a dry run where something is missing.
 
     Raises:
         ModelError: no repository has it all, whole and right (each is named with its fault), or the disk takes no more.
     """
-    sums = base.sha256 or {}
     folder = cached_base(base)
-    if folder is not None and (dry_run or not remove_damaged(folder, sums)):
-        listener.plan(_plan_of_copy(folder))
+    if folder is not None and (dry_run or not remove_damaged(folder, _files_in(base, folder), base.sums)):
+        listener.plan(_plan_of_copy(base, folder))
         return folder
 
     def attempt(repo: str) -> Path | None:
@@ -139,7 +154,7 @@ def fetch_config(base: BaseSource, path: str, label: str) -> Path:
     Raises:
         ModelError: none has it; each is named with its fault.
     """
-    known = HubFile(path, digest=(base.sha256 or {}).get(path))
+    known = HubFile(path, digest=base.sums.get(path))
     for repo in repositories(base):
         folder = _cached_folder(repo, base.revision, path)
         if folder is not None and _is_here(folder, known) and not remove_if_damaged(folder / path, known):
@@ -199,16 +214,16 @@ def _hub_file(listed: RepoSibling) -> HubFile:
 def _plan(repo: str, base: BaseSource, *, repair: bool) -> Plan:
     """Ask what there is to do; `repair` takes damaged files out of the cache first, so that they count as missing."""
     folder, licence, listed = _listing(repo, base.revision)
-    lacking = lacking_parts(listed)
+    lacking = lacking_parts(listed) if base.file is None else [base.file] if base.file not in listed else []
     if lacking:
         raise UnfitError(f"lacks {', '.join(f'`{name}`' for name in lacking)}")
-    files = [listed[name] for name in needed_files(listed)]
-    sums = base.sha256 or {}
+    files = [listed[name] for name in _needed(base, listed)]
+    sums = base.sums
     for file in files:
         if is_sha256(file.digest) and sums.get(file.path, file.digest) != file.digest:
             raise WrongFileError(file.path, "SHA-256", str(file.digest), sums[file.path])
     if repair:
-        remove_damaged(folder, sums)
+        remove_damaged(folder, _files_in(base, folder), sums)
     missing = tuple(file for file in files if not _is_here(folder, file))
     present = sum(file.size_bytes or 0 for file in files if file not in missing)
     return Plan(repo, folder, licence, missing, present, sum(_partial_bytes(folder, file) for file in missing))
@@ -231,10 +246,14 @@ def _partial_bytes(folder: Path, file: HubFile) -> int:
     return 0
 
 
-def _plan_of_copy(folder: Path) -> Plan:
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+def _plan_of_copy(base: BaseSource, folder: Path) -> Plan:
     repo = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
-    return Plan(repo, folder, "", (), sum((folder / name).stat().st_size for name in needed_files(names)), 0)
+    return Plan(repo, folder, "", (), sum((folder / name).stat().st_size for name in _files_in(base, folder)), 0)
+
+
+def _files_in(base: BaseSource, folder: Path) -> list[str]:
+    """Those of a snapshot that the base is made of, as far as they are there."""
+    return _needed(base, (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
 # Downloading ---------------------------------------------------------------------------------------------------------
@@ -245,14 +264,14 @@ def _carry_out(plan: Plan, base: BaseSource, listener: Listener) -> Path:
     if plan.missing_bytes > free:
         sizes = f"{decimal(plan.missing_bytes)} to come, {decimal(free)} free"
         raise ModelError(f"not enough space for the base in `{plan.cache}`: {sizes}", _SPACE_HINT)
-    sums = base.sha256 or {}
+    sums = base.sums
     others = known_as_others(plan.folder, sums)
     if others:
         raise UnfitError(f"{', '.join(f'`{name}`' for name in others)} in the cache is another file than the row's SHA-256 says")
     for file in plan.missing:
         listener.start(file)
         fetch_file(plan.repo, plan.folder, file, sums.get(file.path), listener.advance)
-    lacking = lacking_files(plan.folder)
+    lacking = _lacking_here(base, plan.folder)
     if lacking:
         raise UnfitError(f"lacks {', '.join(f'`{name}`' for name in lacking)}")
     _name_commit(plan.folder, base.revision or "main")

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 from srcli.disk import DISK_FULL, first_line
 from srcli.errors import ModelError
-from srcli.store.layout import needed_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -102,18 +101,19 @@ def _blob_of(path: Path) -> Path:
     return path
 
 
-def remove_damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
-    """Check the files of a snapshot, and take damaged ones out of the cache.
+def remove_damaged(folder: Path, names: Iterable[str], sums: Mapping[str, str]) -> list[str]:
+    """Check files of a snapshot, and take damaged ones out of the cache.
 
     Args:
         folder: the snapshot.
+        names: of the files, as paths in it; one that is not there is passed over.
         sums: SHA-256 by path; used where the cache does not name a file by its sum, as it does with links.
 
     Returns:
         The paths of what was removed.
     """
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return [name for name in needed_files(names) if remove_if_damaged(folder / name, HubFile(name, digest=sums.get(name)))]
+    there = (name for name in names if (folder / name).exists())
+    return [name for name in there if remove_if_damaged(folder / name, HubFile(name, digest=sums.get(name)))]
 
 
 def remove_if_damaged(path: Path, file: HubFile) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,56 @@ def base_folder(spec: ModelSpec) -> Path:
     if folder is None:
         raise _not_ready(spec)
     return folder
+
+
+def base_file(spec: ModelSpec) -> Path:
+    """The file that a model's network is, checked against its row's SHA-256 where there is one. Downloads nothing.
+
+    Raises:
+        ModelError: it is missing, unreadable or another one; the hint is the command that gets it.
+    """
+    path = _place_of_file(spec)
+    expected = spec.base.sums.get(spec.base.file or "")
+    if expected and (actual := sha256_of(path)) != expected:
+        raise ModelError(
+            joined_faults(
+                f"the network of model `{spec.name}` is not the file its row describes: `{path}`",
+                [f"expected SHA-256 `{expected}`", f"actual SHA-256 `{actual}`"],
+            ),
+            f"get the file anew; if you changed it yourself, put the actual sum into `{spec.origin}`",
+        )
+    return path
+
+
+def base_place(spec: ModelSpec) -> Path:
+    """The folder or the file of a model's network; raises as `base_folder` and `base_file`."""
+    return base_folder(spec) if spec.base.file is None else base_file(spec)
+
+
+def _place_of_file(spec: ModelSpec) -> Path:
+    base, file = spec.base, spec.base.file or ""
+    if base.package is not None:
+        try:
+            return Path(str(metadata.distribution(base.package).locate_file(file)))
+        except metadata.PackageNotFoundError as fault:
+            message = f"model `{spec.name}` needs the package `{base.package}`, which is not installed"
+            raise ModelError(message, f"`pip install {_extra_with(base.package)}` installs it") from fault
+    if base.repo is None:
+        return Path(file)
+    folder = hub.cached_base(base)
+    if folder is None:
+        raise _not_ready(spec)
+    return folder / file
+
+
+def _extra_with(package: str) -> str:
+    """What to install for a package: the extra of srcli that has it, where there is one."""
+    try:
+        lines = metadata.requires("srcli") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    extras = (re.match(rf"{re.escape(package)}\b.*extra == ['\"]([\w-]+)", line) for line in lines)
+    return next((f"'srcli[{extra[1]}]'" for extra in extras if extra), package)
 
 
 def adapter_path(spec: ModelSpec, name: str) -> Path:

@@ -12,7 +12,7 @@ from srcli.config.sweep import SweepConfig
 from srcli.opening import complete
 from srcli.rows.spec import ModelSpec
 from srcli.store.layout import PARTS
-from srcli.store.weights import base_folder, sha256_of
+from srcli.store.weights import base_place, sha256_of
 
 
 def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -41,13 +41,15 @@ def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[
 
 
 def _identity(spec: ModelSpec) -> str:
-    """What tells a base's files from others: the commit in the hub's cache, sums of a built-in's, size and date of a folder's.
+    """What tells a base's files from others: the commit in the hub's cache, sums of a built-in's or one file, state of a folder's.
 
     A folder may hold gigabytes, so its weights are not read for this.
     """
     if not spec.base.names:
         return ""
-    folder = base_folder(spec).resolve()
+    folder = base_place(spec).resolve()
+    if spec.base.file is not None:
+        return sha256_of(folder)[:16]
     if folder.parent.name == "snapshots":  # a commit never changes
         return folder.name
     files = sorted(path for part in PARTS for path in (folder / part).glob("*") if path.is_file())

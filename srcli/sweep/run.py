@@ -25,7 +25,7 @@ from srcli.evaluation.reading import Reader
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode, encode
 from srcli.images.files import Job, is_done
-from srcli.opening import choose_model, complete, open_engine, ready_device
+from srcli.opening import choose_model, complete, open_engine, ready_device, scale_of
 from srcli.protocol import Settings
 from srcli.rows.spec import ModelSpec
 from srcli.sweep.grid import Axis, Cell, Grid, adapter_axis, dial_axes, model_axis
@@ -263,6 +263,7 @@ def open_sweep(config: SweepConfig) -> Sweep:
         ModelError: the model is unknown, its files are missing or damaged, or the metric to pick by cannot be computed.
     """
     variants = find_variants(config)
+    config = replace(config, scale=scale_of(variants[0], config.scale))
     photos, failures = find_photos(config)
     device, dtype = ready_device(config)
     opened = open_metrics(config.all_metrics, device, crop_border=config.crop_border)

@@ -38,7 +38,7 @@ class MemoryNeed:
         return self.weights + self.optimiser + self.network + self.decoder
 
     def __str__(self) -> str:
-        parts = ("weights", self.weights), ("optimiser", self.optimiser), ("network", self.network), ("decoder", self.decoder)
+        parts = ("weights", self.weights), ("optimiser", self.optimiser), ("activations", self.network), ("decoder", self.decoder)
         words = ", ".join(f"{name} {_gb(size)}" for name, size in parts)
         return f"about {_gb(self.total)} ({words})"
 

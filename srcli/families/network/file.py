@@ -1,0 +1,109 @@
+"""From a file to a network that spandrel recognises; what is no such network is refused with the reason."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from srcli.disk import first_line
+from srcli.errors import ModelError
+from srcli.families.network.ncnn import read_ncnn
+from srcli.store.weights import load_pickle, load_tensors
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+_PURPOSES = {"FaceSR": "restores cropped faces", "Inpainting": "fills masked parts of pictures"}
+_HINT = "take a network for super-resolution or restoration of single pictures, as a `.safetensors` or `.pth` file"
+_held: dict[Path, ImageModelDescriptor[Any]] = {}
+"""The network that `row` has read last, for `take`."""
+
+
+def row(path: Path) -> dict[str, Any]:
+    """What a models.toml would say of a file.
+
+    Raises:
+        ModelError: it is no network that srcli can use.
+    """
+    network = read(path)
+    _held.clear()
+    _held[path.absolute()] = network
+    return {"native_scale": network.scale, "description": f"{network.architecture.name} ×{network.scale}", "source": str(path)}
+
+
+def take(path: Path) -> ImageModelDescriptor[Any]:
+    """A file's network, for the caller to change; not read again where `row` has just done so."""
+    return _held.pop(path.absolute(), None) or read(path)
+
+
+def read(path: Path) -> ImageModelDescriptor[Any]:
+    """A file's network: float32, on the CPU.
+
+    Args:
+        path: safetensors, a checkpoint of torch, or ncnn's `.bin`.
+
+    Raises:
+        ModelError: it cannot be read, is none, or one for another purpose.
+    """
+    if path.is_dir():
+        raise ModelError(f"`{path}` is a folder, not the file of a network", "name the file")
+    if path.is_file() and not path.stat().st_size:
+        raise ModelError(f"`{path}` is empty", "get the file anew")
+    network = _recognised(path, _tensors(path))
+    purpose = _PURPOSES.get(network.purpose)
+    if purpose is not None:
+        raise ModelError(f"`{path}` is a network ({network.architecture.name}) that {purpose}", _HINT)
+    channels = network.input_channels, network.output_channels
+    if channels not in ((3, 3), (1, 1)):
+        raise ModelError(f"`{path}` takes {channels[0]} channels and gives {channels[1]}, and pictures have 3 or 1", _HINT)
+    network.model.float().eval().requires_grad_(False)
+    return network
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() == ".safetensors":
+        return dict(load_tensors(path)[0])
+    if path.suffix.lower() == ".bin":
+        return dict(read_ncnn(path))
+    if path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ModelError(f"`{path}` is a TorchScript archive: a program, which srcli does not run", _HINT)
+    return load_pickle(path)
+
+
+def _recognised(path: Path, tensors: dict[str, Any]) -> ImageModelDescriptor[Any]:
+    import spandrel
+
+    tensors = spandrel.canonicalize_state_dict(tensors)
+    weights = [value for value in tensors.values() if isinstance(value, torch.Tensor)]
+    if not weights:
+        raise ModelError(f"`{path}` holds no weights", _HINT)
+    if not any(weight.any() for weight in weights):
+        raise ModelError(f"`{path}` holds zeros in place of weights", "get the file anew")
+    found = (each.architecture for each in spandrel.MAIN_REGISTRY.architectures("detection") if _detects(each, tensors))
+    architecture = next(found, None)
+    if architecture is None:
+        known = sorted(each.architecture.name for each in spandrel.MAIN_REGISTRY.architectures())
+        shown = f"it knows {', '.join(known[:12])} and {len(known) - 12} more, and no video networks"
+        raise ModelError(f"`{path}` is of no architecture that spandrel knows", f"{shown}; {_HINT}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on how an architecture is written
+            network: ImageModelDescriptor[Any] = architecture.load(tensors)
+    except Exception as fault:  # what an architecture makes of tensors that are not its own may raise anything
+        message = f"`{path}` looks like a network of {architecture.name}, but its weights do not fit: {first_line(fault)}"
+        raise ModelError(message, _HINT) from fault
+    return network
+
+
+def _detects(each: Any, tensors: dict[str, Any]) -> bool:
+    """Whether the weights are of an architecture; not where it stumbles over them."""
+    try:
+        return bool(each.detect(tensors))
+    except Exception:
+        return False
