@@ -41,7 +41,7 @@ def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[
 
 
 def _identity(spec: ModelSpec) -> str:
-    """What tells a base's files from others: the commit in the hub's cache, sums of a built-in's or one file, state of a folder's.
+    """What tells a base's files from others: the commit in the hub's cache, sums of a built-in or one file, state of a folder.
 
     A folder may hold gigabytes, so its weights are not read for this.
     """
