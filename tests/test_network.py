@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from spandrel import ImageModelDescriptor, ModelTiling
 from spandrel.architectures.Compact import Compact
-from spandrel.architectures.DnCNN import DnCNN
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.SAFMN import SAFMN
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def new_esrgan() -> dict[str, Tensor]:
     for block in range(2):
         for part in (1, 2, 3):
             for index in range(1, 6):
-                shapes[f"body.{block}.rdb{part}.conv{index}"] = (4 if index < 5 else 8, 8 + 4 * (index - 1))
+                shapes[f"body.{block}.rdb{part}.conv{index}"] = (32 if index < 5 else 8, 8 + 32 * (index - 1))
     tensors = {}
     for name, (out, into) in shapes.items():
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = (
@@ -85,7 +84,9 @@ def networks(tmp_path: Path) -> Path:
     save_file(old_esrgan(), folder / "2x-old.safetensors")
     save_file(compact().state_dict(), folder / "2x-compact.safetensors")
     torch.save(seeded(lambda: SAFMN(dim=8, n_blocks=1, upscaling_factor=3)).state_dict(), folder / "3x-safmn.PTH")
-    torch.save(seeded(lambda: DnCNN(in_nc=1, out_nc=1, nc=8, nb=3, act_mode="R")).state_dict(), folder / "1x-gray.pth")
+    torch.save(
+        seeded(lambda: Compact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=2, upscale=1)).state_dict(), folder / "1x-gray.pth"
+    )
     return folder
 
 
@@ -142,8 +143,9 @@ def test_sweep_and_eval_take_a_file(networks: Path, photo_folder: Path, tmp_path
         "eval", "--lq", photo_folder, "--hq", tmp_path / "at1", *models, "--baseline", "bicubic", "--json", "--dtype", "fp32"
     )
     assert done.returncode == 0, done.stderr
-    means = {name: row["psnr"] for name, row in json.loads(done.stdout)["means"].items()}
-    assert means[str(network)] > 60 > means["bicubic"]
+    means = {name: row["psnr"] for name, row in json.loads(done.stdout)["methods"].items()}
+    assert means[str(network)] is None  # infinite: the same picture
+    assert means["bicubic"] < 60
 
 
 def test_a_file_is_shown_with_what_it_is(networks: Path) -> None:
@@ -160,10 +162,7 @@ def test_tiles_are_as_good_as_the_whole(networks: Path, photo: np.ndarray, name:
     scale = int(name[0])
     canvas = Canvas(np.tile(photo, (3, 3, 1)), scale)
     whole, tiled = (opened(networks / name, dtype="fp32", tile=tile) for tile in (None, 128 * scale))
-    assert (whole.tile_count(canvas.height, canvas.width), tiled.tile_count(canvas.height, canvas.width)) == (
-        1,
-        12 if scale == 4 else 4,
-    )
+    assert (whole.tile_count(canvas.height, canvas.width), tiled.tile_count(canvas.height, canvas.width)) == (1, 6)
     assert decibels(whole.restore([canvas])[0], tiled.restore([canvas])[0]) > 60
 
 
@@ -197,7 +196,13 @@ def test_half_precision_is_near_and_done_again_exactly(networks: Path, photo: np
 def test_networks_that_should_see_the_whole_get_it_and_tiles_are_told(
     networks: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ModelTiling, "SUPPORTED", ModelTiling.INTERNAL)
+
+    def discouraged(path: Path) -> ImageModelDescriptor[Any]:
+        network = read(path)
+        network.tiling = ModelTiling.DISCOURAGED
+        return network
+
+    monkeypatch.setattr("srcli.families.network.restorer.take", discouraged)
     engine = opened(networks / "2x-compact.safetensors", dtype="fp32")
     assert engine.tile_count(8000, 8000) == 1
     assert not caplog.messages
@@ -251,7 +256,6 @@ def test_a_row_names_a_file_beside_it_and_its_sum(networks: Path, photo_folder: 
     row(tmp_path, f'file = "networks/{network.name}"', scale=4)
     done = upscale("mine", *arguments, "--overwrite")
     assert f"`{network}` enlarges 2 times, and the row of model `mine` says 4" in done.stderr
-    assert done.returncode == 2 or done.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -308,7 +312,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_extra_that_has_it(
 ) -> None:
     file = row(tmp_path, f'package = "no-such-net", file = "a/b.bin", sha256 = "{"0" * 64}"')
     arguments = ("a.png", "-o", tmp_path / "out", "--models-file", file)
-    Image.new("RGB", (8, 8)).save("a.png") if Path.cwd() == tmp_path else Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     done = upscale("mine", tmp_path / "a.png", *arguments[1:])
     assert "needs the package `no-such-net`, which is not installed" in done.stderr
     assert "`pip install no-such-net` installs it" in done.stderr
@@ -378,10 +382,8 @@ def test_ncnns_files_that_do_not_belong_together_are_told(tmp_path: Path) -> Non
 @pytest.mark.skipif(not has_package(), reason="the extra `realesrgan` is not installed")
 @pytest.mark.parametrize(("model", "golden"), [("realesr-animevideov3", "animevideov3-x4"), ("realesrgan-x4plus", "x4plus")])
 def test_real_esrgans_networks_are_as_in_ncnn(model: str, golden: str) -> None:
-    lq = np.array(Image.open(SHARED / "golden/lq.png").convert("RGB"))[:, :40]
+    lq = np.array(Image.open(SHARED / "golden/lq.png").convert("RGB"))
     expected = torch.from_numpy(np.load(SHARED / f"golden/{golden}.npz")["arr_0"]).float().clamp(0, 1) * 2 - 1
-    if model == "realesr-animevideov3":
-        lq = np.array(Image.open(SHARED / "golden/lq.png").convert("RGB"))
     config = UpscaleConfig(("a",), Path("b"), model=model, device="cpu", dtype="fp32")
     (result,) = open_engine(model_of(config), config, [{"strength": 1.0}]).restore([Canvas(lq, 4)])
     assert decibels(result, expected) > 60
@@ -436,7 +438,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchScript, in the making
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of TorchScript, in the making
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_no_network_is_one_clear_error(case: str, photo_folder: Path, tmp_path: Path) -> None:
     name, make, message = BAD[case]
@@ -444,7 +446,7 @@ def test_what_is_no_network_is_one_clear_error(case: str, photo_folder: Path, tm
     make(path)
     done = upscale(path, photo_folder, "-o", tmp_path / "out")
     path.unlink() if path.is_file() else None
-    assert done.returncode == 2 or done.returncode == 1
+    assert done.returncode == 2
     assert message.format(path) in done.stderr
     assert done.stderr.count("hint:") == 1
     assert not (tmp_path / "out").exists()

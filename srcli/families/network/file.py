@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.families.network.ncnn import read_ncnn
 from srcli.store.weights import load_pickle, load_tensors
@@ -96,7 +95,8 @@ def _recognised(path: Path, tensors: dict[str, Any]) -> ImageModelDescriptor[Any
             warnings.simplefilter("ignore")  # of torch, on how an architecture is written
             network: ImageModelDescriptor[Any] = architecture.load(tensors)
     except Exception as fault:  # what an architecture makes of tensors that are not its own may raise anything
-        message = f"`{path}` looks like a network of {architecture.name}, but its weights do not fit: {first_line(fault)}"
+        reason = (str(fault).splitlines()[:2] or [type(fault).__name__])[-1].strip()  # torch's first line names no weight
+        message = f"`{path}` looks like a network of {architecture.name}, but its weights do not fit: {reason}"
         raise ModelError(message, _HINT) from fault
     return network
 
