@@ -5,7 +5,7 @@
     python benchmarks/network.py --memory 16                       # peak memory at an output of 16 megapixels, with time
     python benchmarks/network.py --tiles 512 1024                  # how near tiles of that many output pixels are to the whole
 
-Speed is the median of pairs, ours and the plain call in turn, of a square picture that makes one tile: above 1 ours is the faster.
+Speed is the median of pairs, ours and the plain call in turn, of a square picture that makes one tile.
 With `--memory` the picture goes through `srcli upscale` in a process of its own. x4plus takes half a second for each thousand
 pixels of input on two cores, so that 16 megapixels take most of an hour.
 """

@@ -52,7 +52,7 @@ def test_even_tiles_leave_no_trace_and_are_kept_when_memory_runs_out() -> None:
     (result,) = engine.restore([source])
     assert torch.allclose(result, source, atol=1e-6)
     assert engine.limits == Limits(
-        16, 5, 1, engine.limits.part_bytes, engine.limits.least_part_bytes, engine.limits.held_bytes, True
+        16, 5, 1, engine.limits.part_bytes, engine.limits.least_part_bytes, engine.limits.held_bytes, "even"
     )
     assert (
         engine.repairs.memory_retries == 1

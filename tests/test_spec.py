@@ -31,6 +31,7 @@ from srcli.rows.user_rows import add_user_row
 
 DIGEST = "0123456789abcdef" * 4
 PIXEL = {"path": "p", "sha256": DIGEST}
+PACKAGED = ["tiny", "pisa-sr", "realesrgan-x4plus", "realesr-animevideov3"]
 ROW: dict[str, Any] = {"family": "pisasr", "native_scale": 4, "base": {"repo": "owner/name"}, "adapters": {"pixel": PIXEL}}
 
 
@@ -137,7 +138,7 @@ def test_later_files_win(tmp_path: Path) -> None:
     assert find_model("tiny").folder == user_models_file().parent
     file = write(tmp_path / "m.toml", row.format("mine", 3))
     assert find_model("mine", file).native_scale == 3
-    assert set(load_registry(file)) == {"tiny", "pisa-sr", "mine"}
+    assert set(load_registry(file)) == {*PACKAGED, "mine"}
 
 
 def test_unknown_model_names_its_neighbours() -> None:
@@ -340,7 +341,7 @@ def test_a_row_of_srcli_has_a_file_of_its_own() -> None:
     file = user_rows_folder() / "a.toml"
     assert add_user_row("a", row) == file
     assert add_user_row("b", ROW) == user_rows_folder() / "b.toml"
-    assert list(load_registry()) == ["tiny", "pisa-sr", "a", "mine", "b"]
+    assert list(load_registry()) == [*PACKAGED, "a", "mine", "b"]
     spec = find_model("a")
     assert (spec.origin, spec.native_scale, spec.description) == (file, 4, row["description"])
     assert (spec.base.sha256, spec.training) == (sums, training)
@@ -368,7 +369,7 @@ def test_add_row_keeps_the_rest(tmp_path: Path) -> None:
     text = file.read_text()
     assert text.startswith(before + "[models.b]\n")
     assert text.partition("# about c")[2].split() == after.partition("# about c")[2].split()
-    assert list(load_registry(file)) == ["tiny", "pisa-sr", "a", "b", "c"]
+    assert list(load_registry(file)) == [*PACKAGED, "a", "b", "c"]
     assert find_model("b", file).base.repo == "owner/name"
 
 

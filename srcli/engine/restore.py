@@ -259,7 +259,9 @@ class Engine:
             self._told_of_tiles = True
             log.warning("`%s` should see whole pictures, and goes over some in tiles for want of memory", self.restorer.name)
         channels, context = self.restorer.answer_channels, self.limits.context_lat
-        blends = [Blend(grid, channels, *latent.shape[1:], context=context) for grid, latent in zip(grids, latents, strict=True)]
+        blends = [
+            Blend(grid, channels, latent.shape[1], latent.shape[2], context) for grid, latent in zip(grids, latents, strict=True)
+        ]
         jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
         run = partial(self.restorer.predict_pass, key)
         for batch in _batches(jobs, self.limits.batch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -101,7 +101,7 @@ def cached_base(base: BaseSource) -> Path | None:
     return None
 
 
-def _needed(base: BaseSource, names: Iterable[str]) -> list[str]:
+def _needed(base: BaseSource, names: Collection[str]) -> list[str]:
     """Of a repository's files those that the base is made of."""
     return needed_files(names) if base.file is None else [base.file]
 
@@ -253,7 +253,7 @@ def _plan_of_copy(base: BaseSource, folder: Path) -> Plan:
 
 def _files_in(base: BaseSource, folder: Path) -> list[str]:
     """Those of a snapshot that the base is made of, as far as they are there."""
-    return _needed(base, (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+    return _needed(base, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
 
 
 # Downloading ---------------------------------------------------------------------------------------------------------
