@@ -134,7 +134,7 @@ class Upscaler:
         sized = replace(self._config, scale=scale, width=width, height=height, long_side=long_side)
         check_dials(self._spec, dials)
         source = _read(picture)
-        size = output_size(sized).of(source.width, source.height)
+        size = output_size(sized, self._spec).of(source.width, source.height)
         return cast("Pixels", _like(picture, self._restored(source, size, {**self.dials, **dials})))
 
     def _restored(self, source: Picture, size: tuple[int, int], settings: Settings) -> Picture:

@@ -80,8 +80,8 @@ class Critic:
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser, on the CPU or wherever they are."""
-        return {"weights": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["weights"])
+        self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
