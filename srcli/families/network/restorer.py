@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,6 +67,7 @@ class NetworkRestorer:
         self._network = network
         self.cell_bytes = self.dtype.itemsize * _probe(network, scale, spec)
         network.model.to(self.device, self.dtype)
+        self._call: Callable[[Tensor], Tensor] = network
         self.encoder_part = Part(_as_it_is, 3, 1, 1, cell_bytes=12)
         self.decoder = (Part(self._shuffle, 3, 1, scale, cell_bytes=24 * scale**2),)
         tiled = network.tiling is ModelTiling.SUPPORTED
@@ -101,10 +102,10 @@ class NetworkRestorer:
     def _answer(self, picture: Tensor) -> Tensor:
         """(N, 3, h, w) -> (N, 3, h * s, w * s), RGB in [0, 1]."""
         if self._network.input_channels == 3:
-            return self._network(picture)
+            return self._call(picture)
         gray = bool((picture[:, :1] == picture).all())
         planes = picture[:, :1] if gray else picture.flatten(0, 1)[:, None]
-        answer = self._network(planes)
+        answer = self._call(planes)
         return answer.expand(-1, 3, -1, -1) if gray else answer.view(-1, 3, *answer.shape[2:])
 
     def _shuffle(self, answer: Tensor, *, exact: bool = False) -> Tensor:
