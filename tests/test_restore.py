@@ -156,3 +156,12 @@ def test_an_overlap_that_the_default_tile_cannot_hold_is_refused() -> None:
 def test_every_way_to_say_out_of_memory_is_understood(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_tiles_too_small_for_what_a_network_sees_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    mock = MockRestorer()
+    mock.tiling, mock.overlap = "context", 64
+    choose_limits(mock, 192, None, 1)
+    assert not caplog.messages
+    assert choose_limits(mock, 96, None, 1).overlap_lat == 8
+    assert "should overlap by 64 px: seams may show, unless `--tile` is 192 or more" in caplog.text

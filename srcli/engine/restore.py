@@ -100,6 +100,9 @@ def choose_limits(restorer: Restorer, tile: int | None, overlap: int | None, bat
     wanted = restorer.overlap if overlap is None else overlap
     overlap_lat = wanted // factor
     if overlap is None:
+        if overlap_lat > tile_lat // 3 and tile is not None and restorer.tiling == "context":
+            seen = f"tiles of {tile} px are small for `{restorer.name}`, whose tiles should overlap by {wanted} px"
+            log.warning("%s: seams may show, unless `--tile` is %d or more", seen, 3 * wanted)
         overlap_lat = min(overlap_lat, tile_lat // 3)
     elif overlap_lat >= tile_lat:
         raise UsageError(f"the overlap {overlap} is not below the tile {tile_lat * factor}", "give a smaller `--overlap`")
