@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--photo", type=Path, help="a picture file, whose middle is taken; noise where there is none")
     args = parser.parse_args()
     if args.memory:
-        print(alone(peak, args.model, args.device, args.memory))
+        for dtype in args.dtypes:
+            print(alone(peak, args.model, args.device, dtype, args.memory), flush=True)
     elif args.tiles:
         compare_tiles(args)
     else:
@@ -104,7 +105,7 @@ def compare_tiles(args: argparse.Namespace) -> None:
         print(f"{count} tiles of {tile}: {decibels:.1f} dB from one piece, {tiled / seconds:.2f} of its time", flush=True)
 
 
-def peak(model: str, device: str, megapixels: float) -> str:
+def peak(model: str, device: str, dtype: str, megapixels: float) -> str:
     """Upscale one picture with sides as 3 to 2, in this process."""
     from srcli.cli.main import main as srcli
     from srcli.rows.spec import find_model
@@ -113,7 +114,8 @@ def peak(model: str, device: str, megapixels: float) -> str:
     height = round((megapixels * 1e6 / 1.5) ** 0.5 / scale)
     with tempfile.TemporaryDirectory() as temporary:
         photos = make_photos(Path(temporary) / "in", 1, (round(1.5 * height), height))
-        sys.argv = ["srcli", "-q", "upscale", str(photos), "-o", f"{temporary}/out", "--model", model, "--device", device]
+        choices = ["--model", model, "--device", device, "--dtype", dtype]
+        sys.argv = ["srcli", "-q", "upscale", str(photos), "-o", f"{temporary}/out", *choices]
 
         def run() -> None:
             try:
@@ -123,7 +125,7 @@ def peak(model: str, device: str, megapixels: float) -> str:
                     raise RuntimeError(f"srcli ended with {leave.code}") from leave
 
         seconds, _ = timed(run)
-    return f"{model}, {megapixels:g} MP: host {host_gb():.2f} GB; {seconds:.0f} s with loading"
+    return f"{model}, {megapixels:g} MP, {dtype}: host {host_gb():.2f} GB; {seconds:.0f} s with loading"
 
 
 if __name__ == "__main__":
