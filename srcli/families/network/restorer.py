@@ -32,8 +32,8 @@ log = logging.getLogger("srcli")
 ANSWER, ENLARGED = "answer", "enlarged"
 MOST_SIGHT = 48
 """Input pixels around a tile that are computed with it, at most: RRDBNet, which sees hundreds, is 50 dB from the whole there."""
-TILE_BYTES = 3 << 29
-"""About the working memory of a tile, where the row does not say how large it is."""
+TILE_BYTES = 1 << 30
+"""Of a tile where the row does not say how large it is: two of the largest steps; what torch takes besides is as much again."""
 WHOLE_TILE = 1 << 20
 """The tile of networks that should not have any: the engine makes it as small as memory forces it to."""
 _PROBE = 16
