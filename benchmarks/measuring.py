@@ -53,3 +53,18 @@ def alone(work: Callable[..., Result], *arguments: object) -> Result:
     """Call a function of a module in a process of its own, whose memory is nobody else's; this one should be small."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def run_srcli() -> None:
+    """The command that `sys.argv` holds, in this process.
+
+    Raises:
+        RuntimeError: it ended with another exit code than 0.
+    """
+    from srcli.cli.main import main as srcli
+
+    try:
+        srcli()
+    except SystemExit as leave:
+        if leave.code:
+            raise RuntimeError(f"srcli ended with {leave.code}") from leave

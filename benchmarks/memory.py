@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from full_size import make_model
-from measuring import alone, host_gb, make_photos, timed
+from measuring import alone, host_gb, make_photos, run_srcli, timed
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def peak(count: int, size: tuple[int, int], options: list[str]) -> dict[str, flo
 def report(words: list[str]) -> dict[str, float]:
     """Run srcli in this process, and what it took."""
     sys.argv = words
-    seconds, _ = timed(run)
+    seconds, _ = timed(run_srcli)
     import torch
 
     cuda = torch.cuda.is_available()
@@ -77,16 +77,6 @@ def report(words: list[str]) -> dict[str, float]:
         "reserved": torch.cuda.max_memory_reserved() / 1e9 if cuda else 0,
         "seconds": seconds,
     }
-
-
-def run() -> None:
-    from srcli.cli.main import main as srcli
-
-    try:
-        srcli()
-    except SystemExit as leave:
-        if leave.code:
-            raise RuntimeError(f"srcli ended with {leave.code}") from leave
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measuring import alone, host_gb, make_photos, timed
+from measuring import alone, host_gb, make_photos, run_srcli, timed
 
 if TYPE_CHECKING:
     from srcli.engine.mix import MixingEngine
@@ -107,7 +107,6 @@ def compare_tiles(args: argparse.Namespace) -> None:
 
 def peak(model: str, device: str, dtype: str, megapixels: float) -> str:
     """Upscale one picture with sides as 3 to 2, in this process."""
-    from srcli.cli.main import main as srcli
     from srcli.rows.spec import find_model
 
     scale = find_model(model).native_scale
@@ -116,15 +115,7 @@ def peak(model: str, device: str, dtype: str, megapixels: float) -> str:
         photos = make_photos(Path(temporary) / "in", 1, (round(1.5 * height), height))
         choices = ["--model", model, "--device", device, "--dtype", dtype]
         sys.argv = ["srcli", "-q", "upscale", str(photos), "-o", f"{temporary}/out", *choices]
-
-        def run() -> None:
-            try:
-                srcli()
-            except SystemExit as leave:
-                if leave.code:
-                    raise RuntimeError(f"srcli ended with {leave.code}") from leave
-
-        seconds, _ = timed(run)
+        seconds, _ = timed(run_srcli)
     return f"{model}, {megapixels:g} MP, {dtype}: host {host_gb():.2f} GB; {seconds:.0f} s with loading"
 
 

@@ -20,7 +20,7 @@ import pytest
 from hub import COMMIT, Hub, git_sha1, running_hub
 
 from srcli.errors import ModelError
-from srcli.rows.spec import BaseSource
+from srcli.rows.base import BaseSource
 from srcli.store.hub import HubFile, Plan, cached_base, fetch_base, fetch_config
 
 INDEX = {

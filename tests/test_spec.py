@@ -15,9 +15,8 @@ from srcli.errors import ModelError, UsageError
 from srcli.families import families
 from srcli.protocol import Base, Dial, Family, RowKey
 from srcli.rows import spec as spec_module
+from srcli.rows.base import MOVED_REPOS, base_of
 from srcli.rows.spec import (
-    MOVED_REPOS,
-    base_of,
     find_model,
     load_registry,
     packaged_models_file,

@@ -19,7 +19,7 @@ from srcli.families.pisasr import TARGETS
 from srcli.networks.adapters import Adapter, AdapterInfo, attach, extract, merge
 from srcli.networks.backbone import load_passes, load_unet
 from srcli.networks.unet import FixedPromptUNet
-from srcli.rows.spec import BUILTIN
+from srcli.rows.base import BUILTIN
 
 PISA = Path(__file__).parent / "data" / "pisa" / "base"
 

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from srcli.cli.options import ModelsFile
 from srcli.console import console, counted, tell
 from srcli.errors import ModelError, joined_faults
-from srcli.rows.spec import REPO_NAME, BaseSource, ModelSpec, base_of, find_model, is_folder
+from srcli.rows.base import REPO_NAME, BaseSource, base_of, is_folder
+from srcli.rows.spec import ModelSpec, find_model
 
 if TYPE_CHECKING:
     from srcli.store.hub import HubFile, Plan

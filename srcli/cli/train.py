@@ -213,7 +213,7 @@ def _train(config: TrainConfig, spec: ModelSpec) -> None:
 def _tell_result(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     """The adapter's place, a row for it, and how to use it."""
     from srcli.config.recipe_file import build_recipe, recipe_differences
-    from srcli.rows.spec import ROW_NAME
+    from srcli.rows.base import ROW_NAME
     from srcli.rows.user_rows import add_user_row
     from srcli.store.adapter_files import ADAPTER_FILE, find_adapter, row_of_run
 

@@ -17,7 +17,7 @@ from rich.filesize import decimal
 
 from srcli.disk import DISK_FULL, first_line, write_whole
 from srcli.errors import ModelError, joined_faults
-from srcli.rows.spec import BaseSource
+from srcli.rows.base import BaseSource
 from srcli.store.hub_file import (
     TIMEOUT_S,
     HubFile,

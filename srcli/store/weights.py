@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from srcli.disk import first_line
 from srcli.errors import ModelError, joined_faults
-from srcli.rows.spec import BUILTIN, ModelSpec, standing_files
+from srcli.rows.base import BUILTIN
+from srcli.rows.spec import ModelSpec, standing_files
 from srcli.store import hub
 from srcli.store.hub_file import file_digest
 
