@@ -158,10 +158,19 @@ def test_every_way_to_say_out_of_memory_is_understood(error: Exception) -> None:
     assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
-def test_tiles_too_small_for_what_a_network_sees_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_tiles_too_small_for_what_a_network_sees_are_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mock = MockRestorer()
     mock.tiling, mock.overlap = "context", 64
     choose_limits(mock, 192, None, 1)
     assert not caplog.messages
     assert choose_limits(mock, 96, None, 1).overlap_lat == 8
     assert "should overlap by 64 px: seams may show, unless `--tile` is 192 or more" in caplog.text
+    assert choose_limits(mock, 160, None, 1).overlap_lat == 13, "a little less than it asks for"
+    assert len(caplog.messages) == 1
+    mock.tile = 192
+    monkeypatch.setattr("srcli.engine.restore.free_bytes", lambda device: mock.cell_bytes * 48 * 48)
+    assert choose_limits(mock, None, None, 1).overlap_lat == 8
+    assert "tiles of 96 px are small" in caplog.messages[1]
+    assert "memory has no room for larger ones" in caplog.messages[1]

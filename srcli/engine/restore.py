@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 MAX_BATCH = 16
 MIN_TILE_LAT = 16
+ENOUGH_SEEN = 0.75
+"""Of the overlap that a network asks for: x4plus is 61 dB from the whole with 0.71 of it, 57 dB with 0.62."""
 MEMORY_SHARE = 0.5
 """Of the free memory, what a batch of tiles may take."""
 PART_PIXELS = 1 << 21
@@ -100,10 +102,13 @@ def choose_limits(restorer: Restorer, tile: int | None, overlap: int | None, bat
     wanted = restorer.overlap if overlap is None else overlap
     overlap_lat = wanted // factor
     if overlap is None:
-        if overlap_lat > tile_lat // 3 and tile is not None and restorer.tiling == "context":
-            seen = f"tiles of {tile} px are small for `{restorer.name}`, whose tiles should overlap by {wanted} px"
-            log.warning("%s: seams may show, unless `--tile` is %d or more", seen, 3 * wanted)
-        overlap_lat = min(overlap_lat, tile_lat // 3)
+        room = min(overlap_lat, tile_lat // 3)
+        if room < ENOUGH_SEEN * overlap_lat and restorer.tiling == "context":
+            seen = f"tiles of {tile_lat * factor} px are small for `{restorer.name}`, whose tiles should overlap by {wanted} px"
+            shrunk = tile is None and tile_lat < restorer.tile // factor
+            why = "as memory has no room for larger ones" if shrunk else f"unless `--tile` is {3 * wanted} or more"
+            log.warning("%s: seams may show, %s", seen, why)
+        overlap_lat = room
     elif overlap_lat >= tile_lat:
         raise UsageError(f"the overlap {overlap} is not below the tile {tile_lat * factor}", "give a smaller `--overlap`")
     if batch is None:
