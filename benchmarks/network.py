@@ -107,7 +107,7 @@ def compare_tiles(args: argparse.Namespace) -> None:
 
 def peak(model: str, device: str, dtype: str, megapixels: float) -> str:
     """Upscale one picture with sides as 3 to 2, in this process."""
-    from srcli.rows.spec import find_model
+    from srcli.rows.lookup import find_model
 
     scale = find_model(model).native_scale
     height = round((megapixels * 1e6 / 1.5) ** 0.5 / scale)

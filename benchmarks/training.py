@@ -68,7 +68,7 @@ def compare(registry: Path, photos: Path, batch: int, args: argparse.Namespace) 
 
 def run_case(case: str, registry: Path, photos: Path, batch: int, args: argparse.Namespace) -> tuple[float, float]:
     """Two steps in this process: seconds of the second, and the peak memory in gigabytes."""
-    from srcli.rows.spec import find_model
+    from srcli.rows.lookup import find_model
     from srcli.store.weights import base_folder
     from srcli.training.data.crops import finish
     from srcli.training.setup import Setup
@@ -91,7 +91,7 @@ def make_config(case: str, registry: Path, photos: Path, batch: int, args: argpa
     from srcli.config.recipe_file import build_recipe
     from srcli.config.training import TrainConfig
     from srcli.opening import complete
-    from srcli.rows.spec import find_model
+    from srcli.rows.lookup import find_model
     from srcli.store.weights import adapter_path
 
     spec = find_model("random", registry)

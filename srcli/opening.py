@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,10 +18,11 @@ from srcli.families import load_restorer
 from srcli.images.choices import MAX_SCALE
 from srcli.images.files import Job
 from srcli.images.suffixes import format_of
-from srcli.protocol import LoadOptions, Settings
-from srcli.rows.spec import ModelSpec, find_model
+from srcli.protocol import LoadOptions, Restorer, Settings
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import ModelSpec
 from srcli.store.adapter_files import replace_adapters
-from srcli.store.weights import adapter_path, base_place
+from srcli.store.weights import check_files
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +73,7 @@ def choose_model(
     faults += [f"{label} lacks {slot.about}: give one as `--{slot.name}`" for slot in lacking]
     faults += [fault for dial, values in dials.items() for fault in _dial_faults(spec, dial, values)]
     _raise_faults(spec, faults)
-    if spec.base.names:
-        base_place(spec)
-    for adapter in spec.adapters:
-        adapter_path(spec, adapter)
+    check_files(spec)
     return spec
 
 
@@ -114,7 +112,12 @@ def _abilities(spec: ModelSpec) -> str:
 
 def complete(spec: ModelSpec, given: Settings) -> Settings:
     """The settings with the model's own where the user says nothing; a dial that is found for each picture is left out."""
-    return {dial.name: dial.default for dial in spec.dials if dial.default is not None} | dict(given)
+    return {**spec.settings, **given}
+
+
+def painted_dials(spec: ModelSpec) -> tuple[str, ...]:
+    """The dials that maps lead."""
+    return tuple(dial.name for dial in spec.dials if dial.painted)
 
 
 def check_device(name: str) -> None:
@@ -157,27 +160,37 @@ def open_engine(spec: ModelSpec, work: Work, settings: Sequence[Settings]) -> Mi
     """
     device, dtype = ready_device(work)
     from srcli.engine.mix import MixingEngine
-    from srcli.engine.restore import choose_limits
+    from srcli.engine.parents import Parents
+    from srcli.engine.restore import Repairs, choose_limits
+
+    def engine_of(restorer: Restorer, settings: Settings, repairs: Repairs) -> MixingEngine:
+        limits = choose_limits(restorer, work.tile, work.overlap, work.batch)
+        log.debug("%s on %s in %s, %s; %s", restorer.name, device, restorer.dtype, limits, dict(settings))
+        open_parent = lambda parent: engine_of(parent.load(), parent.settings, repairs)  # noqa: E731
+        parents = Parents(restorer.parents, open_parent, device) if restorer.parents else None
+        return MixingEngine(restorer, limits, settings, repairs, parents)
 
     restorer = load_restorer(spec, LoadOptions(device, dtype, tuple(settings), work.dtype != "auto"))
-    limits = choose_limits(restorer, work.tile, work.overlap, work.batch)
-    stands = ", ".join(f"{dial.symbol} {settings[0].get(dial.name, 'found')}" for dial in spec.dials)
-    log.debug("%s on %s in %s, %s; %s", spec.name, device, dtype, limits, stands)
-    return MixingEngine(restorer, limits, settings[0])
+    return replace(engine_of(restorer, settings[0], Repairs()), painted=painted_dials(spec))
 
 
 def model_of(config: UpscaleConfig) -> ModelSpec:
     """The model that `config` asks for; see `choose_model`."""
-    return choose_model(
-        config.model, config.models_file, config.adapters, {name: (value,) for name, value in config.dials.items()}
-    )
+    dials = {name: (value,) for name, value in config.dials.items()}
+    spec = choose_model(config.model, config.models_file, config.adapters, dials)
+    if config.lambda_map is not None and not painted_dials(spec):
+        message = f"the model `{spec.name}` ({spec.declared.title}) has no dial that `--lambda-map` could lead"
+        raise UsageError(message, _abilities(spec))
+    return spec
 
 
 def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
     """Load the model and set up engine and stream; raises as `open_engine`."""
     from srcli.engine.stream import Stream
 
-    engine = open_engine(spec, config, [complete(spec, config.dials)])
+    settings = complete(spec, config.dials)
+    black = [{**settings, **dict.fromkeys(painted_dials(spec), 0.0)}] if config.lambda_map is not None else []
+    engine = open_engine(spec, config, [settings, *black])
     return Stream(engine, output_size(config, spec), config.color_fix or spec.color_fix, config.quality)
 
 
@@ -235,11 +248,13 @@ class PlannedImage:
 def planned(config: UpscaleConfig, spec: ModelSpec, jobs: Iterable[Job]) -> Iterator[PlannedImage]:
     """Sizes from the files' headers; nothing is decoded. A fault is told in its image."""
     from srcli.images.codec import check_sides, probe
+    from srcli.images.maps import check_map
 
     size = output_size(config, spec)
     for job in jobs:
         try:
             header = probe(job.source)
+            check_map(job, header)
             result = size.of(header.width, header.height)
             check_sides(*result, job.target, format_of(job.target))
             yield PlannedImage(job, header, result)
@@ -251,8 +266,7 @@ def estimate_seconds(stream: Stream, images: Iterable[PlannedImage]) -> float:
     """How long the model would take over `images`, from one tile timed now; reading and writing go on beside it."""
     import numpy as np
 
-    from srcli.engine.framing import enlarged_size
-    from srcli.images.canvas import Canvas
+    from srcli.images.canvas import Canvas, enlarged_size
 
     engine = stream.engine
     net = engine.restorer

@@ -61,6 +61,8 @@ class Dial:
     """What lies far outside of this spoils pictures, and is warned of."""
     adapter: str = ""
     """The adapter whose weight it is; a model without that has not this dial either."""
+    painted: bool = False
+    """A map may lead it from 0, where the map is black, to its value, where it is white."""
 
     @property
     def option(self) -> str:
@@ -166,6 +168,8 @@ class Family:
     dials: tuple[Dial, ...] = ()
     """The one to draw upwards first, the one to draw across second."""
     adapters: tuple[Slot, ...] = ()
+    parents: tuple[Slot, ...] = ()
+    """Places for other models, each a key of the rows. A family with two of them has models without a row: `ONE+OTHER`."""
     base: Base = Base.DIFFUSERS
     keys: tuple[RowKey, ...] = ()
     stages: Mapping[str, Stage] = field(default_factory=dict)
@@ -207,8 +211,26 @@ class Mixture:
     weights: Mapping[Hashable, float]
     """Pass -> its weight in the prediction, which is the weighted sum of the passes' answers; never 0."""
     encoding: Hashable = None
+    black: Mapping[Hashable, float] | None = None
+    """The weights where the picture's map is black, if it has one; those above are where it is white."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """What was found for the picture, by the names of dials: for the report."""
+
+    @property
+    def passes(self) -> list[Hashable]:
+        """All that have a weight somewhere."""
+        return list(dict.fromkeys((*self.weights, *(self.black or ()))))
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Another model, whose whole results are a pass's answers."""
+
+    load: Callable[[], Restorer]
+    """Again where memory has let go of it. Raises: ModelError: its files are missing or damaged."""
+    settings: Settings
+    size_bytes: int
+    """Of its files."""
 
 
 class Picture(Protocol):
@@ -218,12 +240,21 @@ class Picture(Protocol):
     def height(self) -> int: ...
     @property
     def width(self) -> int: ...
+    @property
+    def map(self) -> Picture | None:
+        """What leads the painted dials at each place, of the same size: gray, black for 0; None for the dials as they are."""
+        ...
+
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """(height, width, 3), RGB, float32 in [0, 1]; beyond the bottom and the right edge the last row and column go on."""
         ...
 
     def at(self, scale: int) -> Picture:
         """The same input enlarged by another factor; 1 is the raw input."""
+        ...
+
+    def framed(self, scale: int, min_side: int, enlargement: str) -> Picture:
+        """The same input as a model wants it, without its map: see `Restorer`'s attributes of these names."""
         ...
 
 
@@ -300,7 +331,8 @@ class Restorer(Protocol):
         z_sr = apply(z_lq, Σ weight · predict_pass(pass, z_lq)) over the passes of mixture.weights
         result = z_sr through each part of decoder
 
-    where parts and passes may be called on tiles, whose results are put together. Pictures, latents, answers and results are
+    where parts and passes may be called on tiles, whose results are put together. A pass that `parents` has is not asked for: its
+    answer is that model's whole result, in cells of one pixel. Pictures, latents, answers and results are
     float32 on `device`; whatever precision is used inside stays inside. With `exact=True` a call computes in float32.
     """
 
@@ -333,8 +365,12 @@ class Restorer(Protocol):
     """The method's default colour fix."""
     cell_bytes: int
     """About the peak memory of `predict_pass` for each latent cell of a batch."""
+    answers_pixels: bool
+    """Whether answers are pictures, a cell's pixels in its channels: (3 · factor², h, w), as `pixel_unshuffle` lays them."""
+    parents: Mapping[Hashable, Parent]
+    """Passes that are other models; empty for most. With one, `factor` is 1."""
     decoder: Sequence[Part]
-    """From z_sr (C, h, w) to a picture (3, h * factor, w * factor), RGB, about [-1, 1]."""
+    """From z_sr (C, h, w) to a picture (3, h * factor, w * factor), RGB, about [-1, 1]; empty where z_sr is that."""
 
     def encoder(self, encoding: Hashable = None) -> Sequence[Part]:
         """From a picture (3, H, W), RGB, in [-1, 1], to its latent (channels, h, w), as `encoding` wants it.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srcli.protocol import Mixture, Part, Picture, Settings
+from srcli.protocol import Mixture, Parent, Part, Picture, Settings
 
 
 class MockRestorer:
@@ -23,6 +23,8 @@ class MockRestorer:
     tile, overlap, tiling = 64, 16, "fixed"
     color_fix = "none"
     cell_bytes = 1000
+    answers_pixels = True
+    parents: Mapping[Hashable, Parent] = {}
 
     def __init__(self, strength: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
         self.device = torch.device("cpu")

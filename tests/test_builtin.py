@@ -11,7 +11,7 @@ from PIL import Image
 from srcli.config.recipe_file import build_recipe, read_recipe_file
 from srcli.images.fidelity import luma
 from srcli.networks.adapters import load_adapter
-from srcli.rows.spec import find_model
+from srcli.rows.lookup import find_model
 from srcli.store.weights import adapter_path, base_folder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from srcli.cli.main import app
 from srcli.errors import ModelError, SrcliError, UsageError
 from srcli.networks.backbone import load_unet, prompt_embedding
-from srcli.rows.spec import find_model, packaged_models_file
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import packaged_models_file
 from srcli.store.prompt_cache import cache_folder
 from srcli.store.weights import adapter_path, base_folder
 
@@ -83,7 +84,7 @@ def test_fetch_then_import_then_upscale_without_a_text_encoder(hub: Hub, photo_f
     assert "MB to download in 12 files, 0 bytes already here; " in told
     assert f"fetching `{UNET}`" in told
     assert told.splitlines()[-2:] == [
-        "one step is left:",
+        "1 step is left:",
         "  1. to upscale, get `pisa_sr.pkl` from its authors, then: srcli models import pisa-sr pisa_sr.pkl",
     ]
     assert state() == "to import"
@@ -113,7 +114,7 @@ def test_fetch_then_import_then_upscale_without_a_text_encoder(hub: Hub, photo_f
 def test_import_then_fetch(hub: Hub) -> None:
     hub.repos[REPO] = files_of(PISA / "base")
     _, told = run("models", "import", "pisa-sr", CHECKPOINT)
-    assert told.endswith("one step is left:\n  1. srcli models fetch pisa-sr\n")
+    assert told.endswith("1 step is left:\n  1. srcli models fetch pisa-sr\n")
     assert {get.path.split(f"{COMMIT}/")[-1] for get in hub.requests if get.method == "GET" and "resolve" in get.path} <= {
         "unet/config.json",
         f"/{REPO}/resolve/main/unet/config.json",
@@ -162,7 +163,7 @@ def test_upscaling_and_training_download_nothing(hub: Hub, photo_folder: Path, t
     with pytest.raises(ModelError) as caught:
         run("upscale", photo_folder, "-o", tmp_path / "out", "--model", "pisa-sr", "--device", "cpu")
     assert caught.value.exit_code == 2
-    assert "two steps are left" in caught.value.hint
+    assert "2 steps are left" in caught.value.hint
     assert not hub.requests
     run("models", "fetch", "pisa-sr")
     with pytest.raises(ModelError, match="model `pisa-sr` is not ready"):

@@ -21,7 +21,8 @@ from srcli.families import families
 from srcli.protocol import Base, Dial, Family
 from srcli.rows.base import BUILTIN
 from srcli.rows.imported import imported_folder
-from srcli.rows.spec import find_model, packaged_models_file, user_models_file, user_rows_folder
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import packaged_models_file, user_models_file, user_rows_folder
 from srcli.store.weights import adapter_path, base_folder, sha256_of
 
 PISA = Path(__file__).parent / "data/pisa"

@@ -22,7 +22,7 @@ from tiny_model import make_base
 from training_case import make_photos
 
 from srcli.networks.adapters import load_adapter
-from srcli.rows.spec import find_model
+from srcli.rows.lookup import find_model
 from srcli.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]

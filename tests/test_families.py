@@ -32,6 +32,7 @@ class Sharpener:
     """On the raw input: its latent is the enlarged picture in cells of 4x4 pixels, its answers are of other channels."""
 
     factor, channels, answer_channels, input_scale, enlargement, cell_bytes = 4, 48, 3, 1, "bicubic", 1000
+    answers_pixels, parents = False, {}
 
     def __init__(self, spec, options):
         self.name, self.device, self.dtype, self.native_scale = spec.name, options.device, torch.float32, spec.native_scale
@@ -101,6 +102,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
         "sharp": ["upscale", "a.png", "-o", "sharp.png", *model, "--amount", "1"],
         "found": ["upscale", "a.png", "-o", "found.png", *model, "--report", "report.jsonl"],
         "foreign dial": ["upscale", "a.png", "-o", "x.png", *model, "--lambda-semantic", "0.3"],
+        "map": ["upscale", "a.png", "-o", "x.png", *model, "--lambda-map", "a.png"],
         "foreign adapter": ["upscale", "a.png", "-o", "x.png", *model, "--pixel", "."],
         "out of range": ["upscale", "a.png", "-o", "x.png", *model, "--amount", "9"],
         "own dial elsewhere": ["upscale", "a.png", "-o", "x.png", "--amount", "1"],
@@ -150,6 +152,7 @@ def test_it_is_swept_and_measured(done: dict[str, tuple[int, str, str]]) -> None
 @pytest.mark.parametrize(
     ("name", "words"),
     [
+        ("map", ["(Sharpened bicubic) has no dial that `--lambda-map` could lead", "its dials: `--amount`"]),
         ("foreign dial", ["(Sharpened bicubic) has no dial `--lambda-semantic`", "its dials: `--amount`"]),
         ("foreign adapter", ["takes no pixel adapter", "adapters that it takes: none"]),
         ("out of range", ["`--amount 9` is not between 0 and 5"]),

@@ -30,7 +30,7 @@ from srcli.families.network.ncnn import read_ncnn
 from srcli.families.network.restorer import enlarge, sight_of
 from srcli.images.canvas import Canvas
 from srcli.opening import model_of, open_engine
-from srcli.rows.spec import find_model
+from srcli.rows.lookup import find_model
 
 SHARED = Path("/work/shared/networks")
 GOLDEN = pytest.mark.skipif(not SHARED.is_dir(), reason="no results of ncnn here")

@@ -16,8 +16,8 @@ from srcli.families import families
 from srcli.protocol import Base, Dial, Family, RowKey
 from srcli.rows import spec as spec_module
 from srcli.rows.base import MOVED_REPOS, base_of
+from srcli.rows.lookup import find_model
 from srcli.rows.spec import (
-    find_model,
     load_registry,
     packaged_models_file,
     read_row,
@@ -30,7 +30,7 @@ from srcli.rows.user_rows import add_user_row
 
 DIGEST = "0123456789abcdef" * 4
 PIXEL = {"path": "p", "sha256": DIGEST}
-PACKAGED = ["tiny", "pisa-sr", "realesrgan-x4plus", "realesr-animevideov3"]
+PACKAGED = ["tiny", "pisa-sr", "realesrgan-x4plus", "realesr-animevideov3", "photo"]
 ROW: dict[str, Any] = {"family": "pisasr", "native_scale": 4, "base": {"repo": "owner/name"}, "adapters": {"pixel": PIXEL}}
 
 

@@ -12,7 +12,7 @@ from tiny_model import make_model
 from srcli.families import load_restorer
 from srcli.networks.adapters import Adapter, AdapterInfo, warn_of_strange_base
 from srcli.protocol import LoadOptions
-from srcli.rows.spec import find_model
+from srcli.rows.lookup import find_model
 
 
 @pytest.mark.parametrize(

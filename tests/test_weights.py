@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from srcli.errors import ModelError
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
-from srcli.rows.spec import ModelSpec, find_model, read_row, replace_base
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import ModelSpec, read_row, replace_base
 from srcli.store import weights
 from srcli.store.weights import (
     adapter_path,
@@ -48,7 +49,7 @@ def test_a_missing_base_names_the_command(tmp_path: Path) -> None:
     spec = spec_of({"repo": "no/such"}, tmp_path)
     message, hint = message_of(base_folder, spec)
     assert message == "model `m` is not ready"
-    assert hint == f"one step is left:\n  1. srcli models fetch m --models-file '{spec.origin}'"
+    assert hint == f"1 step is left:\n  1. srcli models fetch m --models-file '{spec.origin}'"
     message, hint = message_of(base_folder, replace_base(spec, "other/one"))
     assert message == "the base `other/one` is not downloaded"
     assert hint == "`srcli models fetch other/one` downloads it"
@@ -59,7 +60,7 @@ def test_what_is_to_be_imported_names_the_command() -> None:
     message, hint = message_of(base_folder, spec)
     assert message == "model `pisa-sr` is not ready"
     assert hint.splitlines() == [
-        "two steps are left:",
+        "2 steps are left:",
         "  1. srcli models fetch pisa-sr",
         "  2. to upscale, get `pisa_sr.pkl` from its authors, then: srcli models import pisa-sr pisa_sr.pkl",
     ]

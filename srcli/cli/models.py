@@ -22,7 +22,8 @@ from srcli.cli.models_import import import_help, import_model
 from srcli.cli.models_remove import remove_model
 from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError
-from srcli.rows.spec import ModelSpec, find_model, load_registry, user_models_file, user_rows_folder
+from srcli.rows.lookup import find_model, with_parents
+from srcli.rows.spec import ModelSpec, load_registry, user_models_file, user_rows_folder
 
 app = typer.Typer(cls=Group, help="List, show, fetch, import and remove models.", no_args_is_help=True)
 
@@ -39,7 +40,8 @@ def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
 
     Example: srcli models list --json
     """
-    specs = load_registry(models_file).values()
+    registry = load_registry(models_file)
+    specs = [_with_parents(spec, registry) for spec in registry.values()]
     if as_json:
         _print_json([_as_data(spec) for spec in specs])
         return
@@ -86,15 +88,31 @@ def _print_json(data: Any) -> None:
 
 def _state_of(spec: ModelSpec) -> str:
     """A few words for the files of a model; sums are not checked."""
+    steps = _steps_of(spec)
+    if "find" in steps:
+        return "files missing"
+    return f"to {' and '.join(steps)}" if steps else "ready"
+
+
+def _steps_of(spec: ModelSpec) -> list[str]:
+    """What is to be done before a model can be used: `find` files that should be there, `fetch`, `install`, `import`."""
     from srcli.store.weights import waiting_adapters
 
     waiting = waiting_adapters(spec)
     base = _base_state(spec)[1]
     there = all((spec.folder / adapter.path).is_file() for name, adapter in spec.adapters.items() if name not in waiting)
-    if not there or base == "missing":
-        return "files missing"
-    steps = ([base.removeprefix("to ")] if base != "present" else []) + (["import"] if waiting else [])
-    return f"to {' and '.join(steps)}" if steps else "ready"
+    steps = [] if there and base != "missing" and len(spec.parents) == len(spec.parent_rows) else ["find"]
+    steps += [base.removeprefix("to ")] if base.startswith("to ") else []
+    steps += ["import"] if waiting else []
+    return list(dict.fromkeys([*steps, *(step for parent in spec.parents.values() for step in _steps_of(parent))]))
+
+
+def _with_parents(spec: ModelSpec, registry: Mapping[str, ModelSpec]) -> ModelSpec:
+    """With the models that it builds on, where these are there."""
+    try:
+        return with_parents(spec, registry)
+    except ModelError:
+        return spec
 
 
 def _base_state(spec: ModelSpec) -> tuple[Path | None, str]:
@@ -108,16 +126,6 @@ def _base_state(spec: ModelSpec) -> tuple[Path | None, str]:
     except ModelError:
         ways = {"to fetch": spec.base.repo, "to install": spec.base.package}
         return spec.base.path, next((way for way, place in ways.items() if place is not None), "missing")
-
-
-def _base_bytes(folder: Path) -> int:
-    """On disk, of the files that srcli needs."""
-    if folder.is_file():
-        return folder.stat().st_size
-    from srcli.store.layout import needed_files
-
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return sum((folder / name).stat().st_size for name in needed_files(names))
 
 
 def _adapter_data(spec: ModelSpec, name: str) -> dict[str, Any]:
@@ -145,6 +153,7 @@ def _as_data(spec: ModelSpec) -> dict[str, Any]:
     data: dict[str, Any] = {"name": spec.name, "family": spec.family, "description": spec.description, "state": _state_of(spec)}
     data |= {"native_scale": spec.native_scale, "dials": {dial.name: dial.default for dial in spec.dials}}
     data |= {"base": _base_data(spec), "adapters": {name: _adapter_data(spec, name) for name in spec.adapters}}
+    data |= {place: _as_data(parent) for place, parent in spec.parents.items()}
     for key, value in spec.own.items():
         head, _, last = key.rpartition(".")
         (data.setdefault(head, {}) if head else data)[last] = value
@@ -155,9 +164,11 @@ def _as_data(spec: ModelSpec) -> dict[str, Any]:
 def _base_data(spec: ModelSpec) -> dict[str, Any]:
     if not spec.base.names:
         return {}
+    from srcli.store.weights import size_of_base
+
     folder, state = _base_state(spec)
     data = {key: value for key, value in dataclasses.asdict(spec.base).items() if value not in (None, ())}
-    size = {"size_bytes": _base_bytes(folder)} if folder is not None and state == "present" else {}
+    size = {"size_bytes": size_of_base(folder)} if folder is not None and state == "present" else {}
     return {**data, "path": None if folder is None else str(folder), "state": state, **size}
 
 

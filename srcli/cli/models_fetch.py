@@ -15,7 +15,8 @@ from srcli.cli.options import ModelsFile
 from srcli.console import console, counted, tell
 from srcli.errors import ModelError, joined_faults
 from srcli.rows.base import REPO_NAME, BaseSource, base_of, is_folder
-from srcli.rows.spec import ModelSpec, find_model
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import ModelSpec
 
 if TYPE_CHECKING:
     from srcli.store.hub import HubFile, Plan
@@ -56,16 +57,29 @@ def fetch_model(
     if name == _METRIC_NETWORK:
         _fetch_metric_network(dry_run=dry_run)
         return
-    spec = None if _is_repository(name) else find_model(name, models_file)
-    folder = _fetch_base(base_of(name) if spec is None else spec.base, spec, name, dry_run=dry_run)
+    if _is_repository(name):
+        _fetch(base_of(name), None, name, dry_run=dry_run)
+        return
+    spec = find_model(name, models_file)
+    for each in _with_files(spec):
+        _fetch(each.base, each, each.name, dry_run=dry_run)
+    if not dry_run:
+        tell_next_step(spec)
+
+
+def _with_files(spec: ModelSpec) -> list[ModelSpec]:
+    """The model, or those that it is made of."""
+    return [each for parent in spec.parents.values() for each in _with_files(parent)] or [spec]
+
+
+def _fetch(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run: bool) -> None:
+    folder = _fetch_base(base, spec, name, dry_run=dry_run)
     if folder is None or dry_run:
         return
     if spec is not None:
         _check_adapters(spec)
     _keep_prompts(folder, spec)
     typer.echo(folder)
-    if spec is not None:
-        tell_next_step(spec)
 
 
 def tell_next_step(spec: ModelSpec) -> None:

@@ -19,7 +19,8 @@ from srcli.families import convert_checkpoint, families
 from srcli.protocol import Import
 from srcli.rows.base import ROW_NAME, BaseSource, base_of
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
-from srcli.rows.spec import ModelSpec, find_model, load_registry, read_row, user_rows_folder
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import ModelSpec, load_registry, read_row, user_rows_folder
 from srcli.rows.user_rows import add_user_row
 
 _LOGGER = logging.getLogger("srcli")

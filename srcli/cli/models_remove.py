@@ -13,7 +13,8 @@ from rich.filesize import decimal
 from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError, UsageError
 from srcli.rows.imported import imported_folder
-from srcli.rows.spec import ModelSpec, find_model, load_registry, packaged_models_file, user_rows_folder
+from srcli.rows.lookup import find_model
+from srcli.rows.spec import ModelSpec, load_registry, packaged_models_file, user_rows_folder
 
 _LOGGER = logging.getLogger("srcli")
 

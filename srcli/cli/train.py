@@ -87,7 +87,8 @@ def training_command(stage: str) -> Callable[..., None]:
 def run_training(stage: str, given: Mapping[str, Any]) -> None:
     """What every training command does; `given` are its options by name."""
     from srcli.config.recipe_file import recipe_as_toml
-    from srcli.rows.spec import find_model, replace_base
+    from srcli.rows.lookup import find_model
+    from srcli.rows.spec import replace_base
 
     spec = find_model(given["model"], given["models_file"])
     if stage not in spec.declared.stages:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from srcli.cli.family_options import with_adapters, with_dials
+from srcli.cli.family_options import DIALS, with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
 from srcli.cli.summary import Report, Summary, tell_left_out
 from srcli.config import UpscaleConfig
@@ -50,6 +50,15 @@ def upscale(
     models_file: ModelsFile = None,
     adapters: Mapping[str, Path] = {},
     dials: Mapping[str, float] = {},
+    lambda_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of gray pictures with the photos' names: λ_sem (of a network, λ) is as given where they are white, and "
+            "0 where they are black.",
+            rich_help_panel=DIALS,
+            metavar="DIR",
+        ),
+    ] = None,
     color_fix: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +135,7 @@ def upscale(
         models_file=models_file,
         adapters=adapters,
         dials=dials,
+        lambda_map=lambda_map,
         scale=scale,
         width=width,
         height=height,
@@ -194,6 +204,10 @@ def _plan(config: UpscaleConfig) -> tuple[list[Job], dict[str, int]]:
         left_out=left_out,
     )
     tell_left_out(left_out)
+    if config.lambda_map is not None:
+        from srcli.images.maps import with_maps
+
+        jobs = with_maps(jobs, config.lambda_map, config.output)
     if config.report is not None:
         _check_report(config.report, jobs)
     return jobs, suffix_counts(left_out)

@@ -22,6 +22,8 @@ class UpscaleConfig:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """In place of the model's own: a file, or the folder of a training run or checkpoint."""
     dials: Mapping[str, float] = field(default_factory=dict)
+    lambda_map: Path | None = None
+    """Folder of maps, or that of a single photo: they lead the painted dials from 0 to their values."""
     scale: float | None = None
     """Output sides over input sides; the model's own where nothing else sets the size."""
     width: int | None = None

@@ -10,40 +10,30 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, depth_for, keeps_alpha
 from srcli.images.color import fix_color
-from srcli.images.levels import Array, Levels, to_floats
-from srcli.images.resize import resample, resample_u8
+from srcli.images.levels import Array, Levels
 from srcli.images.rows import Rows, collect, make_rows, on_white, resized, rows_of
 
-_ENLARGED_LONG_SIDE = 1024
-"""Inputs that are enlarged to a model's `min_side` stop there on their longer side."""
 
+def prepare_canvas(picture: Picture, native_scale: int, min_side: int, enlargement: str, painted: Levels | None = None) -> Canvas:
+    """The input as a model wants it; see `Canvas.framed`.
 
-def prepare_canvas(picture: Picture, native_scale: int, min_side: int, enlargement: str) -> Canvas:
-    """The input as the model wants it, enlarged by `native_scale`: `bicubic` or `bilinear`.
+    Fully transparent pixels have the colour of the nearest that can be seen.
 
-    Inputs below `min_side` are enlarged to it first, as PiSA-SR does; a very long and narrow one only until its longer side
-    has 1024 pixels. Fully transparent pixels have the colour of the nearest that can be seen.
+    Args:
+        picture: the input.
+        native_scale: of the model, as are `min_side` and `enlargement`.
+        min_side: input pixels.
+        enlargement: `bicubic` or `bilinear`.
+        painted: (H, W, 1), its map, if it has one.
     """
-    values = visible_colors(picture)
-    width, height = enlarged_size(picture.width, picture.height, min_side)
-    if (width, height) == (picture.width, picture.height):
-        return Canvas(values, native_scale, enlargement == "bilinear")
-    size = (height, width)
-    if picture.bit_depth == 8:
-        return Canvas(resample_u8(values, size), native_scale, enlargement == "bilinear")
-    enlarged = resample(to_floats(values), size, Image.Resampling.BICUBIC)
-    return Canvas(enlarged, native_scale, enlargement == "bilinear")
-
-
-def enlarged_size(width: int, height: int, min_side: int) -> tuple[int, int]:
-    """(width, height) in pixels of an input when it comes to the model; see `prepare_canvas`."""
-    factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
-    return (int(factor * width), int(factor * height)) if factor > 1 else (width, height)
+    canvas = Canvas(visible_colors(picture)).framed(native_scale, min_side, enlargement)
+    if painted is None:
+        return canvas
+    return replace(canvas, painted=Canvas(painted).framed(1, min_side, "bilinear").values)
 
 
 def visible_colors(picture: Picture) -> Levels:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from srcli.engine.parts import Plane
-from srcli.engine.restore import Engine
-from srcli.protocol import Mixture, Picture, Settings
+from srcli.engine.restore import Engine, Sum
+from srcli.protocol import Mixture, Settings
 
 Step = tuple[Hashable, ...]
 """What is computed once: `(encoding,)` is a latent, `(encoding, pass)` the pass's answer to it."""
@@ -43,7 +42,7 @@ class MixingEngine(Engine):
             ImageError: the network gives NaN in float32 too.
         """
         with torch.inference_mode():
-            mixtures = [self.restorer.mix({**self.settings, **each}, cast(Picture, picture)) for each in settings]
+            mixtures = [self._mixture(picture, {**self.settings, **each}) for each in settings]
         left = Counter(step for mixture in mixtures for step in _steps(mixture))
         known: dict[Step, Tensor] = {}
         for index in _order(mixtures):
@@ -59,22 +58,22 @@ class MixingEngine(Engine):
             if step not in known:
                 known[step] = self._with_less_memory(partial(self._compute, step, picture, known), [picture])
         latent = known[(mixture.encoding,)]
-        prediction = self._nothing(latent)
-        for key, weight in mixture.weights.items():
-            prediction.add_(known[(mixture.encoding, key)], alpha=weight)
-        restored = self.restorer.apply(latent, prediction)
+        total = Sum(self._nothing(latent), mixture, self._painted(picture))
+        for key in mixture.passes:
+            total.add(key, known[(mixture.encoding, key)])
+        restored = self.restorer.apply(latent, total.prediction)
         return self._with_less_memory(lambda: self._decode([restored], [picture])[0], [picture])
 
     def _compute(self, step: Step, picture: Plane, known: dict[Step, Tensor]) -> Tensor:
         net = self.restorer
         if len(step) == 1:
             return self._encode([picture], net.encoder(step[0]))[0]
-        return self._pass(step[1], [known[step[:1]]])[0]
+        return self._answers(step[1], [picture], [known[step[:1]]])[0]
 
 
 def _steps(mixture: Mixture) -> list[Step]:
     """Latent first, since the answers come from it."""
-    return [(mixture.encoding,), *((mixture.encoding, key) for key in mixture.weights)]
+    return [(mixture.encoding,), *((mixture.encoding, key) for key in mixture.passes)]
 
 
 def _order(mixtures: Sequence[Mixture]) -> list[int]:

@@ -15,8 +15,10 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from srcli.engine.blend import Blend
+from srcli.engine.parents import Parents
 from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
@@ -139,13 +141,23 @@ class Engine:
         restorer: the model.
         limits: where to begin; `self.limits` shrinks when memory runs out and stays so.
         settings: of the model's dials, but for those that are found for each picture.
+        repairs: where to count them.
+        parents: those of the restorer, if it has any.
+        painted: the dials that pictures' maps lead from 0 to their values.
     """
 
     restorer: Restorer
     limits: Limits
     settings: Settings = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
+    parents: Parents | None = None
+    painted: tuple[str, ...] = ()
     _told_of_tiles: bool = False
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether it is best given many pictures at once, since its models are loaded anew for each call."""
+        return self.parents is not None and not self.parents.together
 
     def worked_pixels(self, height: int, width: int) -> int:
         """Pixels of all tiles of a picture of that many output pixels: overlaps count as often as they are computed."""
@@ -170,8 +182,15 @@ class Engine:
         Raises:
             OutOfMemoryError: not enough memory to look at them.
         """
-        mix = self.restorer.mix
-        return self._with_less_memory(lambda: [mix(self.settings, cast(Picture, each)) for each in pictures], pictures)
+        return self._with_less_memory(lambda: [self._mixture(each) for each in pictures], pictures)
+
+    def _mixture(self, picture: Plane, settings: Settings | None = None) -> Mixture:
+        """At the engine's settings, or at others; with the weights where the picture's map is black."""
+        settings = self.settings if settings is None else settings
+        mix = partial(self.restorer.mix, picture=cast(Picture, picture))
+        if map_of(picture) is None:
+            return mix(settings)
+        return replace(mix(settings), black=mix({**settings, **dict.fromkeys(self.painted, 0.0)}).weights)
 
     @torch.inference_mode()
     def restore(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture] | None = None) -> list[Tensor]:
@@ -223,7 +242,7 @@ class Engine:
             encoded = self._encode([pictures[index] for index in alike], self.restorer.encoder(encoding))
             for index, latent in zip(alike, encoded, strict=True):
                 latents[index] = latent
-        predictions = self._predict(mixtures, latents)
+        predictions = self._predict(pictures, mixtures, latents)
         restored = [self.restorer.apply(*both) for both in zip(latents, predictions, strict=True)]
         del latents, predictions
         return self._decode(restored, pictures)
@@ -247,14 +266,36 @@ class Engine:
             planes = run_part(part, planes, room, lambda run, batch: self._call(run, batch, step))
         return [plane for plane in planes if isinstance(plane, Tensor)]
 
-    def _predict(self, mixtures: Sequence[Mixture], latents: Sequence[Tensor]) -> list[Tensor]:
+    def _predict(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture], latents: Sequence[Tensor]) -> list[Tensor]:
         """The weighted sums of the passes' answers, in float32: for each pass all tiles, so that its weights stay at hand."""
-        predictions = [self._nothing(latent) for latent in latents]
-        for key in dict.fromkeys(key for mixture in mixtures for key in mixture.weights):
-            users = [index for index, mixture in enumerate(mixtures) if key in mixture.weights]
-            for index, answer in zip(users, self._pass(key, [latents[index] for index in users]), strict=True):
-                predictions[index].add_(answer.to(predictions[index].device), alpha=mixtures[index].weights[key])
-        return predictions
+        sums = [
+            Sum(self._nothing(latent), mixture, self._painted(picture))
+            for latent, mixture, picture in zip(latents, mixtures, pictures, strict=True)
+        ]
+        for key in dict.fromkeys(key for mixture in mixtures for key in mixture.passes):
+            users = [index for index, mixture in enumerate(mixtures) if key in mixture.passes]
+            answers = self._answers(key, [pictures[index] for index in users], [latents[index] for index in users])
+            for index, answer in zip(users, answers, strict=True):
+                sums[index].add(key, answer)
+        return [each.prediction for each in sums]
+
+    def _answers(self, key: Hashable, pictures: Sequence[Plane], latents: Sequence[Tensor]) -> list[Tensor]:
+        """One pass's answers to whole pictures, or their latents."""
+        if self.parents is not None and key in self.parents:
+            return self.parents.answers(key, [cast(Picture, picture) for picture in pictures])
+        return self._pass(key, latents)
+
+    def _painted(self, picture: Plane) -> Tensor | None:
+        """A picture's map, laid as answers are: in [0, 1], (1, h, w) or (answer_channels, h, w)."""
+        painted = map_of(picture)
+        if painted is None:
+            return None
+        factor = self.restorer.factor
+        height, width = (-(-side // factor) * factor for side in size_of(picture))
+        plane = torch.from_numpy(painted.crop(0, 0, height, width)[..., :1]).permute(2, 0, 1)
+        if self.restorer.answers_pixels:
+            return functional.pixel_unshuffle(plane, factor).repeat(3, 1, 1)
+        return functional.avg_pool2d(plane, factor)
 
     def _nothing(self, latent: Tensor) -> Tensor:
         """The prediction before any pass."""
@@ -302,6 +343,32 @@ class Engine:
         return result
 
 
+@dataclass(frozen=True)
+class Sum:
+    """A picture's prediction while it is summed up."""
+
+    prediction: Tensor
+    """(answer_channels, h, w), float32; 0 at the beginning."""
+    mixture: Mixture
+    painted: Tensor | None
+    """The picture's map, laid as answers are; None where it has none."""
+
+    def add(self, key: Hashable, answer: Tensor) -> None:
+        """A pass's answer by its weight; where there is a map, by that between its black and its white."""
+        answer = answer.to(self.prediction.device)
+        white, black = self.mixture.weights.get(key, 0.0), (self.mixture.black or {}).get(key, 0.0)
+        if self.painted is None:
+            self.prediction.add_(answer, alpha=white)
+            return
+        self.prediction.add_(answer, alpha=black)
+        self.prediction.addcmul_(answer, self.painted.to(answer.device), value=white - black)
+
+
+def map_of(picture: Plane) -> Picture | None:
+    """Its map, if it has one."""
+    return None if isinstance(picture, Tensor) else picture.map
+
+
 def size_of(picture: Plane) -> tuple[int, int]:
     """(height, width)."""
     return cells_of(picture, 1)
@@ -312,7 +379,7 @@ def pad_to_multiple(picture: Tensor, multiple: int) -> Tensor:
     bottom, right = -picture.shape[1] % multiple, -picture.shape[2] % multiple
     if not (bottom or right):
         return picture
-    return torch.nn.functional.pad(picture[None], (0, right, 0, bottom), mode="replicate")[0]
+    return functional.pad(picture[None], (0, right, 0, bottom), mode="replicate")[0]
 
 
 def _is_black(picture: Tensor) -> bool:

@@ -23,6 +23,7 @@ from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, check_sides, decode, encode, probe
 from srcli.images.files import Job, Outcome
+from srcli.images.maps import read_map
 from srcli.images.resize import Size
 from srcli.images.suffixes import format_of
 from srcli.memory import free_host_bytes
@@ -154,7 +155,8 @@ class Stream:
             output_size = self.size.of(picture.width, picture.height)
             check_sides(*output_size, job.target, format_of(job.target))
             net = self.engine.restorer
-            canvas = prepare_canvas(picture, net.native_scale, net.min_side, net.enlargement)
+            painted = None if job.map is None else read_map(job.map, picture.width, picture.height)
+            canvas = prepare_canvas(picture, net.native_scale, net.min_side, net.enlargement, painted)
             cost = max(result_bytes(picture, canvas, output_size, format_of(job.target)))
             return _Item(job, picture, canvas, output_size, cost)
         except Exception as error:
@@ -170,11 +172,16 @@ class Stream:
             group.append(item)
             if isinstance(item, _Item):
                 tiles += self.engine.tile_count(item.canvas.height, item.canvas.width)
-            if tiles >= self.engine.limits.batch:
+            if tiles >= self.engine.limits.batch and (not self.engine.takes_turns or self._fill(group)):
                 yield group
                 group, tiles = [], 0
         if group:
             yield group
+
+    def _fill(self, group: list[_Item | Outcome]) -> bool:
+        """Whether models that take turns should be asked for these pictures: one more might not fit."""
+        costs = [item.cost for item in group if isinstance(item, _Item)]
+        return len(group) >= QUEUE_IMAGES or sum(costs) + max(costs) > self.results.limit
 
     def _restore_group(self, group: list[_Item | Outcome], on_start: Callable[[Job], None]) -> Iterator[_Item | Outcome]:
         items = [item for item in group if isinstance(item, _Item)]

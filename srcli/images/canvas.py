@@ -13,6 +13,8 @@ from srcli.images.rows import Rows, make_rows
 
 _REACH = 3
 """Source pixels that an enlarged one may come from, in each direction, and one to spare: bicubic reaches two."""
+_ENLARGED_LONG_SIDE = 1024
+"""Inputs that are enlarged to a model's `min_side` stop there on their longer side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +29,13 @@ class Canvas:
             float32 in [0, 1], enlarged in float32.
         scale: the factor.
         bilinear: enlarge by Pillow's BILINEAR instead.
+        painted: (h, w, 1), a map of what is to be done where, if there is one.
     """
 
     values: Levels | Array
     scale: int = 1
     bilinear: bool = False
+    painted: Levels | Array | None = None
 
     @property
     def height(self) -> int:
@@ -46,6 +50,23 @@ class Canvas:
     def at(self, scale: int) -> Canvas:
         """The same picture enlarged by another factor; 1 is the picture itself."""
         return replace(self, scale=scale)
+
+    @property
+    def map(self) -> Canvas | None:
+        """Its map, enlarged by the same factor, without a step between its pixels."""
+        return None if self.painted is None else Canvas(self.painted, self.scale, bilinear=True)
+
+    def framed(self, scale: int, min_side: int, enlargement: str) -> Canvas:
+        """The same picture as a model wants it, without its map.
+
+        Args:
+            scale: the factor.
+            min_side: pictures with a shorter side are enlarged to it first, bicubically, as PiSA-SR does; a very long and
+                narrow one only until its longer side has 1024 pixels.
+            enlargement: `bicubic` or `bilinear`.
+        """
+        size = enlarged_size(int(self.values.shape[1]), int(self.values.shape[0]), min_side)
+        return Canvas(_enlarged_to(self.values, (size[1], size[0])), scale, enlargement == "bilinear")
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +116,21 @@ class Canvas:
         if source.dtype == np.uint8:
             return to_floats(resample_u8(source, size, box, how)[inside])
         return np.ascontiguousarray(resample(_as_floats(source), size, how, box)[inside])
+
+
+def enlarged_size(width: int, height: int, min_side: int) -> tuple[int, int]:
+    """(width, height) in pixels of an input when it comes to a model; see `Canvas.framed`."""
+    factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
+    return (int(factor * width), int(factor * height)) if factor > 1 else (width, height)
+
+
+def _enlarged_to(values: Levels | Array, size: tuple[int, int]) -> Levels | Array:
+    """(H, W, C) as `size`, (height, width); itself where it has that already."""
+    if values.shape[:2] == size:
+        return values
+    if values.dtype == np.uint8:
+        return resample_u8(values, size)
+    return resample(_as_floats(values), size, Image.Resampling.BICUBIC)
 
 
 def _as_floats(values: Levels | Array) -> Array:

@@ -40,6 +40,8 @@ class Job:
 
     source: Path
     target: Path
+    map: Path | None = None
+    """What leads the painted dials at each place."""
 
 
 @dataclass(frozen=True)

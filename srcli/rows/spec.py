@@ -1,25 +1,23 @@
-"""The rows of the registry files: read, checked, found by name; `user_rows.py` writes them.
+"""The rows of the registry files, read and checked; `lookup.py` finds them by name, `user_rows.py` writes them.
 
 Nothing here needs torch or a network. The format of a row is told in the header of `models.toml`.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from srcli.errors import ModelError, UsageError, joined_faults
-from srcli.families import families, recipe_class, row_of_file
+from srcli.families import families, recipe_class
 from srcli.images.choices import COLOR_FIXES
 from srcli.protocol import Base, Dial, Family
-from srcli.rows.base import BUILTIN, PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, expanded, is_folder, read_base
+from srcli.rows.base import BUILTIN, PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, expanded, read_base
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
 from srcli.rows.toml import Table, parse
 
@@ -39,6 +37,16 @@ class AdapterFile:
     """64 lower-case hexadecimal digits; empty where the file is still to be imported."""
     imported_from: str = ""
     """The name of the file that `srcli models import` makes it from; empty for an adapter that is there as it is."""
+
+
+@dataclass(frozen=True)
+class ParentRow:
+    """Another model that a row builds on."""
+
+    model: str
+    """As for `find_model`; a file also relative to the spec's `folder`."""
+    dials: Mapping[str, float]
+    """Where they stand, if not where that model has them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,10 @@ class ModelSpec:
     """The file of the row."""
     folder: Path
     """What relative adapter paths start from."""
+    parent_rows: Mapping[str, ParentRow] = field(default_factory=dict)
+    """By their places."""
+    parents: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """The models of `parent_rows`, with these dials; empty before they are looked up: see `find_model`."""
     given_base: str | None = None
     """The base as the user gave it, where it is not the row's own."""
 
@@ -91,6 +103,11 @@ class ModelSpec:
         """Those that this very model has, with its own defaults."""
         own = (dial for dial in self.declared.dials if not dial.adapter or dial.adapter in self.adapters)
         return tuple(replace(dial, default=self.dial_defaults.get(dial.name, dial.default)) for dial in own)
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Where the dials stand if nobody turns them, without those that are found for each picture."""
+        return {dial.name: dial.default for dial in self.dials if dial.default is not None}
 
     @property
     def prompts(self) -> list[str]:
@@ -143,34 +160,6 @@ def load_registry(models_file: Path | None = None) -> dict[str, ModelSpec]:
     return registry
 
 
-def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
-    """The row called `name`; or, where that is a folder with a `models.toml`, as training writes it, the only row in there.
-
-    A file that is a model of a family by its suffix needs no row.
-
-    Raises:
-        ModelError: there is none, a registry file has faults, or such a file is no model.
-    """
-    registry = load_registry(models_file)
-    if name in registry:
-        return registry[name]
-    own = expanded(name) / "models.toml"
-    if name and is_folder(own.parent) and own.is_file():
-        faults: list[str] = []
-        rows = specs_of(parse(own, faults), own, faults)
-        raise_faults(faults, f"cannot use `{own}`")
-        if len(rows) == 1:
-            return next(iter(rows.values()))
-        raise ModelError(f"`{own}` holds {len(rows)} models", f"name one: `--models-file {own} --model NAME`")
-    for family, declared in families().items():
-        if (file := expanded(name)).suffix.lower() in declared.files:
-            row = {"family": family, "base": {"file": str(file.absolute())}, **row_of_file(family, file)}
-            return read_row(re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem), row, file)
-    near = difflib.get_close_matches(name, registry, 3, 0.5)
-    meant = f"; did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else ""
-    raise ModelError(f"unknown model `{name}`{meant}", "`srcli models list` shows the names")
-
-
 def replace_base(spec: ModelSpec, text: str) -> ModelSpec:
     """The row with another base, given as for `base_of`; its adapters stay where they are."""
     return replace(spec, base=base_of(text), given_base=text)
@@ -195,6 +184,16 @@ def raise_faults(faults: list[str], title: str) -> None:
     """One `ModelError` of all faults, if there are any."""
     if faults:
         raise ModelError(joined_faults(title, faults), "the header of srcli's own `models.toml` explains each key of a row")
+
+
+def raise_together(title: str, faults: list[ModelError]) -> None:
+    """The only fault, or one `ModelError` of all, if there are any."""
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        messages = [fault.message.replace("\n", "\n  ") for fault in faults]
+        hints = "; ".join(dict.fromkeys(fault.hint for fault in faults if fault.hint))
+        raise ModelError(joined_faults(title, messages), hints)
 
 
 def specs_of(content: dict[str, Any], file: Path, faults: list[str]) -> dict[str, ModelSpec]:
@@ -236,6 +235,7 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         min_side=table.number("min_side", 0, 0),
         color_fix=table.choice("color_fix", usual["color_fix"], COLOR_FIXES),
         training=table.get("training", {}),
+        parent_rows={slot.name: _read_parent(table, slot.name) for slot in family.parents},
         origin=file,
         folder=BUILTIN / base.embedded if packaged and base.embedded else folder,
     )
@@ -246,6 +246,17 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         if spec.training and not packaged:  # the packaged file is checked by a test, and spares each start the checker's import
             _check_training(Table(spec.training, where, faults, "training"), spec)
     return spec
+
+
+def _read_parent(table: Table, place: str) -> ParentRow:
+    """`pixel = "tiny"`, or `pixel = { model = "tiny", dials = { lambda_semantic = 0 } }`."""
+    if isinstance(table.values.get(place), str):
+        return ParentRow(table.get(place, ""), {})
+    own = table.table(place, required=True)
+    model, dials = own.need("model", ""), own.table("dials")
+    parent = ParentRow(model, {name: value for name in dials.values if (value := dials.find(name, float)) is not None})
+    own.close()
+    return parent
 
 
 def _moved(row: Any, family: Family) -> Any:

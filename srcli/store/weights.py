@@ -9,12 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srcli.console import counted
 from srcli.disk import first_line
 from srcli.errors import ModelError, joined_faults
 from srcli.rows.base import BUILTIN
-from srcli.rows.spec import ModelSpec, standing_files
+from srcli.rows.spec import ModelSpec, raise_together, standing_files
 from srcli.store import hub
 from srcli.store.hub_file import file_digest
+from srcli.store.layout import needed_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +74,45 @@ def base_file(spec: ModelSpec) -> Path:
 def base_place(spec: ModelSpec) -> Path:
     """The folder or the file of a model's network; raises as `base_folder` and `base_file`."""
     return base_folder(spec) if spec.base.file is None else base_file(spec)
+
+
+def check_files(spec: ModelSpec) -> None:
+    """Check that all files of a model are there, and its parents', against their rows' sums where these have any.
+
+    Raises:
+        ModelError: some are missing, damaged, or others; of several parents all that are said so.
+    """
+    if spec.base.names:
+        base_place(spec)
+    for adapter in spec.adapters:
+        adapter_path(spec, adapter)
+    faults = []
+    for parent in spec.parents.values():
+        try:
+            check_files(parent)
+        except ModelError as fault:
+            faults.append(fault)
+    raise_together(f"the models that `{spec.name}` is made of cannot be used:", faults)
+
+
+def size_of_files(spec: ModelSpec) -> int:
+    """Bytes on disk of what a model needs, its parents' included.
+
+    Raises:
+        ModelError: they are not there.
+    """
+    total = sum((spec.folder / adapter.path).stat().st_size for adapter in spec.adapters.values())
+    if spec.base.names:
+        total += size_of_base(base_place(spec))
+    return total + sum(map(size_of_files, spec.parents.values()))
+
+
+def size_of_base(place: Path) -> int:
+    """Bytes on disk of the files of a base that srcli needs: of a folder in diffusers' layout, or of one file."""
+    if place.is_file():
+        return place.stat().st_size
+    names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+    return sum((place / name).stat().st_size for name in needed_files(names))
 
 
 def _place_of_file(spec: ModelSpec) -> Path:
@@ -142,14 +183,19 @@ def import_command(spec: ModelSpec) -> str:
 
 def steps_left(spec: ModelSpec) -> str:
     """What is still to be fetched and imported before a model can upscale, a numbered line each; empty if nothing is."""
-    steps = []
+    steps = list(dict.fromkeys(_steps_left(spec)))
+    lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
+    return "\n".join([f"{counted(len(steps), 'step')} {'is' if len(steps) == 1 else 'are'} left:", *lines]) if steps else ""
+
+
+def _steps_left(spec: ModelSpec) -> list[str]:
+    steps = [step for parent in spec.parents.values() for step in _steps_left(parent)]
     if spec.base.repo is not None and hub.cached_base(spec.base) is None:
         steps.append(f"srcli models fetch {spec.name}{models_file_option(spec)}")
     if waiting_adapters(spec):
         origins = " and ".join(f"`{origin}`" for origin in _origins(spec))
         steps.append(f"to upscale, get {origins} from its authors, then: {import_command(spec)}")
-    lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
-    return "\n".join([f"{('one step is', 'two steps are')[len(steps) - 1]} left:", *lines]) if steps else ""
+    return steps
 
 
 def sha256_of(path: Path) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from srcli.config.sweep import SweepConfig
-from srcli.opening import complete
 from srcli.rows.spec import ModelSpec
 from srcli.store.layout import PARTS
 from srcli.store.weights import base_place, sha256_of
@@ -21,22 +20,32 @@ def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[
     Raises:
         ModelError: the base is not there.
     """
+    parents = {place: _model(parent) for place, parent in spec.parents.items()}
+    return {
+        **_model(spec),
+        **({"parents": parents} if parents else {}),
+        "dtype": str(dtype).removeprefix("torch."),
+        "color_fix": config.color_fix or spec.color_fix,
+        "scale": config.scale,
+        "tile": config.tile or spec.tile,
+        "overlap": spec.overlap if config.overlap is None else config.overlap,
+        "crop_border": config.crop_border,
+    }
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
     return {
         "model": spec.name,
         "base": {name: str(value) for name, value in vars(spec.base).items() if value},
         "base's files": _identity(spec),
         "adapters": {name: adapter.sha256 for name, adapter in spec.adapters.items()},
         "row": dict(spec.own),
-        "dials": dict(complete(spec, {})),
-        "dtype": str(dtype).removeprefix("torch."),
-        "color_fix": config.color_fix or spec.color_fix,
-        "scale": config.scale,
+        "dials": spec.settings,
         "native_scale": spec.native_scale,
         "min_side": spec.min_side,
-        "tile": config.tile or spec.tile,
-        "overlap": spec.overlap if config.overlap is None else config.overlap,
+        "tile": spec.tile,
+        "overlap": spec.overlap,
         "tiling": spec.tiling,
-        "crop_border": config.crop_border,
     }
 
 

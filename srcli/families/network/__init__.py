@@ -9,7 +9,7 @@ from srcli.protocol import Base, Dial, Family
 
 FAMILY = Family(
     title="super-resolution network",
-    dials=(Dial("strength", "λ", "weight of the network against the plainly enlarged input", 1.0, 0, 2),),
+    dials=(Dial("strength", "λ", "weight of the network against the plainly enlarged input", 1.0, 0, 2, painted=True),),
     base=Base.ONE_FILE,
     defaults={"tile": 0, "overlap": 0, "tiling": "context", "color_fix": "none"},
     files=(".safetensors", ".pth", ".pt", ".ckpt", ".bin"),

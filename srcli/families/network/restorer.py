@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.families.network.file import take
-from srcli.protocol import FADE_CELLS, LoadOptions, Mixture, Part, Picture, Settings
+from srcli.protocol import FADE_CELLS, LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import base_file
 
@@ -55,6 +55,8 @@ class NetworkRestorer:
     enlargement = "bicubic"
     input_scale = 1
     channels = 3
+    answers_pixels = True
+    parents: Mapping[Hashable, Parent] = {}
 
     def __init__(self, spec: ModelSpec, options: LoadOptions, network: ImageModelDescriptor[Any]) -> None:
         from spandrel import ModelTiling

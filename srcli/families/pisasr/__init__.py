@@ -31,7 +31,15 @@ FAMILY = Family(
     title="PiSA-SR",
     dials=(
         Dial("lambda_pixel", "λ_pix", "weight of pixel fidelity: denoise and deblur", 1.0, usual=(0, 2), adapter=PIXEL),
-        Dial("lambda_semantic", "λ_sem", "weight of semantic detail: texture and sharpness", 1.0, usual=(0, 2), adapter=SEMANTIC),
+        Dial(
+            "lambda_semantic",
+            "λ_sem",
+            "weight of semantic detail: texture and sharpness",
+            1.0,
+            usual=(0, 2),
+            adapter=SEMANTIC,
+            painted=True,
+        ),
         Dial("timestep", "t", "diffusion timestep that the UNet is told", 1, 0, 999, whole=True),
     ),
     adapters=(

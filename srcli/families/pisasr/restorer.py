@@ -15,7 +15,7 @@ from srcli.networks.adapters import load_adapter, warn_of_strange_base
 from srcli.networks.backbone import Autoencoder, load_autoencoder, load_passes, prompt_embedding
 from srcli.networks.device import cast, in_float32, layout_for
 from srcli.networks.unet import FixedPromptUNet
-from srcli.protocol import LoadOptions, Mixture, Part, Picture, Settings
+from srcli.protocol import LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import adapter_path, base_folder
 
@@ -52,6 +52,8 @@ class PisaRestorer:
     """
 
     enlargement = "bicubic"
+    answers_pixels = False
+    parents: Mapping[Hashable, Parent] = {}
 
     def __init__(
         self,
