@@ -62,7 +62,8 @@ def evaluate(
         typer.Option(
             help=f"Metrics with commas, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
             "extra `srcli\\[iqa]`, whose package pyiqa is for noncommercial use only (PolyForm-Noncommercial). "
-            "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`.",
+            "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`. features needs no download, only the extra "
+            "`srcli\\[features]`: a distance by EfficientNet-Lite1 that is no substitute for LPIPS.",
             rich_help_panel=METRICS,
             metavar="NAMES",
         ),
