@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from srcli.cli.eval_inputs import Failures
     from srcli.evaluation.measure import Measurement, Results
     from srcli.evaluation.metrics import Opened
-    from srcli.evaluation.pairs import Plan
+    from srcli.evaluation.pairs import Failure, Plan
 
 log = logging.getLogger("srcli")
 
@@ -165,16 +165,19 @@ def run(config: EvalConfig) -> int:
         plan = match({**config.methods, **made}, config.hq, config.lq)
         for each in plan.unmatched:
             log.warning("`%s` is left out: no counterpart in %s", each.path, ", ".join(each.lacks))
+        for failure in plan.failures:
+            _tell(failure)
         return _evaluate(config, plan, opened, failures)
 
 
 def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures) -> int:
     from srcli.evaluation import report
-    from srcli.evaluation.measure import Evaluation, Failure
+    from srcli.evaluation.measure import Evaluation
+    from srcli.evaluation.pairs import Failure
 
     evaluation = Evaluation(plan, opened)
     pictures = len(plan.images) * len(plan.methods)
-    evaluation.results.failures += [Failure(*each) for each in failures]
+    evaluation.results.failures += [*(Failure(*each) for each in failures), *plan.failures]
     interrupted = False
     with report.PerImage(config.output, opened.infos) as per_image, CountProgress(pictures, "picture") as progress:
         measurements = evaluation.run()
@@ -240,11 +243,23 @@ def _show(measurement: Measurement) -> None:
     from srcli.evaluation.measure import value_text
 
     for failure in measurement.failures:
-        named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
-        log.error("%s%s%s", named, failure.reason, f"\n  hint: {failure.hint}" if failure.hint else "")
+        _tell(failure)
     if measurement.values:
         values = "  ".join(f"{METRICS[name].label} {value_text(name, value)}" for name, value in measurement.values.items())
         log.info("%s  %s  %s", measurement.stem, measurement.method, values)
+    if measurement.identical is not None:
+        infinite = ": its PSNR is infinite, and with it the mean" if "psnr" in measurement.values else ""
+        log.warning(
+            "`%s` equals its reference `%s` in every pixel%s",
+            measurement.identical.path,
+            measurement.identical.reference,
+            infinite,
+        )
+
+
+def _tell(failure: Failure) -> None:
+    named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
+    log.error("%s%s%s", named, failure.reason, f"\n  hint: {failure.hint}" if failure.hint else "")
 
 
 def _show_failures(results: Results, opened: Opened) -> None:
