@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import srcli
+from PIL import Image
 
 from srcli.errors import UsageError
 from srcli.evaluation.pairs import match
@@ -89,10 +90,15 @@ def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path: Path, mo
     assert [each.path for each in plan.unmatched] == [hq / "lost+found/b.png"]
     assert [failure.path for failure in plan.failures] == locked
     assert "Permission denied" in plan.failures[0].reason
+    for path in (ours / "a.png", hq / "a.png"):
+        Image.new("RGB", (16, 16)).save(path)
     done = srcli("eval", ours, "--hq", hq, "--json", "--device", "cpu", "--metrics", "psnr")
-    assert done.returncode == 1  # the files hold nothing, and are named, too
-    assert [each["file"] for each in json.loads(done.stdout)["failed"]] == [str(locked[0]), str(hq / "a.png")]
+    assert done.returncode == 1
+    assert [each["file"] for each in json.loads(done.stdout)["failed"]] == [str(locked[0])]
     assert done.stderr.count("cannot be listed") == 1
+    locked[0] = hq / "lost+found"
+    options = ("--hq", ours, "--lq", hq, "--baseline", "bicubic", "--scale", 1)
+    assert srcli("eval", *options).stderr.count("cannot be listed") == 1
     locked[0] = ours
     with pytest.raises(UsageError, match=r"(?s)without images that can be paired.*`.*/ours` cannot be listed: Permission denied"):
         match({"ours": ours}, hq)

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,6 @@ from srcli.evaluation.catalogue import ALONE, BASELINES
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
 if TYPE_CHECKING:
-    from srcli.cli.eval_inputs import Failures
     from srcli.evaluation.measure import Measurement, Results
     from srcli.evaluation.metrics import Opened
     from srcli.evaluation.pairs import Failure, Plan
@@ -158,26 +157,27 @@ def run(config: EvalConfig) -> int:
     if config.fetches_only:
         return _tell_fetched(opened, as_json=config.json)
     with _work_folder(config.keep) as folder:
-        from srcli.evaluation.pairs import match
+        from srcli.evaluation.pairs import Failure, match
 
         with contextlib.redirect_stdout(sys.stderr):
             made, failures = make_methods(config, folder, models)
         plan = match({**config.methods, **made}, config.hq, config.lq)
         for each in plan.unmatched:
             log.warning("`%s` is left out: no counterpart in %s", each.path, ", ".join(each.lacks))
-        for failure in plan.failures:
+        told = {path for path, *_ in failures}
+        left_out = [failure for failure in plan.failures if failure.path not in told]
+        for failure in left_out:
             _tell(failure)
-        return _evaluate(config, plan, opened, failures)
+        return _evaluate(config, plan, opened, [*(Failure(*each) for each in failures), *left_out])
 
 
-def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures) -> int:
+def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Sequence[Failure]) -> int:
     from srcli.evaluation import report
     from srcli.evaluation.measure import Evaluation
-    from srcli.evaluation.pairs import Failure
 
     evaluation = Evaluation(plan, opened)
     pictures = len(plan.images) * len(plan.methods)
-    evaluation.results.failures += [*(Failure(*each) for each in failures), *plan.failures]
+    evaluation.results.failures += failures
     interrupted = False
     with report.PerImage(config.output, opened.infos) as per_image, CountProgress(pictures, "picture") as progress:
         measurements = evaluation.run()
