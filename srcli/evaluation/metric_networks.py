@@ -113,7 +113,8 @@ def features(device: torch.device) -> Score:
 
     def score(sr: U8, hq: U8 | None) -> float:
         sr_tensor, hq_tensor = _tensors(device, sr, hq)
-        return float(distance_in_strips(network, sr_tensor, hq_tensor))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA, else, convolutions keep 10 bits of a number
+            return float(distance_in_strips(network, sr_tensor, hq_tensor))
 
     return _guarded("features", score)
 
