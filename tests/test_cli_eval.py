@@ -162,12 +162,50 @@ def test_nothing_left_to_compare_is_exit_code_1_with_valid_json(folders: Folders
     assert (told["methods"], told["images"], len(told["failed"])) == ({"good": {}}, 0, 3)
 
 
-def test_equal_folders_give_null_for_infinite_psnr(folders: Folders, tmp_path: Path) -> None:
-    done = srcli_eval(f"copy={folders.hq}", "--hq", folders.hq, "--json", "--ci", "-o", tmp_path / "out")
+def test_an_identical_pair_is_named_and_its_psnr_is_told_from_a_missing_one(folders: Folders, tmp_path: Path) -> None:
+    (folders.good / "b.png").write_bytes((folders.hq / "b.png").read_bytes())
+    done = srcli_eval(folders.good, "--hq", folders.hq, "--json", "--ci", "-o", tmp_path / "out", "-q")
     assert done.returncode == 0
-    assert "Infinity" not in done.stdout
-    assert json.loads(done.stdout)["methods"] == {"copy": {"psnr": None, "ssim": pytest.approx(1.0)}}
-    assert (tmp_path / "out" / "per_image.csv").read_text().splitlines()[1].startswith("a,copy,inf,1")
+    told = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert told["methods"]["good"] == {"psnr": "Infinity", "ssim": mean(folders.good, folders.hq, ssim_y)}
+    assert told["identical"] == [{"file": str(folders.good / "b.png"), "reference": str(folders.hq / "b.png")}]
+    named = f"`{folders.good / 'b.png'}` equals its reference `{folders.hq / 'b.png'}` in every pixel: its PSNR is infinite"
+    assert " ".join(done.stderr.split()).count(named) == done.stderr.count("equals its reference") == 1
+    assert (tmp_path / "out" / "per_image.csv").read_text().splitlines()[2].startswith("b,good,inf,1")
+    per_image = json.loads((tmp_path / "out" / "per_image.json").read_text(), parse_constant=pytest.fail)
+    assert [type(each["psnr"]) for each in per_image] == [float, str, float]
+
+
+def test_names_in_csv_are_no_formulas_and_are_whole_in_json(folders: Folders, tmp_path: Path) -> None:
+    stems = ["=cmd|' !A0", "+1+1", "-5", "-a", "@sum", "\tx", "\rx", "'=x", " =1", '=a",;', "plain-a"]
+    for folder in (folders.good, folders.hq):
+        for stem in stems:
+            (folder / f"{stem}.png").write_bytes((folder / "a.png").read_bytes())
+    done = srcli_eval(f"@ours={folders.good}", "--hq", folders.hq, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out" / "per_image.csv").open(newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    expected = [
+        "'=cmd|' !A0",
+        "'+1+1",
+        "-5",
+        "'-a",
+        "'@sum",
+        "'\tx",
+        "'\rx",
+        "''=x",
+        "' =1",
+        "'=a\",;",
+        "plain-a",
+        "a",
+        "b",
+        "sub/c",
+    ]
+    assert set(rows) == set(expected)
+    assert {row["method"] for row in rows.values()} == {"'@ours"}
+    per_image = json.loads((tmp_path / "out" / "per_image.json").read_text())
+    assert {each["image"] for each in per_image} == {*stems, "a", "b", "sub/c"}
+    assert {each["method"] for each in per_image} == {"@ours"}
 
 
 def test_intervals_are_told_and_rows_within_noise_marked(folders: Folders) -> None:

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,7 +107,11 @@ def test_a_reference_must_be_there_and_of_the_same_size(pair: tuple[np.ndarray, 
 
 
 def test_what_lacks_its_package_is_told_with_a_command_and_the_others_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_distribution(name: str) -> None:
+        raise PackageNotFoundError(name)
+
     lacking(monkeypatch, "torchvision", "torch_fidelity", "pyiqa")
+    monkeypatch.setattr("importlib.metadata.distribution", no_distribution)
     opened = open_metrics(METRICS, CPU)
     assert [metric.info.name for metric in opened.metrics] == ["psnr", "ssim"]
     assert opened.fid is None

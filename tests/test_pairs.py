@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import srcli
+from PIL import Image
 
 from srcli.errors import UsageError
 from srcli.evaluation.pairs import match
@@ -54,14 +60,48 @@ def test_inputs_tell_which_results_are_missing(tmp_path: Path) -> None:
     assert [(each.path.name, each.lacks) for each in plan.unmatched] == [("b.png", ("x",))]
 
 
-def test_two_files_of_one_stem_are_an_error_that_names_both(tmp_path: Path) -> None:
-    ours = folder(tmp_path / "ours", "a.png", "a.jpg", "sub/a.png", "b.png")
-    hq = folder(tmp_path / "hq", "b.png", "b.webp")
-    with pytest.raises(UsageError) as caught:
+def test_files_of_one_stem_are_left_out_and_named_and_the_others_are_paired(tmp_path: Path) -> None:
+    ours = folder(tmp_path / "ours", "a.png", "a.jpg", "a.webp", "sub/a.png", "b.png")
+    hq = folder(tmp_path / "hq", "a.png", "sub/a.png", "b.png", "b.webp")
+    plan = match({"ours": ours}, hq)
+    assert [image.stem for image in plan.images] == ["sub/a"]
+    assert [(each.path, each.lacks) for each in plan.unmatched] == [(hq / "a.png", ("ours",)), (ours / "b.png", ("hq",))]
+    told = [failure.reason for failure in plan.failures]
+    for reason, names in zip(
+        told, [(ours / "a.jpg", ours / "a.png", ours / "a.webp"), (hq / "b.png", hq / "b.webp")], strict=True
+    ):
+        assert reason.startswith(" and ".join(f"`{name}`" for name in names) + " have one stem")
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = folder(tmp_path / "ours", "a.png", "lost+found/b.png")
+    hq = folder(tmp_path / "hq", "a.png", "lost+found/b.png")
+    locked = [ours / "lost+found"]
+    scan = os.scandir
+
+    def guarded(path: str | int) -> Iterator[os.DirEntry[str]]:
+        if str(path) in map(str, locked):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # the tests may run as root, whom no mode keeps out
+    plan = match({"ours": ours}, hq)
+    assert [image.stem for image in plan.images] == ["a"]
+    assert [each.path for each in plan.unmatched] == [hq / "lost+found/b.png"]
+    assert [failure.path for failure in plan.failures] == locked
+    assert "Permission denied" in plan.failures[0].reason
+    for path in (ours / "a.png", hq / "a.png"):
+        Image.new("RGB", (16, 16)).save(path)
+    done = srcli("eval", ours, "--hq", hq, "--json", "--device", "cpu", "--metrics", "psnr")
+    assert done.returncode == 1
+    assert [each["file"] for each in json.loads(done.stdout)["failed"]] == [str(locked[0])]
+    assert done.stderr.count("cannot be listed") == 1
+    locked[0] = hq / "lost+found"
+    options = ("--hq", ours, "--lq", hq, "--baseline", "bicubic", "--scale", 1)
+    assert srcli("eval", *options).stderr.count("cannot be listed") == 1
+    locked[0] = ours
+    with pytest.raises(UsageError, match=r"(?s)without images that can be paired.*`.*/ours` cannot be listed: Permission denied"):
         match({"ours": ours}, hq)
-    for name in (ours / "a.png", ours / "a.jpg", hq / "b.png", hq / "b.webp"):
-        assert f"`{name}`" in caught.value.message
-    assert "sub" not in caught.value.message
 
 
 def test_names_that_look_equal_are_equal(tmp_path: Path) -> None:
@@ -84,9 +124,10 @@ def test_all_faults_of_the_folders_are_told_at_once(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UsageError) as caught:
-        match({"x": empty, "y": tmp_path / "nowhere"}, folder(tmp_path / "hq", "a.png", "a.jpg"))
+        match({"x": empty, "y": tmp_path / "nowhere", "z": tmp_path / ("n" * 300)}, folder(tmp_path / "hq", "a.png", "a.jpg"))
     assert "empty" in caught.value.message
-    assert "nowhere" in caught.value.message
+    assert "nowhere` does not exist" in caught.value.message
+    assert "nnn` cannot be used: File name too long" in caught.value.message
     assert "one stem" in caught.value.message
 
 

@@ -143,6 +143,8 @@ def test_the_csv_has_a_line_per_setting_and_the_other_one_per_photo() -> None:
     assert len(lines) == 7
     assert len(made_table().per_photo_csv().splitlines()) == 13
     assert made_table("psnr").picks_csv().splitlines()[1] == "one,0,0,30"
+    named = replace(made_table(), photos={"=1+1;": made_table().photos["one"]})
+    assert named.per_photo_csv().splitlines()[1].startswith('"\'=1+1;",0,0,'), "no formula, and one cell"
 
 
 def test_an_infinite_mean_is_null_in_json() -> None:

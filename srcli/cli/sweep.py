@@ -69,7 +69,8 @@ def sweep(
         str | None,
         typer.Option(
             help="Metrics with commas, or `all`, as in `srcli eval`. If not given, psnr,ssim with --hq and none without; "
-            f"{', '.join(ALONE)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only).",
+            f"{', '.join(ALONE)} need no --hq, but the extra `srcli\\[iqa]` (noncommercial use only). "
+            "features, a perceptual distance that is no substitute for LPIPS, needs the extra `srcli\\[features]` alone.",
             rich_help_panel=METRICS,
             metavar="NAMES",
         ),

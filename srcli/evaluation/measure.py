@@ -13,7 +13,7 @@ import numpy.typing as npt
 from srcli.errors import ImageError
 from srcli.evaluation.catalogue import METRICS, MetricInfo
 from srcli.evaluation.metrics import Opened, check_sizes
-from srcli.evaluation.pairs import ImageSet, Plan
+from srcli.evaluation.pairs import Failure, ImageSet, Plan
 from srcli.evaluation.reading import Reader
 
 if TYPE_CHECKING:
@@ -25,12 +25,11 @@ U8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A file, or one metric of it, that could not be measured."""
+class Identical:
+    """A picture that is its reference, pixel for pixel."""
 
     path: Path
-    reason: str
-    hint: str = ""
+    reference: Path
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Measurement:
     values: Mapping[str, float]
     """Metric -> value; without those that failed."""
     failures: tuple[Failure, ...] = ()
+    identical: Identical | None = None
+    """Where it is; PSNR is infinite then."""
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Results:
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Metric -> method -> a value per picture that counts, NaN where it failed; the order is the same for all."""
     failures: list[Failure] = field(default_factory=list)
+    identical: list[Identical] = field(default_factory=list)
     fid: dict[str, float] = field(default_factory=dict)
     """Method -> FID."""
 
@@ -129,6 +131,7 @@ class Evaluation:
             new = [failure for failure in measurement.failures if failure not in failures]  # a reference fails once
             failures += new
             self.results.failures += new
+            self.results.identical += filter(None, [measurement.identical])
             measured.append(measurement)
             yield measurement
         if complete:
@@ -155,7 +158,9 @@ class Evaluation:
                 values[metric.info.name] = metric(sr, hq)
             except ImageError as fault:
                 failures.append(Failure(path, fault.message, fault.hint))
-        return Measurement(image.stem, method, values, tuple(failures)), False
+        same = hq is not None and np.array_equal(sr, hq)
+        identical = Identical(path, image.hq) if same and image.hq is not None else None
+        return Measurement(image.stem, method, values, tuple(failures), identical), False
 
     def _count(self, measured: list[Measurement], features: Mapping[str, Tensor], hq: U8 | ImageError | None) -> None:
         self.results.images += 1

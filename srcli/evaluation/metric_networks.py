@@ -1,4 +1,4 @@
-"""Metrics that are networks: torchmetrics for those with a reference, pyiqa for those without.
+"""Metrics that are networks: torchmetrics for those with a reference, pyiqa for those without; `features` is our own.
 
 Their libraries download weights when they are built. Here that happens only where it is allowed; otherwise what is missing is
 an error that names the command. Pickles are read in torch's safe mode.
@@ -99,6 +99,24 @@ def dists(device: torch.device, allow_download: bool = False) -> Score:
     _need_vgg("dists", allow_download)
     network = _built("dists", build, allow_download, "VGG16").to(device)
     return _guarded("dists", lambda sr, hq: float(network(*_tensors(device, sr, hq))))
+
+
+def features(device: torch.device) -> Score:
+    """Distance of an ImageNet network's answers: `srcli.networks.features`, of EfficientNet-Lite1, which nothing trains with.
+
+    Raises:
+        ModelError: the package that holds the weights is missing.
+    """
+    from srcli.networks.features import distance_in_strips, efficientnet_lite
+
+    network = efficientnet_lite("efficientnet-lite1", device, "`features`")
+
+    def score(sr: U8, hq: U8 | None) -> float:
+        sr_tensor, hq_tensor = _tensors(device, sr, hq)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on CUDA, else, convolutions keep 10 bits of a number
+            return float(distance_in_strips(network, sr_tensor, hq_tensor))
+
+    return _guarded("features", score)
 
 
 def iqa(name: str, device: torch.device, allow_download: bool = False) -> Score:

@@ -130,6 +130,8 @@ def _open_score(name: str, device: torch.device, crop_border: int, allow_downloa
         return networks.lpips_vgg(device, allow_download)
     if name == "dists":
         return networks.dists(device, allow_download)
+    if name == "features":
+        return networks.features(device)
     return networks.iqa(name, device, allow_download)
 
 

@@ -20,6 +20,7 @@ from srcli.console import counted
 from srcli.disk import NAMES, cannot_write, whole, write_text
 from srcli.errors import SrcliError, UsageError
 from srcli.evaluation.catalogue import METRICS, MetricInfo
+from srcli.evaluation.csv_lines import csv_line, unguarded
 from srcli.evaluation.measure import Measurement, Results, value_text
 from srcli.evaluation.pairs import Unmatched
 from srcli.evaluation.statistics import CONFIDENCE, RESAMPLES, bootstrap_means, differ, interval
@@ -121,12 +122,13 @@ def as_json(
 ) -> dict[str, Any]:
     """What `--json` prints: `methods` (method -> metric -> mean) and `images`; further keys only where there is something.
 
-    `ci`: method -> metric -> [low, high]; `missing`: metric -> reason and hint; `failed` and `unmatched`: lists of files.
-    An infinite mean (PSNR of equal pictures) is null, since JSON has no infinity.
+    `ci`: method -> metric -> [low, high]; `missing`: metric -> reason and hint; `identical`, `failed` and `unmatched`: lists
+    of files. An infinite mean (PSNR of equal pictures) is the text `Infinity`, since JSON has no such number; what has no value
+    is left out.
     """
     told: dict[str, Any] = {
         "methods": {
-            method: {info.name: _finite(results.means(info.name)[method]) for info in results.infos if results.means(info.name)}
+            method: {info.name: _number(results.means(info.name)[method]) for info in results.infos if results.means(info.name)}
             for method in results.methods
         },
         "images": results.images,
@@ -138,6 +140,8 @@ def as_json(
         }
     if missing:
         told["missing"] = {name: {"reason": fault.message, "hint": fault.hint} for name, fault in missing.items()}
+    if results.identical:
+        told["identical"] = [{"file": str(each.path), "reference": str(each.reference)} for each in results.identical]
     if results.failures:
         told["failed"] = [{"file": str(each.path), "reason": each.reason, "hint": each.hint} for each in results.failures]
     if unmatched:
@@ -189,7 +193,7 @@ class PerImage:
     def _row(self, cells: list[str]) -> None:
         if self._file is not None:
             try:
-                csv.writer(self._file, lineterminator="\n").writerow(cells)
+                self._file.write(csv_line(cells))
                 self._file.flush()
             except OSError as fault:
                 raise cannot_write(Path(self._file.name), fault) from fault
@@ -210,9 +214,9 @@ def _csv_to_json(source: Path, target: Path, names: list[str]) -> None:
     with source.open(encoding="utf-8", errors=NAMES, newline="") as rows, whole(target) as file:
         file.write(b"[")
         for number, row in enumerate(csv.DictReader(rows)):
-            values = {name: _finite(float(row[name])) for name in names if row[name]}
-            failure = {"failure": row["failure"]} if row["failure"] else {}
-            line = {"image": row["image"], "method": row["method"], **values, **failure}
+            values = {name: _number(float(row[name])) for name in names if row[name]}
+            failure = {"failure": unguarded(row["failure"])} if row["failure"] else {}
+            line = {"image": unguarded(row["image"]), "method": unguarded(row["method"]), **values, **failure}
             file.write(((",\n" if number else "\n") + json.dumps(line, allow_nan=False)).encode())
         file.write(b"\n]\n")
 
@@ -276,5 +280,5 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.10g}"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _number(value: float) -> float | str:
+    return f"{'-' if value < 0 else ''}Infinity" if math.isinf(value) else value

@@ -118,17 +118,31 @@ def size_of_base(place: Path) -> int:
 def _place_of_file(spec: ModelSpec) -> Path:
     base, file = spec.base, spec.base.file or ""
     if base.package is not None:
-        try:
-            return Path(str(metadata.distribution(base.package).locate_file(file)))
-        except metadata.PackageNotFoundError as fault:
-            message = f"model `{spec.name}` needs the package `{base.package}`, which is not installed"
-            raise ModelError(message, f"`pip install {_extra_with(base.package)}` installs it") from fault
+        return package_file(base.package, file, f"model `{spec.name}`")
     if base.repo is None:
         return Path(file)
     folder = hub.cached_base(base)
     if folder is None:
         raise _not_ready(spec)
     return folder / file
+
+
+def package_file(package: str, file: str, needed_by: str) -> Path:
+    """Where a file of an installed distribution is; it may be missing.
+
+    Args:
+        package: as the package index calls it.
+        file: its path in the package, with `/`.
+        needed_by: what the message begins with.
+
+    Raises:
+        ModelError: the package is not installed; the hint is the command that installs it.
+    """
+    try:
+        return Path(str(metadata.distribution(package).locate_file(file)))
+    except metadata.PackageNotFoundError as fault:
+        message = f"{needed_by} needs the package `{package}`, which is not installed"
+        raise ModelError(message, f"`pip install {_extra_with(package)}` installs it") from fault
 
 
 def _extra_with(package: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ from srcli.console import counted
 from srcli.disk import write_text
 from srcli.evaluation import report
 from srcli.evaluation.catalogue import METRICS, MetricInfo
+from srcli.evaluation.csv_lines import csv_line
 from srcli.evaluation.measure import Results, value_text
 from srcli.evaluation.report import BEST, SECOND, TIED, in_table, marks, uncertainties
 from srcli.evaluation.statistics import CONFIDENCE, RESAMPLES
@@ -229,9 +228,7 @@ def _head(info: MetricInfo) -> str:
 
 
 def _csv(lines: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+    return "".join(map(csv_line, lines))
 
 
 def _plain(value: float | None) -> str:
