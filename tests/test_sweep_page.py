@@ -18,11 +18,10 @@ from tiny_model import make_model
 
 from srcli.config.sweep import SweepConfig
 from srcli.sweep import page as page_module
-from srcli.sweep.outputs import write_outputs
+from srcli.sweep.outputs import table_of, write_outputs
 from srcli.sweep.page import Page
 from srcli.sweep.plots import Plot
 from srcli.sweep.run import Sweep, open_sweep
-from srcli.sweep.tables import Table
 
 needs_browser = pytest.mark.skipif(bool(browser.why_not()), reason=browser.why_not() or "there is one")
 
@@ -58,9 +57,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 
 def page_of(sweep: Sweep, plots: tuple[Plot, ...] = (), embed_bytes: int = page_module.EMBED_BYTES) -> Page:
-    photos = {photo.name: {cell.key: sweep.record(photo, cell).metrics for cell in sweep.grid.cells} for photo in sweep.complete}
-    table = Table(sweep.grid, sweep.opened.infos, photos, "psnr")
-    return Page("A <sweep>", table, sweep.complete, sweep.views, plots, embed_bytes)
+    return Page("A <sweep>", table_of(sweep), sweep.complete, sweep.views, plots, embed_bytes)
 
 
 def sources(html: str) -> list[str]:
