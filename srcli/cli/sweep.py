@@ -165,7 +165,8 @@ def run(config: SweepConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
     with opened_sweep(config) as sweep:
-        missing = tell_plan(sweep)
+        tell_plan(sweep)
+        missing = _tell_missing(sweep)
         counts = Counts()
         interrupted = not run_cells(sweep, counts)
         outputs = None
@@ -238,8 +239,8 @@ def run_cells(sweep: Sweep, counts: Counts) -> bool:
 # On the console ------------------------------------------------------------------------------------------------------
 
 
-def tell_plan(sweep: Sweep) -> dict[str, SrcliError]:
-    """What is to be done, and what of it cannot be done here, which is returned."""
+def tell_plan(sweep: Sweep) -> None:
+    """What is to be done."""
     photos, cells = len(sweep.photos), len(sweep.grid.cells)
     axes = ", ".join(f"{axis.name} {len(axis.texts)}" for axis in sweep.grid.axes)
     settings = f"{counted(cells, 'setting')}{' each' if photos > 1 else ''} ({axes})"
@@ -249,7 +250,6 @@ def tell_plan(sweep: Sweep) -> dict[str, SrcliError]:
     if others := sweep.photos_left_out:
         log.info("the report leaves out %s, which earlier sweeps had: name them, too, to have them in it", _names_of(others))
     _tell_failures(sweep.failures, 0)
-    return _tell_missing(sweep)
 
 
 def _names_of(names: Sequence[str]) -> str:
@@ -266,7 +266,7 @@ def _tell_failures(failures: list[Failure], told: int) -> int:
 
 
 def _tell_missing(sweep: Sweep) -> dict[str, SrcliError]:
-    """What of the output cannot be made here."""
+    """What of the output cannot be made here, told before the work begins."""
     from srcli.evaluation.catalogue import IQA_LICENCE
     from srcli.sweep.plots import missing_library
 

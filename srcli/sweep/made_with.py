@@ -1,7 +1,4 @@
-"""What decides the pixels of a sweep, beside its cells: a repeated sweep goes on only where all of it is the same.
-
-Where the dials stand is told by the keys of the cells.
-"""
+"""What decides the pixels of a sweep, beside its cells: a repeated sweep goes on only where all of it is the same."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any
 import torch
 
 from srcli.config.sweep import SweepConfig
+from srcli.opening import complete
 from srcli.rows.spec import ModelSpec
 from srcli.store.layout import PARTS
 from srcli.store.weights import base_place, sha256_of
@@ -29,6 +27,7 @@ def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[
         "base's files": _identity(spec),
         "adapters": {name: adapter.sha256 for name, adapter in spec.adapters.items()},
         "row": dict(spec.own),
+        "dials": dict(complete(spec, {})),
         "dtype": str(dtype).removeprefix("torch."),
         "color_fix": config.color_fix or spec.color_fix,
         "scale": config.scale,

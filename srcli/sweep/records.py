@@ -224,7 +224,7 @@ class Records:
     def _bring_up_to_date(self) -> None:
         """Complete the keys of an older sweep."""
         older = {digest: told for digest, told in self._settings.items() if "dials" in told}
-        newer = {digest: {key: value for key, value in told.items() if key != "dials"} for digest, told in older.items()}
+        newer = {digest: without_dials(told) for digest, told in older.items()}
         renamed = []
         for record in self._known.values():
             if record.made_with in older:
@@ -256,6 +256,11 @@ class Records:
 def digest_of(settings: Mapping[str, Any]) -> str:
     """What tells settings from others, in records."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_dials(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What cells are made with, beside where the dials stand, which their keys tell."""
+    return {key: value for key, value in settings.items() if key != "dials"}
 
 
 def _completed(key: str, settings: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ from srcli.sweep.inputs import Photo, digest, find_photos
 from srcli.sweep.made_with import made_with
 from srcli.sweep.merge import Recorded, merged_lists, no_grid, settings_in
 from srcli.sweep.picking import Values, picked_cell
-from srcli.sweep.records import Record, Records, digest_of
+from srcli.sweep.records import Record, Records, digest_of, without_dials
 from srcli.sweep.sheets import write_sheets
 from srcli.sweep.views import HQ, LQ, Views
 
@@ -97,7 +97,7 @@ class Sweep:
         self._engine: tuple[int, MixingEngine] | None = None
         self.views = Views(config.output, config.crops)
         self.records = Records(config.output, anew=config.overwrite)
-        told = [made_with(spec, config, dtype) for spec in variants]
+        told = [without_dials(made_with(spec, config, dtype)) for spec in variants]
         mine = self.records.of_photos(photo.name for photo in photos)
         self.records.refuse_others(mine, told)
         self._defaults = [complete(spec, {}) for spec in variants]
@@ -376,7 +376,9 @@ def open_sweep(config: SweepConfig) -> Sweep:
     for name in config.rule.metrics if config.rule is not None else ():
         if name in opened.missing:
             fault = opened.missing[name]
-            raise ModelError(f"`--pick {config.pick}`: {fault.message}", f"{fault.hint}; or pick by another metric")
+            raise ModelError(
+                f"`--pick {config.pick}`: {fault.message}", f"{fault.hint}; or pick by another metric, as `--pick psnr`"
+            )
     return Sweep(config, photos, failures, opened, dtype, variants)
 
 
