@@ -161,11 +161,12 @@ class Records:
             UsageError: it names what differs.
         """
         digests = [digest_of(each) for each in settings]
-        others = sorted({record.made_with for record in records if record.made_with not in digests})
+        others = [record for record in records if record.made_with not in digests]
         if others:
-            lines = min((self._differences(others[0], each) for each in settings), key=len)
+            lines = min((self._differences(others[0].made_with, each) for each in settings), key=len)
             message = joined_faults(f"`{self._file.parent}` holds a sweep that was made with other settings:", lines[:_SHOWN])
-            models = "name its models, too, " if any(line.startswith("`model`") for line in lines) else ""
+            compared = "model=" in others[0].cell or any(line.startswith("`model`") for line in lines)
+            models = "name its models, too, " if compared else ""
             raise UsageError(message, f"{models}give another `--output`, or `--overwrite` to begin anew")
 
     def use(self, settings: Mapping[str, Any]) -> str:

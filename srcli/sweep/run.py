@@ -353,8 +353,9 @@ class Sweep:
     def _engine_of(self, variant: int) -> MixingEngine:
         """The engine of one variant; only one is in memory at a time."""
         if self._engine is None or self._engine[0] != variant:
-            self._engine = None
-            gc.collect()
+            if self._engine is not None:
+                self._engine = None
+                gc.collect()
             spec = self._variants[variant]
             settings = [cell.settings for cell in self.grid.cells if cell.variant == variant]
             self._engine = (variant, open_engine(spec, self.config, settings))
