@@ -99,7 +99,7 @@ def tune_model(
     spec = choose_model(name, rows, {}, {})
     target = _Target(spec, new_name or spec.name, models_file)
     target.check(rows)
-    lists = dict(dials) or default_lists(spec)
+    lists = dict(dials) or default_lists(spec.dials)
     _check_dials(spec, lists)
     with _folder(keep) as folder:
         config = SweepConfig(

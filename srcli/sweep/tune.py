@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from srcli.config.rule import PLAIN
@@ -37,9 +37,9 @@ class Tuned:
         return self.before != self.after
 
 
-def default_lists(spec: ModelSpec) -> dict[str, str]:
+def default_lists(dials: Iterable[Dial]) -> dict[str, str]:
     """Values to try, for each dial that has a default and a range: the usual one, or else that of what makes sense."""
-    return {dial.name: ",".join(map(value_name, _values(dial))) for dial in spec.dials if _range(dial)}
+    return {dial.name: ",".join(map(value_name, _values(dial))) for dial in dials if _range(dial)}
 
 
 def with_defaults(spec: ModelSpec, lists: Mapping[str, str]) -> dict[str, str]:
