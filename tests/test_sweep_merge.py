@@ -116,7 +116,11 @@ def test_metrics_of_an_earlier_run_stay_in_the_report_or_are_told(
     assert (told_of(without)["best"], told_of(without)["skipped"]) == ({}, 2)
     assert "the report leaves out PSNR, SSIM, which not all results have" in without.stderr
     assert told_of(sweep(models_file, *words, "--crop", "0,0,20,20"))["done"] == 2
-    assert told_of(sweep(models_file, *words, *hq))["cells"] == both["cells"], "the results of old are not forgotten"
+    picked = told_of(sweep(models_file, *words, *hq, "--pick", "psnr"))
+    assert picked["cells"] == both["cells"], "the results of old are not forgotten"
+    last = sweep(models_file, *words, *hq)
+    assert "the report leaves out crops of earlier sweeps: `--crop 0,0,20,20`" in last.stderr
+    assert "`picks.csv` of an earlier sweep is gone" in last.stderr
 
 
 def test_another_default_in_the_row_makes_nothing_anew(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from commands import Done, srcli
 from PIL import Image
+from rich.console import Console
 from sweep_case import config, run_all
 from tiny_model import make_model
 
@@ -119,7 +121,10 @@ def test_settings_that_no_other_beats_in_both_axes_are_marked(tmp_path: Path) ->
     assert [cell["d"] for cell in table.as_json()["trade_offs"]["lpips"]] == [2.0, 1.0, 0.0]
     marked = [line for line in table.as_markdown().splitlines() if line.startswith("|") and TRADE_OFF in line]
     assert [line.split("|")[1].strip() for line in marked] == ["0", "1", "2"]
-    assert f"{TRADE_OFF} no other setting beats it in PSNR and in this metric" in table.as_markdown()
+    assert f"{TRADE_OFF} no other setting beats it in PSNR and LPIPS" in table.as_markdown()
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table.as_rich(40))
+    assert [line.split()[1] == TRADE_OFF for line in shown.getvalue().splitlines()[3:7]] == [True, True, True, False]
     page = Page("t", table, (), Views(tmp_path, ())).html(lambda path: "")
     rows = [row for row in page.split("<tr data-cell=")[1:] if TRADE_OFF in row.split("</tr>")[0]]
     assert len(rows) == 3

@@ -296,6 +296,8 @@ def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: Counts, seconds: fl
                 "the report leaves out %s, which not all results have: name them in `--metrics`, with `--hq` where they compare"
             )
             log.info(words, ", ".join(left_out))
+        if crops := sweep.crops_left_out:
+            log.info("the report leaves out crops of earlier sweeps: %s", " ".join(f"`--crop {crop}`" for crop in crops))
     if sweep.failures:
         log.error("%d failed, as named above", len(sweep.failures))
     skipped = f", {counts.skipped} skipped (done before)" if counts.skipped else ""

@@ -173,6 +173,12 @@ class Sweep:
         return [info.label for info in METRICS.values() if info.name in known]
 
     @property
+    def crops_left_out(self) -> list[str]:
+        """Those that earlier runs cut out of these photos, and that are not asked for now."""
+        cut = {crop for record in self.records.of_photos(photo.name for photo in self.photos) for crop in record.crops}
+        return sorted(cut - {crop.text for crop in self.config.crops})
+
+    @property
     def photos_left_out(self) -> list[str]:
         """Names of those that the folder has results of, and that are no inputs now."""
         named = {photo.name for photo in self.photos}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from srcli.evaluation.report import BEST, SECOND, TIED, in_table, marks, uncerta
 from srcli.evaluation.statistics import CONFIDENCE, RESAMPLES
 from srcli.sweep.grid import Cell, Grid
 from srcli.sweep.picking import FIDELITY, Values, best_cell, pareto, picked_cell
+
+log = logging.getLogger("srcli")
 
 TRADE_OFF = "◆"
 """Mark of a value of a setting that no other beats in fidelity and in that metric."""
@@ -122,7 +125,10 @@ class Table:
             for key, texts in rows.items():
                 labels = [METRICS[name].label for name, keys in on_front.items() if key in keys]
                 texts.append(", ".join(labels) if len(fronts) > 1 else TRADE_OFF * len(labels))
-        return report.table(results, heads=heads, rows=rows)
+        table = report.table(results, heads=heads, rows=rows)
+        if fronts:
+            table.caption = f"{table.caption}; {trade_off_legend(self.infos)}"
+        return table
 
     def as_json(self) -> dict[str, Any]:
         """`images`, `axes`, `cells` (dials and means), `best`; further keys only where there is something.
@@ -278,8 +284,9 @@ class _Decorated:
 
 def trade_off_legend(infos: Sequence[MetricInfo]) -> str:
     """What the mark says, where `infos` are the columns."""
-    fidelity = next(info for info in infos if info.name in FIDELITY)
-    return f"{TRADE_OFF} no other setting beats it in {fidelity.label} and in this metric"
+    fidelity = next(info.label for info in infos if info.name in FIDELITY)
+    perceived = [info.label for info in infos if info.name not in FIDELITY]
+    return f"{TRADE_OFF} no other setting beats it in {fidelity} and {perceived[0] if len(perceived) == 1 else 'that metric'}"
 
 
 def write_tables(table: Table, folder: Path) -> dict[str, Any]:
@@ -291,9 +298,10 @@ def write_tables(table: Table, folder: Path) -> dict[str, Any]:
     told = table.as_json()
     write_text(folder / "table.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
     texts = {"table.csv": table.as_csv(), "table.md": table.as_markdown(), "per_image.csv": table.per_photo_csv()}
-    if table.pick is None:
-        (folder / "picks.csv").unlink(missing_ok=True)  # of an earlier run, by other numbers
-    else:
+    if table.pick is None and (folder / "picks.csv").is_file():
+        (folder / "picks.csv").unlink()
+        log.info("`picks.csv` of an earlier sweep is gone, since it is of other numbers: `--pick` makes it anew")
+    if table.pick is not None:
         texts["picks.csv"] = table.picks_csv()
     for name, text in texts.items():
         write_text(folder / name, text)
