@@ -16,6 +16,7 @@ from browser import ARROW_LEFT, ARROW_RIGHT, END, Browser
 from PIL import Image
 from tiny_model import make_model
 
+from srcli.config.rule import parse_rule
 from srcli.config.sweep import SweepConfig
 from srcli.sweep import page as page_module
 from srcli.sweep.outputs import table_of, write_outputs
@@ -212,3 +213,24 @@ def test_the_page_fits_narrow_and_wide_windows(swept: Sweep, window: Browser, tm
     window.screenshot(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as image:
         assert np.asarray(image.convert("L")).std() > 10
+
+
+@needs_browser
+def test_a_rule_leads_to_its_settings_and_says_where_none_meets_its_floors(swept: Sweep, window: Browser) -> None:
+    plain = {photo.name: {"psnr": 1.25, "ssim": 0.5} for photo in swept.photos}
+    whole, rules = page_of(swept), ("ssim, psnr >= bicubic", "ssim, psnr >= 99")
+    ruled = {rule: replace(whole.table, pick=parse_rule(rule), plain=plain) for rule in rules}
+    opened = {}
+    for rule, table in ruled.items():
+        window.open(replace(whole, table=table).write())
+        window.click("#buttons button:last-child")
+        off = "return [...document.querySelectorAll('#buttons button:disabled')].map((each) => each.title)"
+        bicubic = "return document.querySelector('#values tbody tr').children[5].textContent"
+        opened[rule] = (window.run(SHOWN)[2], window.run(off), window.run(bicubic))
+    write_outputs(swept)
+    pick = ruled["ssim, psnr >= bicubic"].picks()[swept.photos[0].name]
+    assert pick is not None
+    assert opened["ssim, psnr >= bicubic"] == (ruled["ssim, psnr >= bicubic"].named(pick), [], "1.25")
+    texts = ["No setting meets the floors.", "No setting of this photo meets the floors."]
+    assert opened["ssim, psnr >= 99"] == ("λ_pix = 1, λ_sem = 1, t = 1", texts, "1.25")
+    assert window.errors() == []
