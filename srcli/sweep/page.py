@@ -97,7 +97,7 @@ class Page:
 
     def _data(self, source: Source) -> dict[str, Any]:
         means, best, fronts = self.table.means(), self.table.best(), self.table.trade_offs()
-        rule, choice = self.table.pick, self.table.choice()
+        rule, choice, picks = self.table.pick, self.table.choice(), self.table.picks()
         start = [axis.default if axis.default is not None else 0 for axis in self.grid.axes]
         default = all(axis.default is not None for axis in self.grid.axes)
         return {
@@ -121,7 +121,7 @@ class Page:
             "rule": rule.text if rule is not None else None,
             "floors": bool(rule is not None and rule.floors),
             "choice": self._index(choice),
-            "photos": [self._photo(photo, source) for photo in self.photos],
+            "photos": [{**self._photo(photo, source), "pick": self._index(picks.get(photo.name))} for photo in self.photos],
         }
 
     def _index(self, cell: Cell | None) -> int | None:
@@ -138,8 +138,7 @@ class Page:
             for cell in self.grid.cells
         ]
         plain = {name: value_text(name, value) for name, value in self.table.plain.get(photo.name, {}).items()}
-        pick = self._index(self.table.picks().get(photo.name))
-        told = {"name": photo.name, "crops": crops, "values": values, "plain": plain, "pick": pick}
+        told = {"name": photo.name, "crops": crops, "values": values, "plain": plain}
         return {**told, **pictures(partial(self.views.whole, photo.name))}
 
     def _sheets(self, photo: Photo, source: Source, first: bool) -> str:
