@@ -77,7 +77,7 @@ def test_a_sweep_writes_sheets_tables_plots_and_a_page_and_tells_json(
     ]
     assert float(rows[5]["psnr"]) == pytest.approx(told["cells"][5]["psnr"])
     assert (out / "table.md").read_text().count("\n| ") >= 6
-    folder = out / "images" / "lambda_pixel=1,lambda_semantic=0.5"
+    folder = out / "images" / "lambda_pixel=1,lambda_semantic=0.5,timestep=1"
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png")) == ["a.png", "b.png", "sub/c.png"]
     assert Path(told["page"]) == out / "index.html"
     assert not list(out.rglob(".*"))
@@ -196,7 +196,7 @@ def test_models_beside_each_other_are_an_axis_and_each_is_loaded_once(
     for name, model in (("small", "small"), ("other", other)):
         words = ["--models-file", models_file, "--model", model, "--device", "cpu", "--dtype", "fp32", "--scale", 4]
         assert srcli("upscale", photo_folder / "a.png", "-o", tmp_path / f"{name}.png", *words).returncode == 0
-        kept = out / "images" / f"model={name}" / "a.png"
+        (kept,) = out.glob(f"images/*,timestep=1,model={name}/a.png")
         assert kept.read_bytes() == (tmp_path / f"{name}.png").read_bytes()
     assert (out / "plots" / "psnr-model.svg").is_file()
     assert "<td>other</td>" in (out / "index.html").read_text()

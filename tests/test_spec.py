@@ -57,7 +57,7 @@ def test_packaged_row() -> None:
     assert (tiny.tile, tiny.overlap, tiny.tiling) == (704, 64, "even")
     assert (tiny.family, tiny.native_scale, tiny.color_fix) == ("pisasr", 4, "none")
     assert tiny.base.embedded == "tiny"
-    assert tiny.folder == spec_module.BUILTIN / "tiny"
+    assert tiny.adapters["pixel"].path == str(spec_module.BUILTIN / "tiny/pixel/adapter_model.safetensors")
     assert tiny.origin == packaged_models_file()
     assert (tiny.training["crop"], tiny.training["alpha"]) == (160, 128)
     assert [layer.get("batch") for layer in tiny.recipe_layers("semantic")] == [12, 8]

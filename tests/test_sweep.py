@@ -336,9 +336,11 @@ def test_a_second_run_does_only_what_is_missing(
     more = with_lists(settings, lambda_semantic="0:2:0.5")
     assert [done.cell.settings["lambda_semantic"] for done in open_sweep(more).run() if not done.skipped] == [2.0, 2.0, 2.0]
     assert calls == {"encode": 1, "pass": 2, "decode": 3}
-    victim = run_all(more).views.whole("b", "lambda_pixel=1,lambda_semantic=0")
+    victim = run_all(more).views.whole("b", "lambda_pixel=1,lambda_semantic=0,timestep=1")
     victim.unlink()
-    assert [done.cell.key for done in open_sweep(more).run() if not done.skipped] == ["lambda_pixel=1,lambda_semantic=0"]
+    assert [done.cell.key for done in open_sweep(more).run() if not done.skipped] == [
+        "lambda_pixel=1,lambda_semantic=0,timestep=1"
+    ]
     assert victim.is_file()
 
 
@@ -414,7 +416,7 @@ def test_another_format_or_quality_replaces_the_images(models_file: Path, photo_
     run_all(settings)
     fine = shown(run_all(replace(settings, format="jpeg")))
     rough = shown(run_all(replace(settings, format="jpeg", quality=20)))
-    names = ["images/lambda_pixel=1,lambda_semantic=1/b.jpg"]
+    names = ["images/lambda_pixel=1,lambda_semantic=1,timestep=1/b.jpg"]
     assert list(fine) == list(rough) == names
     assert len(rough[names[0]]) < len(fine[names[0]])
     assert shown(run_all(with_lists(replace(settings, save_images=False, format="png"), lambda_semantic="1"))) == rough, (

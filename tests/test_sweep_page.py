@@ -16,13 +16,13 @@ from browser import ARROW_LEFT, ARROW_RIGHT, END, Browser
 from PIL import Image
 from tiny_model import make_model
 
+from srcli.config.rule import parse_rule
 from srcli.config.sweep import SweepConfig
 from srcli.sweep import page as page_module
-from srcli.sweep.outputs import write_outputs
+from srcli.sweep.outputs import table_of, write_outputs
 from srcli.sweep.page import Page
 from srcli.sweep.plots import Plot
 from srcli.sweep.run import Sweep, open_sweep
-from srcli.sweep.tables import Table
 
 needs_browser = pytest.mark.skipif(bool(browser.why_not()), reason=browser.why_not() or "there is one")
 
@@ -58,9 +58,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 
 def page_of(sweep: Sweep, plots: tuple[Plot, ...] = (), embed_bytes: int = page_module.EMBED_BYTES) -> Page:
-    photos = {photo.name: {cell.key: sweep.record(photo, cell).metrics for cell in sweep.grid.cells} for photo in sweep.complete}
-    table = Table(sweep.grid, sweep.opened.infos, photos, "psnr")
-    return Page("A <sweep>", table, sweep.complete, sweep.views, plots, embed_bytes)
+    return Page("A <sweep>", table_of(sweep), sweep.complete, sweep.views, plots, embed_bytes)
 
 
 def sources(html: str) -> list[str]:
@@ -215,3 +213,24 @@ def test_the_page_fits_narrow_and_wide_windows(swept: Sweep, window: Browser, tm
     window.screenshot(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as image:
         assert np.asarray(image.convert("L")).std() > 10
+
+
+@needs_browser
+def test_a_rule_leads_to_its_settings_and_says_where_none_meets_its_floors(swept: Sweep, window: Browser) -> None:
+    plain = {photo.name: {"psnr": 1.25, "ssim": 0.5} for photo in swept.photos}
+    whole, rules = page_of(swept), ("ssim, psnr >= bicubic", "ssim, psnr >= 99")
+    ruled = {rule: replace(whole.table, pick=parse_rule(rule), plain=plain) for rule in rules}
+    opened = {}
+    for rule, table in ruled.items():
+        window.open(replace(whole, table=table).write())
+        window.click("#buttons button:last-child")
+        off = "return [...document.querySelectorAll('#buttons button:disabled')].map((each) => each.title)"
+        bicubic = "return document.querySelector('#values tbody tr').children[5].textContent"
+        opened[rule] = (window.run(SHOWN)[2], window.run(off), window.run(bicubic))
+    write_outputs(swept)
+    pick = ruled["ssim, psnr >= bicubic"].picks()[swept.photos[0].name]
+    assert pick is not None
+    assert opened["ssim, psnr >= bicubic"] == (ruled["ssim, psnr >= bicubic"].named(pick), [], "1.25")
+    texts = ["No setting meets the floors.", "No setting of this photo meets the floors."]
+    assert opened["ssim, psnr >= 99"] == ("λ_pix = 1, λ_sem = 1, t = 1", texts, "1.25")
+    assert window.errors() == []

@@ -14,6 +14,7 @@ from PIL import Image
 from sweep_case import config, run_all, with_lists
 from tiny_model import make_model
 
+from srcli.config.rule import parse_rule
 from srcli.errors import ModelError, SrcliError
 from srcli.evaluation.catalogue import METRICS
 from srcli.evaluation.metrics import Metric, Opened
@@ -22,7 +23,7 @@ from srcli.protocol import Dial
 from srcli.sweep import plots, run
 from srcli.sweep.grid import Axis, Grid, dial_axes, model_axis, short_names
 from srcli.sweep.outputs import write_outputs
-from srcli.sweep.plots import pareto
+from srcli.sweep.picking import pareto
 from srcli.sweep.run import open_sweep
 from srcli.sweep.tables import Table
 from srcli.sweep.views import HQ, LQ, thumbnail
@@ -109,7 +110,7 @@ def made_table(pick: str | None = None) -> Table:
             cell.key: {"psnr": 30 - cell.place[0] - 0.5 * cell.place[1] + shift, "lpips": 0.2 + 0.1 * abs(cell.place[1] - best)}
             for cell in drawn.cells
         }
-    return Table(drawn, (METRICS["psnr"], METRICS["lpips"]), photos, pick)
+    return Table(drawn, (METRICS["psnr"], METRICS["lpips"]), photos, parse_rule(pick) if pick else None)
 
 
 def test_the_best_setting_of_each_metric_and_of_each_photo() -> None:
@@ -158,7 +159,7 @@ def test_an_infinite_mean_is_null_in_json() -> None:
 
 def test_the_best_trade_offs_are_those_that_nothing_beats() -> None:
     points = [(1.0, 3.0), (2.0, 2.0), (1.0, 1.0), (3.0, 1.0), (2.0, float("nan")), (2.0, 2.0)]
-    assert pareto(points, True, True) == [0, 1, 3]
+    assert pareto(points, True, True) == [0, 1, 5, 3]
     assert pareto(points, True, False) == [3]
     assert pareto([], True, True) == []
 

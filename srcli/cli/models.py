@@ -20,12 +20,13 @@ from srcli.cli.app import Group, add_command
 from srcli.cli.models_fetch import fetch_model
 from srcli.cli.models_import import import_help, import_model
 from srcli.cli.models_remove import remove_model
+from srcli.cli.models_tune import tune_model
 from srcli.cli.options import ModelsFile
 from srcli.errors import ModelError
 from srcli.rows.lookup import find_model, with_parents
 from srcli.rows.spec import ModelSpec, load_registry, user_models_file, user_rows_folder
 
-app = typer.Typer(cls=Group, help="List, show, fetch, import and remove models.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="List, show, fetch, import, tune and remove models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name from `srcli models list`.", metavar="NAME", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -77,6 +78,7 @@ def show_model(name: Name, as_json: Json = False, models_file: ModelsFile = None
 for _name, _function in (("list", list_models), ("show", show_model), ("fetch", fetch_model), ("remove", remove_model)):
     add_command(app, _name, _function)
 add_command(app, "import", import_model, help=import_help())
+add_command(app, "tune", tune_model)
 
 
 # Output --------------------------------------------------------------------------------------------------------------

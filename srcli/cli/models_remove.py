@@ -33,10 +33,11 @@ def remove_model(
     """
     spec = find_model(name, models_file)
     folder = imported_folder(spec.name)
+    of_row_below = any(adapter.imported_from for adapter in spec.adapters.values())  # which that of `models tune` is laid over
     if spec.origin.parent != user_rows_folder():
         raise _refusal(spec, folder)
     try:
-        if folder.exists():
+        if folder.exists() and not of_row_below:
             size = decimal(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
             shutil.rmtree(folder)
             _LOGGER.info("removed the adapters in `%s`, %s", folder, size)

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from srcli.evaluation.measure import Failure
     from srcli.sweep.outputs import Outputs
     from srcli.sweep.run import Done, Sweep
+    from srcli.sweep.tables import Table
 
 log = logging.getLogger("srcli")
 
@@ -34,6 +35,8 @@ METRICS = "Metrics"
 PICTURES = "Pictures"
 MOST_ROWS = 40
 """Of the table on the terminal."""
+_SHOWN = 8
+"""Names of photos in a message."""
 
 
 @with_adapters(several=True)
@@ -77,7 +80,12 @@ def sweep(
     ] = None,
     pick: Annotated[
         str | None,
-        typer.Option(help="Also find each photo's best setting by this metric.", rich_help_panel=METRICS, metavar="METRIC"),
+        typer.Option(
+            help="Also find the best setting, of each photo and of all, by a metric; with floors for others if there are any: "
+            "`lpips, psnr >= bicubic, ssim >= 0.8` (also <=), where bicubic is the plainly enlarged input.",
+            rich_help_panel=METRICS,
+            metavar="RULE",
+        ),
     ] = None,
     crop_border: Annotated[
         int, typer.Option(help="Pixels that PSNR and SSIM leave out at each side.", rich_help_panel=METRICS)
@@ -118,7 +126,9 @@ def sweep(
     Each photo is encoded once and each network pass done once, so that a
     further setting costs little more than its decoding. Writes index.html to
     look at everything, contact sheets, plots, tables. Repeat the command to
-    go on with an interrupted sweep, or with more settings.
+    go on with an interrupted sweep, or with more settings: the report has the
+    settings and metrics of all sweeps into that folder, of the photos that
+    are named now; results of others stay. A dial left out stands at its default.
 
     Example: srcli sweep lq/ --hq hq/ -o out --lambda-pixel 0:1.5:0.25
     """
@@ -155,23 +165,11 @@ def sweep(
 def run(config: SweepConfig) -> int:
     """Do what `config` says; returns the exit code."""
     start = time.perf_counter()
-    with (
-        contextlib.redirect_stdout(sys.stderr),
-        contextlib.ExitStack() as alone,
-    ):  # other packages' chatter must not end up in the data
-        with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-            from srcli.sweep.run import open_sweep
-
-            known = config.output.is_dir()
-            if known:
-                alone.enter_context(held_as_it_is(config.output))
-            sweep = open_sweep(config)
-            if not known:
-                alone.enter_context(held_as_it_is(config.output))
-        _tell_plan(sweep)
+    with opened_sweep(config) as sweep:
+        tell_plan(sweep)
         missing = _tell_missing(sweep)
-        counts = _Counts()
-        interrupted = _run(sweep, counts)
+        counts = Counts()
+        interrupted = not run_cells(sweep, counts)
         outputs = None
         if sweep.complete and not interrupted:
             from srcli.sweep.outputs import write_outputs
@@ -189,7 +187,23 @@ def run(config: SweepConfig) -> int:
     return 1 if sweep.failures or missing else 0
 
 
-class _Counts:
+@contextlib.contextmanager
+def opened_sweep(config: SweepConfig) -> Iterator[Sweep]:
+    """A sweep that has its folder for itself; other packages' chatter does not end up in the data. Raises as `open_sweep`."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as alone:
+        with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
+            from srcli.sweep.run import open_sweep
+
+            known = config.output.is_dir()
+            if known:
+                alone.enter_context(held_as_it_is(config.output))
+            sweep = open_sweep(config)
+            if not known:
+                alone.enter_context(held_as_it_is(config.output))
+        yield sweep
+
+
+class Counts:
     """Cells done by this run and by earlier ones."""
 
     def __init__(self) -> None:
@@ -203,8 +217,8 @@ class _Counts:
         self.of_photo[done.photo.name] += 1
 
 
-def _run(sweep: Sweep, counts: _Counts) -> bool:
-    """Run the sweep with a progress bar, and a line for each photo; returns whether it was interrupted."""
+def run_cells(sweep: Sweep, counts: Counts) -> bool:
+    """Run the sweep with a progress bar, and a line for each photo; returns whether it came to its end."""
     told = len(sweep.failures)
     with CountProgress(len(sweep.photos) * len(sweep.grid.cells), "picture") as progress:
         results = sweep.run()
@@ -216,22 +230,33 @@ def _run(sweep: Sweep, counts: _Counts) -> bool:
                 if counts.of_photo[done.photo.name] == len(sweep.grid.cells):
                     log.info("%s: %s", done.photo.name, counted(len(sweep.grid.cells), "setting"))
         except KeyboardInterrupt:
-            return True
+            return False
         finally:
             results.close()
             _tell_failures(sweep.failures, told)
-    return False
+    return True
 
 
 # On the console ------------------------------------------------------------------------------------------------------
 
 
-def _tell_plan(sweep: Sweep) -> None:
+def tell_plan(sweep: Sweep) -> None:
+    """What is to be done."""
     photos, cells = len(sweep.photos), len(sweep.grid.cells)
     axes = ", ".join(f"{axis.name} {len(axis.texts)}" for axis in sweep.grid.axes)
     settings = f"{counted(cells, 'setting')}{' each' if photos > 1 else ''} ({axes})"
     log.info("%s, %s: %s", counted(photos, "photo"), settings, counted(photos * cells, "picture"))
+    if sweep.earlier:
+        log.info("%s of earlier sweeps into this folder among them", counted(sweep.earlier, "setting"))
+    if others := sweep.photos_left_out:
+        log.info("the report leaves out %s, which earlier sweeps had: name them, too, to have them in it", _names_of(others))
     _tell_failures(sweep.failures, 0)
+
+
+def _names_of(names: Sequence[str]) -> str:
+    """`a`, `b`, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(f'`{name}`' for name in names[:_SHOWN])}{more}"
 
 
 def _tell_failures(failures: list[Failure], told: int) -> int:
@@ -258,14 +283,22 @@ def _tell_missing(sweep: Sweep) -> dict[str, SrcliError]:
     return missing
 
 
-def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: _Counts, seconds: float) -> None:
+def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: Counts, seconds: float) -> None:
     if outputs is not None:
         from srcli.evaluation.catalogue import METRICS as INFOS
         from srcli.evaluation.measure import value_text
 
         means = outputs.table.means()
         for name, cell in outputs.table.best().items():
-            log.info("best %s: %s at %s", INFOS[name].label, value_text(name, means[name][cell.key]), cell.key.replace(",", ", "))
+            log.info("best %s: %s at %s", INFOS[name].label, value_text(name, means[name][cell.key]), outputs.table.named(cell))
+        _tell_pick(outputs.table)
+        if left_out := sweep.metrics_left_out:
+            words = (
+                "the report leaves out %s, which not all results have: name them in `--metrics`, with `--hq` where they compare"
+            )
+            log.info(words, ", ".join(left_out))
+        if crops := sweep.crops_left_out:
+            log.info("the report leaves out crops of earlier sweeps: %s", " ".join(f"`--crop {crop}`" for crop in crops))
     if sweep.failures:
         log.error("%d failed, as named above", len(sweep.failures))
     skipped = f", {counts.skipped} skipped (done before)" if counts.skipped else ""
@@ -273,6 +306,19 @@ def _tell_end(sweep: Sweep, outputs: Outputs | None, counts: _Counts, seconds: f
     log.info("%s done in %s%s%s", counted(counts.done, "picture"), format_duration(seconds), skipped, failed)
     if outputs is not None:
         log.info("look at `%s`", outputs.page)
+
+
+def _tell_pick(table: Table) -> None:
+    """The best setting by a rule with floors, and the photos of which none meets them."""
+    if table.pick is None or not table.pick.floors:
+        return
+    choice = table.choice()
+    if choice is None:
+        log.warning("no setting has %s on average", table.pick.floors_text)
+    else:
+        log.info("best by `%s`: %s", table.pick.text, table.named(choice))
+    if lacking := [photo for photo, cell in table.picks().items() if cell is None]:
+        log.warning("no setting has %s of %s", table.pick.floors_text, _names_of(lacking))
 
 
 def _show_table(outputs: Outputs) -> None:
@@ -287,7 +333,7 @@ def _show_table(outputs: Outputs) -> None:
 
 
 def _as_json(
-    sweep: Sweep, outputs: Outputs | None, counts: _Counts, missing: dict[str, SrcliError], seconds: float
+    sweep: Sweep, outputs: Outputs | None, counts: Counts, missing: dict[str, SrcliError], seconds: float
 ) -> dict[str, Any]:
     """`done` and `skipped` count pictures; then what `table.json` holds; `missing` only where there is something."""
     failed = [{"input": str(each.path), "reason": each.reason, "hint": each.hint} for each in sweep.failures]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from srcli.config._checks import device_faults, raise_faults, tile_faults
 from srcli.config.eval import crop_border_faults
+from srcli.config.rule import Rule, parse_rule
 from srcli.evaluation.catalogue import METRICS
 from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
@@ -56,7 +57,7 @@ class SweepConfig:
     crop_border: int = 0
     """Pixels left out at each side, in PSNR and SSIM."""
     pick: str | None = None
-    """The metric by which each image's best setting is found."""
+    """By what the best setting is found, for each image and over all; see `parse_rule`."""
     crop: tuple[str, ...] = ()
     """Each `x,y,w,h` in output pixels; see `crops`."""
     cell_px: int = 224
@@ -88,11 +89,21 @@ class SweepConfig:
         return {name: parse_values(text) for name, text in self.lists.items()}
 
     @property
+    def rule(self) -> Rule | None:
+        """What `pick` says."""
+        return None if self.pick is None else parse_rule(self.pick)
+
+    @property
     def all_metrics(self) -> tuple[str, ...]:
-        """Those asked for, those by default, and the one to pick by."""
+        """Those asked for, those by default, and those to pick by."""
+        metrics, rule = self.asked_metrics, self.rule
+        return metrics if rule is None else (*metrics, *(name for name in rule.metrics if name not in metrics))
+
+    @property
+    def asked_metrics(self) -> tuple[str, ...]:
+        """Those asked for, or else those by default."""
         default = DEFAULT_METRICS if self.hq is not None else ()
-        metrics = default if self.metrics is None else self.metrics
-        return metrics if self.pick is None or self.pick in metrics else (*metrics, self.pick)
+        return default if self.metrics is None else self.metrics
 
     @property
     def crops(self) -> tuple[Crop, ...]:
@@ -173,15 +184,18 @@ def _dial_faults(config: SweepConfig) -> list[str]:
 
 def _metric_faults(config: SweepConfig) -> list[str]:
     faults = []
-    wanted = config.all_metrics
+    wanted = config.asked_metrics
     for name in dict.fromkeys(wanted):
         if name == "fid":
             faults.append("`fid` is one value for a set of pictures: use `--save-images`, then `srcli eval` on its folders")
         elif name not in METRICS:
-            option = "--pick" if name == config.pick else "--metrics"
-            faults.append(f"`{option} {name}` is none of {', '.join(known for known in METRICS if known != 'fid')}")
+            faults.append(f"`--metrics {name}` is none of {', '.join(known for known in METRICS if known != 'fid')}")
         if wanted.count(name) > 1:
             faults.append(f"`--metrics` names `{name}` twice")
+    try:
+        wanted = config.all_metrics
+    except ValueError as fault:
+        faults.append(f"`--pick {config.pick}`: {fault}")
     compared = [name for name in dict.fromkeys(wanted) if name in METRICS and METRICS[name].needs_reference and name != "fid"]
     if compared and config.hq is None:
         faults.append(f"{', '.join(f'`{name}`' for name in compared)} compare with a reference: give `--hq`")

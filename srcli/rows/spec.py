@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import platformdirs
@@ -87,6 +87,8 @@ class ModelSpec:
     """The models of `parent_rows`, with these dials; empty before they are looked up: see `find_model`."""
     given_base: str | None = None
     """The base as the user gave it, where it is not the row's own."""
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """As the file has it."""
 
     @property
     def packaged(self) -> bool:
@@ -237,7 +239,8 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         training=table.get("training", {}),
         parent_rows={slot.name: _read_parent(table, slot.name) for slot in family.parents},
         origin=file,
-        folder=BUILTIN / base.embedded if packaged and base.embedded else folder,
+        folder=folder,
+        row=row if isinstance(row, Mapping) else {},
     )
     if spec.overlap >= spec.tile > 0:
         table.fault(f"`overlap` ({spec.overlap}) must be less than `tile` ({spec.tile})")
@@ -341,14 +344,26 @@ def _read_adapter(model: str, name: str, table: Table) -> AdapterFile:
     origin = table.find("import", str)
     if origin is not None:
         path = f"{name}/{IMPORTED_FILE}"
-        for key in ("path", "sha256"):
+        for key in ("path", "embedded", "sha256"):
             if table.has(key):
                 table.find(key, str)
                 table.fault(f"`{key}` and `import` exclude each other")
         table.close()
         folder = imported_folder(model)
         return AdapterFile(name, str(folder / path), recorded_sums(folder).get(path, ""), origin)
-    path, digest = table.need("path", ""), table.need("sha256", "0" * 64)
+    path = str(expanded(table.need("path", ""))) if not table.has("embedded") else _embedded_path(table)
+    digest = table.need("sha256", "0" * 64)
     check_sum(table, "sha256", digest)
     table.close()
-    return AdapterFile(name, str(expanded(path)), digest.lower())
+    return AdapterFile(name, path, digest.lower())
+
+
+def _embedded_path(table: Table) -> str:
+    """The file of an adapter that ships with srcli."""
+    embedded = table.get("embedded", "")
+    if table.find("path", str) is not None:
+        table.fault("`path` and `embedded` exclude each other")
+    folder, *rest = PurePosixPath(embedded).parts or ("",)
+    if not ROW_NAME.fullmatch(folder) or not rest or ".." in rest:
+        table.fault(f"`embedded` must be a file of a model that ships with srcli, as `tiny/pixel/…`, not `{embedded}`")
+    return str(BUILTIN / embedded)

@@ -34,8 +34,9 @@ class Cell:
     place: tuple[int, ...]
     """Index of the value on each axis."""
     key: str
-    """`lambda_pixel=1,lambda_semantic=0.5`: in file names and records."""
+    """`lambda_pixel=1,lambda_semantic=0.5`: in file names and records; see `cell_key`."""
     settings: Settings
+    """Of all dials of the model but those that are found for each picture."""
     variant: int
     """Which model and adapters: index in the order of `itertools.product` over their axes."""
 
@@ -46,13 +47,15 @@ class Grid:
 
     Args:
         axes: dials first, then models, then adapters.
+        rest: of each variant, where the dials stand that are no axes; nowhere if not given.
     """
 
     axes: tuple[Axis, ...]
+    rest: tuple[Settings, ...] = ()
     cells: tuple[Cell, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cells", tuple(_cells(self.axes)))
+        object.__setattr__(self, "cells", tuple(_cells(self.axes, self.rest)))
 
     @property
     def long_axes(self) -> tuple[int, ...]:
@@ -68,6 +71,11 @@ class Grid:
     def across(self) -> int | None:
         """The axis drawn across: the second long one, or the only one."""
         return self.long_axes[min(1, len(self.long_axes) - 1)] if self.long_axes else None
+
+    @property
+    def variants(self) -> list[str]:
+        """Which models and adapters each variant is of, as in keys of cells; one empty name where nothing is compared."""
+        return _variant_names(self.axes)
 
     def at(self, place: tuple[int, ...]) -> Cell:
         """The cell of that place."""
@@ -135,6 +143,17 @@ def model_axis(given: Sequence[str], names: Sequence[str]) -> Axis:
     return Axis("model", "model", "by name", tuple(distinct(shown)))
 
 
+def cell_key(settings: Settings, variant: str) -> str:
+    """All dials by their names in alphabetical order, then model and adapters where several are compared.
+
+    A dial that is not swept stands there with its default, so that one setting has one key whatever else is swept.
+
+    >>> cell_key({"timestep": 1, "lambda_pixel": 0.5}, "model=tiny")
+    'lambda_pixel=0.5,timestep=1,model=tiny'
+    """
+    return ",".join([*(f"{name}={value_name(settings[name])}" for name in sorted(settings)), *([variant] if variant else [])])
+
+
 def adapter_axis(stage: str, paths: Sequence[Path]) -> Axis:
     """Adapters of one stage, called by the parts of their paths that differ."""
     return Axis(stage, stage, f"{stage} adapter", tuple(short_names(paths)))
@@ -165,15 +184,20 @@ def _axis(dial: Dial, values: tuple[float, ...]) -> Axis:
     return Axis(dial.name, dial.symbol, dial.about, tuple(map(value_name, values)), values, default)
 
 
-def _cells(axes: tuple[Axis, ...]) -> list[Cell]:
-    cells = []
+def _cells(axes: tuple[Axis, ...], rest: tuple[Settings, ...]) -> list[Cell]:
+    cells, names = [], _variant_names(axes)
     for place in itertools.product(*(range(len(axis.texts)) for axis in axes)):
         chosen = list(zip(axes, place, strict=True))
         variant = 0
         for axis, step in chosen:
             if not axis.values:
                 variant = variant * len(axis.texts) + step
-        key = ",".join(f"{axis.name}={axis.texts[step]}" for axis, step in chosen)
         settings = {axis.name: axis.values[step] for axis, step in chosen if axis.values}
-        cells.append(Cell(place, key, settings, variant))
+        settings = {**(rest[variant] if rest else {}), **settings}
+        cells.append(Cell(place, cell_key(settings, names[variant]), settings, variant))
     return cells
+
+
+def _variant_names(axes: tuple[Axis, ...]) -> list[str]:
+    named = [[f"{axis.name}={text}" for text in axis.texts] for axis in axes if not axis.values]
+    return [",".join(each) for each in itertools.product(*named)]

@@ -30,13 +30,18 @@ def write_outputs(sweep: Sweep) -> Outputs:
     Raises:
         SrcliError: one cannot be written; repeating the sweep makes them from its records.
     """
-    photos = {photo.name: {cell.key: sweep.record(photo, cell).metrics for cell in sweep.grid.cells} for photo in sweep.complete}
-    table = Table(sweep.grid, sweep.opened.infos, photos, sweep.config.pick)
-    folder = sweep.config.output
+    table, folder = table_of(sweep), sweep.config.output
     try:
         told = write_tables(table, folder)
-        plots = write_plots(table, folder / "plots") if sweep.opened.infos and missing_library() is None else []
+        plots = write_plots(table, folder / "plots") if table.infos and missing_library() is None else []
         page = Page(f"Sweep of {', '.join(sweep.config.model)}", table, sweep.complete, sweep.views, plots).write()
     except OSError as fault:
         raise cannot_write(Path(fault.filename or folder), fault) from fault
     return Outputs(table, told, plots, page)
+
+
+def table_of(sweep: Sweep) -> Table:
+    """The numbers of a sweep that has run."""
+    photos = {photo.name: sweep.values(photo) for photo in sweep.complete}
+    plain = {photo.name: values for photo in sweep.complete if (values := sweep.plain(photo))}
+    return Table(sweep.grid, sweep.infos, photos, sweep.config.rule, plain)

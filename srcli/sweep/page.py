@@ -19,16 +19,16 @@ from typing import Any
 from urllib.parse import quote
 
 from srcli import __version__
+from srcli.config.rule import PLAIN
 from srcli.console import counted
 from srcli.disk import write_text
-from srcli.evaluation.catalogue import METRICS
 from srcli.evaluation.measure import value_text
 from srcli.evaluation.report import BEST, SECOND, marks
-from srcli.sweep.grid import Grid
+from srcli.sweep.grid import Cell, Grid
 from srcli.sweep.inputs import Photo
 from srcli.sweep.plots import Plot
 from srcli.sweep.sheets import Sheet, planned_sheets
-from srcli.sweep.tables import Table
+from srcli.sweep.tables import TRADE_OFF, Table, trade_off_legend
 from srcli.sweep.views import HQ, LQ, Views
 
 PAGE_FILE = "index.html"
@@ -96,8 +96,8 @@ class Page:
     # --- parts ---
 
     def _data(self, source: Source) -> dict[str, Any]:
-        means, best = self.table.means(), self.table.best()
-        picks = self.table.picks()
+        means, best, fronts = self.table.means(), self.table.best(), self.table.trade_offs()
+        rule, choice, picks = self.table.pick, self.table.choice(), self.table.picks()
         start = [axis.default if axis.default is not None else 0 for axis in self.grid.axes]
         default = all(axis.default is not None for axis in self.grid.axes)
         return {
@@ -112,15 +112,20 @@ class Page:
                     "label": f"{info.label} {'↑' if info.higher_is_better else '↓'}",
                     "means": [value_text(info.name, means[info.name][cell.key]) for cell in self.grid.cells],
                     "best": self.grid.cells.index(best[info.name]),
+                    "front": [self.grid.cells.index(cell) for cell in fronts.get(info.name, ())],
+                    "plain": value_text(info.name, means[info.name][PLAIN]) if self.table.plain else None,
                 }
                 for info in self.table.infos
             ],
-            "pick": METRICS[self.table.pick].label if self.table.pick else None,
-            "photos": [
-                {**self._photo(photo, source), "pick": self.grid.cells.index(picks[photo.name]) if picks else None}
-                for photo in self.photos
-            ],
+            "plain": PLAIN if self.table.plain else None,
+            "rule": rule.text if rule is not None else None,
+            "floors": bool(rule is not None and rule.floors),
+            "choice": self._index(choice),
+            "photos": [{**self._photo(photo, source), "pick": self._index(picks.get(photo.name))} for photo in self.photos],
         }
+
+    def _index(self, cell: Cell | None) -> int | None:
+        return None if cell is None else self.grid.cells.index(cell)
 
     def _photo(self, photo: Photo, source: Source) -> dict[str, Any]:
         def pictures(find: Callable[[str], Path]) -> dict[str, Any]:
@@ -132,7 +137,9 @@ class Page:
             {name: value_text(name, value) for name, value in self.table.photos[photo.name][cell.key].items()}
             for cell in self.grid.cells
         ]
-        return {"name": photo.name, **pictures(partial(self.views.whole, photo.name)), "crops": crops, "values": values}
+        plain = {name: value_text(name, value) for name, value in self.table.plain.get(photo.name, {}).items()}
+        told = {"name": photo.name, "crops": crops, "values": values, "plain": plain}
+        return {**told, **pictures(partial(self.views.whole, photo.name))}
 
     def _sheets(self, photo: Photo, source: Source, first: bool) -> str:
         figures = "".join(self._sheet(sheet, source) for sheet in planned_sheets(self.grid, self.views, photo))
@@ -157,14 +164,25 @@ class Page:
         heads += [f"{info.label} {'↑' if info.higher_is_better else '↓'}" for info in self.table.infos]
         lines = ["<tr>" + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads) + "</tr>"]
         names = {BEST: ' class="best"', SECOND: ' class="second"'}
-        for number, cell in enumerate(self.grid.cells):
-            cells = [f"<td>{escape(axis.texts[step])}</td>" for axis, step in zip(self.grid.axes, cell.place, strict=True)]
+        fronts = {name: {cell.key for cell in front} for name, front in self.table.trade_offs().items()}
+
+        def values(key: str) -> str:
+            cells = []
             for info in self.table.infos:
-                style = names.get(marked[info.name].get(cell.key, ""), "")
-                cells.append(f"<td{style}>{value_text(info.name, means[info.name][cell.key])}</td>")
-            lines.append(f'<tr data-cell="{number}">{"".join(cells)}</tr>')
+                style = names.get(marked[info.name].get(key, ""), "")
+                mark = f" {TRADE_OFF}" if key in fronts.get(info.name, ()) else ""
+                cells.append(f"<td{style}>{value_text(info.name, means[info.name][key])}{mark}</td>")
+            return "".join(cells)
+
+        if self.table.plain:
+            lines.append(f'<tr><td colspan="{len(self.grid.axes)}">{PLAIN}</td>{values(PLAIN)}</tr>')
+        for number, cell in enumerate(self.grid.cells):
+            texts = (axis.texts[step] for axis, step in zip(self.grid.axes, cell.place, strict=True))
+            places = "".join(f"<td>{escape(text)}</td>" for text in texts)
+            lines.append(f'<tr data-cell="{number}">{places}{values(cell.key)}</tr>')
         text = "\n".join(lines)
-        return f'<section id="table"><h2>Means</h2><div class="scroll"><table>{text}</table></div></section>'
+        legend = f'<p class="faint">{escape(trade_off_legend(self.table.infos))}</p>' if fronts else ""
+        return f'<section id="table"><h2>Means</h2>{legend}<div class="scroll"><table>{text}</table></div></section>'
 
     # --- files ---
 

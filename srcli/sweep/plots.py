@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srcli.config.rule import PLAIN
 from srcli.disk import whole
 from srcli.errors import ModelError
 from srcli.evaluation.catalogue import MetricInfo
 from srcli.sweep.grid import Cell, Grid
+from srcli.sweep.picking import FIDELITY
 from srcli.sweep.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIDELITY = ("psnr", "ssim")
-"""Metrics that reward staying close to the reference, pixel by pixel; the first that is there is the curve's x axis."""
 _LEGEND_LINES = 10
 _STYLE = {"font.size": 9.0, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 _SETTINGS: Any = {**_STYLE, "svg.hashsalt": "srcli"}  # the same sweep gives the same file
@@ -75,26 +75,9 @@ def write_plots(table: Table, folder: Path) -> list[Plot]:
             if fidelity is not None and info is not fidelity and table.grid.long_axes:
                 kind = "Fidelity and perception" if info.name not in FIDELITY else "Fidelity"
                 title = f"{kind}: {info.label} against {fidelity.label}"
-                figure = _against_fidelity(table.grid, fidelity, info, means)
+                figure = _against_fidelity(table, fidelity, info, means)
                 plots.append(_save(figure, title, folder, f"{info.name}-{fidelity.name}"))
     return plots
-
-
-def pareto(points: Sequence[tuple[float, float]], higher_x: bool, higher_y: bool) -> list[int]:
-    """Indices of the points that no other beats in both coordinates, by ascending x; NaN is never among them.
-
-    >>> pareto([(1, 3), (2, 2), (1, 1), (3, 1)], True, True)
-    [0, 1, 3]
-    """
-    front: list[int] = []
-    finite = [index for index, point in enumerate(points) if not any(map(math.isnan, point))]
-    signs = (1 if higher_x else -1, 1 if higher_y else -1)
-    best = -math.inf
-    for index in sorted(finite, key=lambda index: (-signs[0] * points[index][0], -signs[1] * points[index][1])):
-        if signs[1] * points[index][1] > best:
-            best = signs[1] * points[index][1]
-            front.append(index)
-    return sorted(front, key=lambda index: points[index][0])
 
 
 def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, float]) -> Figure:
@@ -117,9 +100,10 @@ def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, f
     return figure
 
 
-def _against_fidelity(grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]) -> Figure:
+def _against_fidelity(table: Table, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]) -> Figure:
     """A line along the dial that is drawn across, else upwards, and points where both are names; better is at the top right."""
     figure, axes = _figure()
+    grid = table.grid
     along = next((axis for axis in (grid.across, grid.up) if axis is not None and grid.axes[axis].values), grid.across)
     assert along is not None
     names = not grid.axes[along].values
@@ -133,7 +117,7 @@ def _against_fidelity(grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[s
             for point, cell in list(zip(points, cells, strict=True))[:: 1 if names else len(cells) - 1]:
                 text = f"{grid.axes[along].symbol} {grid.axes[along].texts[cell.place[along]]}"
                 axes.annotate(text, point, xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
-    _mark_best_and_default(axes, grid, x, y, means)
+    _mark_best_and_default(axes, table, x, y, means)
     for info, flip in ((x, axes.invert_xaxis), (y, axes.invert_yaxis)):
         if not info.higher_is_better:
             flip()
@@ -144,16 +128,19 @@ def _against_fidelity(grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[s
 
 
 def _mark_best_and_default(
-    axes: Axes, grid: Grid, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]
+    axes: Axes, table: Table, x: MetricInfo, y: MetricInfo, means: Mapping[str, Mapping[str, float]]
 ) -> None:
-    points = [(means[x.name][cell.key], means[y.name][cell.key]) for cell in grid.cells]
-    front = [points[index] for index in pareto(points, x.higher_is_better, y.higher_is_better)]
-    if front:
-        axes.plot(*zip(*front, strict=True), "--", color="0.2", linewidth=1.8, label="best trade-offs", zorder=3)
-    place = tuple(axis.default for axis in grid.axes)
-    for cell, point in zip(grid.cells, points, strict=True):
+    """A line through the settings that no other beats, and a ring around each; a star at the default, a cross for bicubic."""
+    points = {key: (value, means[y.name][key]) for key, value in means[x.name].items() if key in means[y.name]}
+    front = [points[cell.key] for cell in table.front(x, y)]
+    style: dict[str, Any] = {"linestyle": "--", "color": "0.2", "linewidth": 1.2, "marker": "o", "fillstyle": "none"}
+    axes.plot(*zip(*front, strict=True), markersize=9, label="best trade-offs", zorder=3, **style)
+    place = tuple(axis.default for axis in table.grid.axes)
+    for cell in table.grid.cells:
         if cell.place == place:
-            axes.plot(*point, marker="*", markersize=13, color=_MARK, linestyle="none", label="default", zorder=4)
+            axes.plot(*points[cell.key], marker="*", markersize=13, color=_MARK, linestyle="none", label="default", zorder=4)
+    if table.plain:
+        axes.plot(*points[PLAIN], marker="X", markersize=9, color="0.2", linestyle="none", label=PLAIN, zorder=4)
 
 
 def _lines(grid: Grid, axis: int) -> list[list[Cell]]:

@@ -1,6 +1,7 @@
 """What a sweep has done so far: a line per cell, so that a killed sweep goes on with the missing ones.
 
-`cells.jsonl` has the cells; `made_with.json` the settings that they were made with, under their digest.
+`cells.jsonl` has the cells; `made_with.json` the settings that they were made with, under their digest. Older sweeps named
+cells by the swept dials alone, and had where the others stood among the settings: such a folder is brought up to date.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from srcli.config.rule import PLAIN
 from srcli.disk import cannot_write, write_text
 from srcli.errors import UsageError, joined_faults
+from srcli.sweep.grid import cell_key
+from srcli.sweep.views import view_files
 
 CELLS_FILE = "cells.jsonl"
 SETTINGS_FILE = "made_with.json"
@@ -30,7 +34,7 @@ class Record:
     photo: str
     """Its name."""
     cell: str
-    """Its key."""
+    """Its key; `PLAIN` for the values of the plainly enlarged input, which has no files."""
     made_with: str
     """Digest of the settings."""
     input: str
@@ -48,16 +52,25 @@ class Record:
     """That it was written with."""
 
     def of_same(self, other: Record) -> bool:
-        """Whether both are made of the same files with the same settings."""
-        return self.of_same_picture(other) and self.hq == other.hq
+        """Whether both are made of the same files with the same settings, as far as both have a reference."""
+        return self.of_same_picture(other) and (self.hq == other.hq or not self.hq or not other.hq)
 
     def of_same_picture(self, other: Record) -> bool:
         """The same without the reference, which decides no pixel."""
         return (self.made_with, self.input) == (other.made_with, other.input)
 
+    def is_of(self, made_with: str, input: str, hq: str) -> bool:
+        """Whether it is made of these files with these settings; without a reference it may have had one."""
+        return (self.made_with, self.input) == (made_with, input) and (not hq or self.hq == hq)
+
     def other_files(self, input: str, hq: str) -> bool:
         """Whether the input or a reference that it had is another now; one that comes or goes is no change of these."""
         return self.input != input or bool(self.hq and hq and self.hq != hq)
+
+    def under(self, key: str) -> Record:
+        """The same with another key, and the image where it then lies."""
+        images, _, *rest = Path(self.image).parts or ("", "")
+        return replace(self, cell=key, image=Path(images, key, *rest).as_posix() if rest else self.image)
 
     def as_line(self) -> str:
         """JSON; infinity (PSNR of equal pictures) is null."""
@@ -131,27 +144,76 @@ class Records:
         if record.image and path.resolve().is_relative_to(self._file.parent.resolve()):
             path.unlink(missing_ok=True)
 
-    def use(self, settings: Mapping[str, Any], cells: Iterable[tuple[str, str]]) -> str:
-        """Say what `cells`, each (photo, cell), will be made with.
+    def of_photos(self, photos: Iterable[str]) -> list[Record]:
+        """The records of these photos' cells."""
+        named = set(photos)
+        return [record for record in self._known.values() if record.photo in named and record.cell != PLAIN]
 
-        Returns:
-            the digest for `Record.made_with`.
+    @property
+    def photos(self) -> list[str]:
+        """All that have a record."""
+        return list(dict.fromkeys(record.photo for record in self._known.values()))
+
+    def refuse_others(self, records: Iterable[Record], settings: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what was made with none of these settings.
 
         Raises:
-            UsageError: one of them is there and was made with other settings; it names these.
+            UsageError: it names what differs.
         """
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        others = {record.made_with for cell in cells if (record := self._known.get(cell)) and record.made_with != digest}
+        digests = [digest_of(each) for each in settings]
+        others = [record for record in records if record.made_with not in digests]
         if others:
-            before = self._settings.get(sorted(others)[0], {})
-            names = sorted(name for name in {*settings, *before} if settings.get(name) != before.get(name))
-            lines = [f"`{name}` was {_shown(before.get(name))}, is {_shown(settings.get(name))}" for name in names[:_SHOWN]]
-            message = joined_faults(f"`{self._file.parent}` holds a sweep that was made with other settings:", lines)
-            raise UsageError(message, "give another `--output`, or `--overwrite` to begin anew")
+            lines = min((self._differences(others[0].made_with, each) for each in settings), key=len)
+            message = joined_faults(f"`{self._file.parent}` holds a sweep that was made with other settings:", lines[:_SHOWN])
+            compared = "model=" in others[0].cell or any(line.startswith("`model`") for line in lines)
+            models = "name its models, too, " if compared else ""
+            raise UsageError(message, f"{models}give another `--output`, or `--overwrite` to begin anew")
+
+    def use(self, settings: Mapping[str, Any]) -> str:
+        """Say what cells will be made with; returns the digest for `Record.made_with`."""
+        digest = digest_of(settings)
         if digest not in self._settings:
             self._settings[digest] = dict(settings)
             write_text(self._settings_file, json.dumps(self._settings, indent=2) + "\n")
         return digest
+
+    def rename(self, renamed: Sequence[tuple[Record, Record]]) -> None:
+        """Give cells other keys, and their files the names that go with these.
+
+        Args:
+            renamed: each record as it was, and as it is to be.
+
+        Raises:
+            SrcliError: it cannot be done.
+        """
+        if not renamed:
+            return
+        for before, after in renamed:
+            self._rename_files(before, after)
+            del self._known[before.photo, before.cell]
+        self._known |= {(after.photo, after.cell): after for _, after in renamed}
+        write_text(self._file, "".join(f"{record.as_line()}\n" for record in self._known.values()))
+
+    def _rename_files(self, before: Record, after: Record) -> None:
+        folder = self._file.parent
+        old, new = (view_files(folder, each.photo, each.cell, each.crops) for each in (before, after))
+        pairs = [*zip(old, new, strict=True), *([(folder / before.image, folder / after.image)] if before.image else [])]
+        for source, target in pairs:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+                with contextlib.suppress(OSError):  # it holds others
+                    source.parent.rmdir()
+            except FileNotFoundError:
+                pass  # it is made again
+            except OSError as fault:
+                raise cannot_write(target, fault) from fault
+
+    def _differences(self, digest: str, settings: Mapping[str, Any]) -> list[str]:
+        """A line for each setting that is other than in what was made with `digest`."""
+        before = self._settings.get(digest, {})
+        names = sorted(name for name in {*settings, *before} if settings.get(name) != before.get(name))
+        return [f"`{name}` was {_shown(before.get(name))}, is {_shown(settings.get(name))}" for name in names]
 
     def _forget(self) -> None:
         self._file.unlink(missing_ok=True)
@@ -159,6 +221,21 @@ class Records:
         for record in self._known.values():
             self.delete_image(record)
         self._known, self._settings = {}, {}
+
+    def _bring_up_to_date(self) -> None:
+        """Complete the keys of an older sweep."""
+        older = {digest: told for digest, told in self._settings.items() if "dials" in told}
+        newer = {digest: without_dials(told) for digest, told in older.items()}
+        renamed = []
+        for record in self._known.values():
+            if record.made_with in older:
+                key = _completed(record.cell, older[record.made_with])
+                renamed.append((record, replace(record.under(key), made_with=digest_of(newer[record.made_with]))))
+        self.rename(renamed)
+        if older:
+            self._settings = {digest: told for digest, told in self._settings.items() if digest not in older}
+            self._settings |= {digest_of(told): told for told in newer.values()}
+            write_text(self._settings_file, json.dumps(self._settings, indent=2) + "\n")
 
     def _load(self) -> None:
         if self._settings_file.exists():
@@ -174,6 +251,25 @@ class Records:
             record = Record.from_line(line)
             if record is not None:
                 self._known[record.photo, record.cell] = record
+        self._bring_up_to_date()
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """What tells settings from others, in records."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_dials(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What cells are made with, beside where the dials stand, which their keys tell."""
+    return {key: value for key, value in settings.items() if key != "dials"}
+
+
+def _completed(key: str, settings: Mapping[str, Any]) -> str:
+    """The key of an older sweep's cell with all dials: there it has those that were swept, and here are the others."""
+    pairs = [part.partition("=")[::2] for part in key.split(",") if part]
+    others = {"model", *settings.get("adapters", {})}
+    dials = {name: float(value) for name, value in pairs if name not in others}
+    return cell_key({**settings["dials"], **dials}, ",".join(f"{name}={text}" for name, text in pairs if name in others))
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,24 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from srcli.config.rule import PLAIN
 from srcli.config.sweep import SweepConfig
 from srcli.engine.framing import enlarge_plainly, finish, prepare_canvas
 from srcli.engine.mix import MixingEngine
 from srcli.engine.stream import failure
 from srcli.errors import ImageError, ModelError
+from srcli.evaluation.catalogue import METRICS, MetricInfo
 from srcli.evaluation.measure import Failure
 from srcli.evaluation.metrics import Opened, open_metrics
 from srcli.evaluation.reading import Reader
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Picture, decode, encode
 from srcli.images.files import Job, is_done
+from srcli.images.resize import resample_u8
 from srcli.opening import choose_model, complete, open_engine, ready_device, scale_of
-from srcli.protocol import Settings
 from srcli.rows.spec import ModelSpec
-from srcli.sweep.grid import Axis, Cell, Grid, adapter_axis, dial_axes, model_axis
+from srcli.sweep.grid import Axis, Cell, Grid, adapter_axis, cell_key, dial_axes, model_axis
 from srcli.sweep.inputs import Photo, digest, find_photos
 from srcli.sweep.made_with import made_with
-from srcli.sweep.records import Record, Records
+from srcli.sweep.merge import Recorded, merged_lists, no_grid, settings_in
+from srcli.sweep.picking import Values, picked_cell
+from srcli.sweep.records import Record, Records, digest_of, without_dials
 from srcli.sweep.sheets import write_sheets
 from srcli.sweep.views import HQ, LQ, Views
 
@@ -63,6 +67,8 @@ class _Loaded:
 class Sweep:
     """A sweep that is ready to run; memory does not grow with cells, nor with photos but for their records.
 
+    Its grid has the settings that are asked for, and those of earlier sweeps of the same models into the same folder.
+
     Args:
         config: the settings.
         photos: to sweep.
@@ -72,7 +78,7 @@ class Sweep:
         variants: of `find_variants`.
 
     Raises:
-        UsageError: the output folder cannot be written, or is of another sweep.
+        UsageError: the output folder cannot be written, is of another sweep, or has settings that make no grid with these.
         ModelError: a base is not there.
     """
 
@@ -89,10 +95,54 @@ class Sweep:
         self._dtype = dtype
         self._variants = variants
         self._engine: tuple[int, MixingEngine] | None = None
-        self.grid = Grid(_axes(config, variants))
         self.views = Views(config.output, config.crops)
         self.records = Records(config.output, anew=config.overwrite)
-        self._made_with = [self._use(number) for number in range(len(self._variants))]
+        told = [without_dials(made_with(spec, config, dtype)) for spec in variants]
+        mine = self.records.of_photos(photo.name for photo in photos)
+        self.records.refuse_others(mine, told)
+        self._defaults = [complete(spec, {}) for spec in variants]
+        asked = self._grid_of(config.dials)
+        digests = [digest_of(each) for each in told]
+        recorded = [self._recorded_setting(record, digests, asked) for record in mine]
+        self.grid = self._merged(asked, recorded)
+        self.earlier = len(self.grid.cells) - len(asked.cells)
+        self._made_with = [self.records.use(each) for each in told]
+        self._plain_made_with = {"baseline": PLAIN, "scale": config.scale, "crop_border": config.crop_border}
+        self.records.rename(self._other_keys(mine, recorded))
+
+    # --- the grid ---
+
+    def _grid_of(self, lists: Mapping[str, Sequence[float]]) -> Grid:
+        return Grid(_axes(self.config, self._variants, lists), tuple(self._defaults))
+
+    def _recorded_setting(self, record: Record, digests: Sequence[str], asked: Grid) -> Recorded:
+        """What a record of one of the variants is of; of equal ones it is the one that its key names."""
+        of_digest = [variant for variant, digest in enumerate(digests) if digest == record.made_with]
+        named = (variant for variant in of_digest if f",{record.cell}".endswith(f",{asked.variants[variant]}"))
+        variant = next(named, of_digest[0])
+        dials = [dial.name for dial in self._variants[variant].dials]
+        return Recorded(record.photo, variant, settings_in(record.cell, dials))
+
+    def _merged(self, asked: Grid, recorded: Sequence[Recorded]) -> Grid:
+        """The settings of this run and of earlier ones; refused where they make no grid that has results of all photos."""
+        lists = merged_lists(self.config.dials, self._defaults, recorded)
+        if any(name not in {dial.name for dial in spec.dials} for spec in self._variants for name in lists):
+            raise no_grid(self.config.output, lists, 0)
+        merged = self._grid_of(lists)
+        keys = {cell.key for cell in merged.cells}
+        there = {(each.photo, cell_key(each.settings, asked.variants[each.variant])) for each in recorded}
+        own = {cell.key for cell in asked.cells}
+        if not own | {key for _, key in there} <= keys:
+            raise no_grid(self.config.output, lists, 0)
+        lacking = {key for key in keys - own for photo in self.photos if (photo.name, key) not in there}
+        if lacking:
+            raise no_grid(self.config.output, lists, len(lacking))
+        return merged
+
+    def _other_keys(self, records: Sequence[Record], recorded: Sequence[Recorded]) -> list[tuple[Record, Record]]:
+        """The records whose models had other names among those that they were compared with."""
+        keys = [cell_key(each.settings, self.grid.variants[each.variant]) for each in recorded]
+        return [(record, record.under(key)) for record, key in zip(records, keys, strict=True) if record.cell != key]
 
     @property
     def complete(self) -> list[Photo]:
@@ -109,6 +159,39 @@ class Sweep:
         record = self.records.get(photo.name, cell.key)
         assert record is not None
         return record
+
+    @property
+    def infos(self) -> tuple[MetricInfo, ...]:
+        """The metrics that all complete photos have, of this and of earlier runs: those of the report, once `run` has ended."""
+        return self._infos_of(self.complete)
+
+    @property
+    def metrics_left_out(self) -> list[str]:
+        """Labels of those that only some results have, or whose references are not given now."""
+        records = self.records.of_photos(photo.name for photo in self.complete)
+        known = {name for record in records for name in record.metrics} - {info.name for info in self.infos}
+        return [info.label for info in METRICS.values() if info.name in known]
+
+    @property
+    def crops_left_out(self) -> list[str]:
+        """Those that earlier runs cut out of these photos, and that are not asked for now."""
+        cut = {crop for record in self.records.of_photos(photo.name for photo in self.photos) for crop in record.crops}
+        return sorted(cut - {crop.text for crop in self.config.crops})
+
+    @property
+    def photos_left_out(self) -> list[str]:
+        """Names of those that the folder has results of, and that are no inputs now."""
+        named = {photo.name for photo in self.photos}
+        return sorted(name for name in self.records.photos if name not in named)
+
+    def values(self, photo: Photo) -> Values:
+        """The metrics of a complete photo's cells."""
+        return {cell.key: self.record(photo, cell).metrics for cell in self.grid.cells}
+
+    def plain(self, photo: Photo) -> Mapping[str, float]:
+        """The metrics of the plainly enlarged photo, where it is compared with that; else none."""
+        record = self.records.get(photo.name, PLAIN) if self._with_plain else None
+        return {} if record is None else record.metrics
 
     def run(self) -> Generator[Done, None, None]:
         """Yield each cell of each photo as soon as its files are written; a photo's fault is added to `failures`.
@@ -136,7 +219,7 @@ class Sweep:
             if cell.variant != variant:
                 continue
             record = self.records.get(photo.name, cell.key)
-            fresh = record is not None and (record.made_with, record.input, record.hq) == (self._made_with[variant], *digests)
+            fresh = record is not None and record.is_of(self._made_with[variant], *digests)
             if record is not None and fresh and self._is_there(photo, cell, record):
                 yield Done(photo, cell, record, skipped=True)
             else:
@@ -146,6 +229,29 @@ class Sweep:
             log.info("`%s` or its reference has changed since: its cells are made again", photo.source)
         if todo:
             yield from self._restore(self._read(photo, digests, variant), variant, todo)
+        if self._with_plain:
+            self._measure_plain(photo, digests)
+
+    @property
+    def _with_plain(self) -> bool:
+        return self.config.rule is not None and self.config.rule.plain
+
+    def _measure_plain(self, photo: Photo, digests: tuple[str, str]) -> None:
+        """The metrics of the photo enlarged by Pillow's bicubic filter on 8-bit RGB, as `srcli eval --baseline` does it."""
+        start = time.perf_counter()
+        made_with = self.records.use(self._plain_made_with)
+        before = self.records.get(photo.name, PLAIN)
+        if before is not None and not before.is_of(made_with, *digests):
+            before = None
+        known = {} if before is None else before.metrics
+        todo = [metric for metric in self.opened.metrics if metric.info.name not in known]
+        if todo:
+            reader, (width, height) = Reader(), photo.output_size
+            enlarged_u8 = resample_u8(reader.read(photo.source), (height, width))
+            hq_u8 = None if photo.hq is None else reader.read(photo.hq)
+            metrics = {**known, **{metric.info.name: metric(enlarged_u8, hq_u8) for metric in todo}}
+            seconds = round(time.perf_counter() - start, 4)
+            self.records.add(Record(photo.name, PLAIN, made_with, *digests, metrics, seconds))
 
     def _is_there(self, photo: Photo, cell: Cell, record: Record) -> bool:
         """Whether the record has all metrics and the files of the cell exist."""
@@ -224,7 +330,8 @@ class Sweep:
         before = self.records.get(record.photo, record.cell)
         if before is not None and before.of_same(record):
             crops = tuple(dict.fromkeys((*before.crops, *record.crops)))
-            record = replace(record, crops=crops, metrics={**before.metrics, **record.metrics})
+            hq = record.hq or before.hq
+            record = replace(record, hq=hq, crops=crops, metrics={**before.metrics, **record.metrics})
         if before is not None and before.of_same_picture(record) and not record.image:
             record = replace(record, image=before.image, quality=before.quality)
         if before is not None and before.image != record.image:
@@ -233,26 +340,32 @@ class Sweep:
         return record
 
     def _write_sheets(self, photo: Photo) -> None:
-        metrics = {cell.key: self.record(photo, cell).metrics for cell in self.grid.cells}
-        write_sheets(self.grid, self.views, photo, metrics, self.opened.infos, self.config.pick, self.config.cell_px)
+        values, rule = self.values(photo), self.config.rule
+        best = None if rule is None else picked_cell(rule, self.grid.cells, values, self.plain(photo))
+        write_sheets(self.grid, self.views, photo, values, self._infos_of([photo]), best, self.config.cell_px)
+
+    def _infos_of(self, photos: Sequence[Photo]) -> tuple[MetricInfo, ...]:
+        every = [metrics for photo in photos for metrics in self.values(photo).values()]
+        every += [self.plain(photo) for photo in photos if self._with_plain]
+        compared = all(photo.hq is not None for photo in photos)
+        return tuple(
+            info
+            for info in METRICS.values()
+            if (compared or not info.needs_reference) and every and all(info.name in metrics for metrics in every)
+        )
 
     # --- models ---
 
     def _engine_of(self, variant: int) -> MixingEngine:
         """The engine of one variant; only one is in memory at a time."""
         if self._engine is None or self._engine[0] != variant:
-            self._engine = None
-            gc.collect()
+            if self._engine is not None:
+                self._engine = None
+                gc.collect()
             spec = self._variants[variant]
-            settings = [complete(spec, each) for each in _settings(self.config)]
+            settings = [cell.settings for cell in self.grid.cells if cell.variant == variant]
             self._engine = (variant, open_engine(spec, self.config, settings))
         return self._engine[1]
-
-    def _use(self, variant: int) -> str:
-        """Tell the records what the cells of a variant are made with."""
-        told = made_with(self._variants[variant], self.config, self._dtype)
-        cells = [cell.key for cell in self.grid.cells if cell.variant == variant]
-        return self.records.use(told, itertools.product((photo.name for photo in self.photos), cells))
 
 
 def open_sweep(config: SweepConfig) -> Sweep:
@@ -267,9 +380,12 @@ def open_sweep(config: SweepConfig) -> Sweep:
     photos, failures = find_photos(config)
     device, dtype = ready_device(config)
     opened = open_metrics(config.all_metrics, device, crop_border=config.crop_border)
-    if config.pick is not None and config.pick in opened.missing:
-        fault = opened.missing[config.pick]
-        raise ModelError(f"`--pick {config.pick}`: {fault.message}", fault.hint)
+    for name in config.rule.metrics if config.rule is not None else ():
+        if name in opened.missing:
+            fault = opened.missing[name]
+            raise ModelError(
+                f"`--pick {config.pick}`: {fault.message}", f"{fault.hint}; or pick by another metric, as `--pick psnr`"
+            )
     return Sweep(config, photos, failures, opened, dtype, variants)
 
 
@@ -280,15 +396,9 @@ def find_variants(config: SweepConfig) -> list[ModelSpec]:
     return [choose_model(model, config.models_file, adapters, config.dials) for model in config.model for adapters in given]
 
 
-def _axes(config: SweepConfig, variants: Sequence[ModelSpec]) -> tuple[Axis, ...]:
+def _axes(config: SweepConfig, variants: Sequence[ModelSpec], lists: Mapping[str, Sequence[float]]) -> tuple[Axis, ...]:
     models = variants[:: len(variants) // len(config.model)]
-    axes = [*dial_axes([spec.dials for spec in models], config.dials)]
+    axes = [*dial_axes([spec.dials for spec in models], lists)]
     if len(models) > 1:
         axes.append(model_axis(config.model, [spec.name for spec in models]))
     return (*axes, *(adapter_axis(name, paths) for name, paths in config.adapters.items() if len(paths) > 1))
-
-
-def _settings(config: SweepConfig) -> tuple[Settings, ...]:
-    """All that a model will be asked for."""
-    dials = config.dials
-    return tuple(dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values()))

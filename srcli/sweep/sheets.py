@@ -11,18 +11,16 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from srcli.config.sweep import Crop
-from srcli.evaluation.catalogue import METRICS, MetricInfo
+from srcli.evaluation.catalogue import MetricInfo
 from srcli.evaluation.measure import value_text
 from srcli.images.codec import Picture, encode
 from srcli.images.sheet import save_sheet
 from srcli.sweep.grid import Cell, Grid
 from srcli.sweep.inputs import Photo
+from srcli.sweep.picking import Values
 from srcli.sweep.views import HQ, LQ, Views, thumbnail
 
 U8 = npt.NDArray[np.uint8]
-Values = Mapping[str, Mapping[str, float]]
-"""Key of a cell -> metric -> value of the photo."""
-
 MAX_SIDE_PX = 8_000
 """Of a sheet: where a grid is too large for it, its pictures are smaller."""
 _QUALITY = 90
@@ -78,7 +76,7 @@ def write_sheets(
     photo: Photo,
     values: Values,
     infos: Sequence[MetricInfo],
-    pick: str | None,
+    best: Cell | None,
     cell_px: int,
 ) -> list[Sheet]:
     """Write all sheets of a photo.
@@ -89,10 +87,9 @@ def write_sheets(
         photo: whose.
         values: of the photo; shown below each picture as far as there is room.
         infos: of the metrics.
-        pick: the metric by which the best picture gets a frame.
+        best: the one whose picture gets a frame.
         cell_px: longer side of a picture, less where the sheet would be larger than `MAX_SIDE_PX`.
     """
-    best = best_cell(grid.cells, values, METRICS[pick]) if pick is not None else None
     captions = {cell.key: caption(values[cell.key], infos) for cell in grid.cells}
     sheets = planned_sheets(grid, views, photo)
     for sheet in sheets:
@@ -101,16 +98,6 @@ def write_sheets(
         save_sheet(drawn, sheet.path)
         _save_small(drawn, sheet.small)
     return sheets
-
-
-def best_cell(cells: Sequence[Cell], values: Values, info: MetricInfo) -> Cell | None:
-    """The first cell of the best value; None where no cell has one."""
-    best: Cell | None = None
-    for cell in cells:
-        value = values[cell.key].get(info.name)
-        if value is not None and (best is None or info.better(value, values[best.key][info.name])):
-            best = cell
-    return best
 
 
 def caption(values: Mapping[str, float], infos: Sequence[MetricInfo]) -> str:

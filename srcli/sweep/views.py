@@ -5,6 +5,7 @@ A view is the picture with its longer side at most `VIEW_PX`, as JPEG with full 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,11 +43,11 @@ class Views:
 
     def whole(self, photo: str, key: str) -> Path:
         """The view of a cell, or of `LQ` or `HQ`."""
-        return self.folder / "cells" / photo / f"{key}.jpg"
+        return view_files(self.folder, photo, key)[0]
 
     def crop(self, photo: str, key: str, crop: Crop) -> Path:
         """A crop of it."""
-        return self.folder / "cells" / photo / f"{key}.{crop.text}.png"
+        return view_files(self.folder, photo, key, (crop.text,))[1]
 
     def are_there(self, photo: str, key: str) -> bool:
         """Whether all views of a cell are written."""
@@ -67,6 +68,11 @@ class Views:
         for crop in self.crops:
             part = (slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width))
             encode(replace(plain, levels=plain.levels[part]), self.crop(photo, key, crop), "png", 100)
+
+
+def view_files(folder: Path, photo: str, key: str, crops: Sequence[str] = ()) -> list[Path]:
+    """The view of a picture, and then its crops, each by its text."""
+    return [folder / "cells" / photo / name for name in (f"{key}.jpg", *(f"{key}.{crop}.png" for crop in crops))]
 
 
 def thumbnail(path: Path, box_px: int) -> U8:
