@@ -1,0 +1,61 @@
+"""Pictures of more than 8 bits in formats of which Pillow gives 8: AVIF, HEIF, JPEG 2000."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from srcli.images.levels import Levels
+
+_OPENCV_SUFFIX = {"avif": ".avif", "jpeg2000": ".jp2"}
+
+
+@cache
+def reads(format: str) -> bool:
+    """Whether what is installed gives all bits of a format, which is named as in `About`."""
+    if format == "heif":
+        return importlib.util.find_spec("pillow_heif") is not None
+    suffix = _OPENCV_SUFFIX.get(format)
+    return suffix is not None and bool(cv2.haveImageWriter(suffix))  # there is no asking for readers by suffix
+
+
+def read(format: str, data: bytes, bits: int) -> Levels:
+    """Decode the first picture, turned no more than Pillow turns it.
+
+    Args:
+        format: one that `reads`.
+        data: the whole file.
+        bits: per channel, 9 to 16.
+
+    Returns:
+        (H, W, C) uint16 in full range: gray, RGB or RGBA.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    stored = _of_libheif(data, bits) if format == "heif" else _of_opencv(data)
+    if bits < 16:
+        stored = np.rint(np.minimum(stored, (1 << bits) - 1) * np.float32(65535 / ((1 << bits) - 1))).astype(np.uint16)
+    return stored
+
+
+def _of_opencv(data: bytes) -> Levels:
+    decoded: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise ValueError("broken data stream")
+    levels: Levels = decoded.reshape(*decoded.shape[:2], -1)
+    return levels if levels.shape[2] < 3 else levels[..., [2, 1, 0, 3][: levels.shape[2]]]
+
+
+def _of_libheif(data: bytes, bits: int) -> Levels:
+    heif = importlib.import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    levels: Levels = np.asarray(heif[heif.primary_index])
+    if levels.dtype != np.uint16:
+        raise ValueError("broken data stream")
+    return levels.reshape(*levels.shape[:2], -1) >> np.uint16(16 - bits)  # it is given in the upper bits
