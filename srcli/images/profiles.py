@@ -25,12 +25,12 @@ _VERSION = 0x04400000  # 4.4, the first with the tag `cicp`
 
 
 def gamma_curve(exponent: float) -> bytes:
-    """linear = encoded ** exponent."""
+    """Linear = encoded ** exponent."""
     return _parametric(0, exponent)
 
 
 def power_curve(exponent: float, a: float, b: float, c: float, d: float) -> bytes:
-    """linear = (a * encoded + b) ** exponent from `d` on, and c * encoded below it."""
+    """Linear = (a * encoded + b) ** exponent from `d` on, and c * encoded below it."""
     return _parametric(3, exponent, a, b, c, d)
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
 
 from srcli.images.faults import NARROWER, RESAVE, UnreadableError
 from srcli.images.levels import Levels
@@ -47,8 +47,13 @@ def photo_page(tif: tifffile.TiffFile) -> Any:
 
     Returns:
         A `tifffile.TiffPage`.
+
+    Raises:
+        ValueError: there is none.
     """
     pages = list(islice(iter(tif.pages), _MOST_PAGES))
+    if not pages:
+        raise ValueError("no picture is where it should be")
     inner = (page for outer in pages if outer.subifds for page in outer.pages)
     whole = (page for page in (*pages, *inner) if not page.subfiletype & (_SUBFILE_REDUCED | _SUBFILE_MASK))
     return next(whole, pages[0])
@@ -115,16 +120,18 @@ def read(page: Any, file: BinaryIO) -> tuple[Levels, str | None]:
 
 
 def _pillow_reads(page: Any) -> bool:
-    contiguous = page.planarconfig == 1 or page.samplesperpixel == 1
     if page.compression in _FAX:
         return bool(page.bitspersample == 1 and page.samplesperpixel == 1 and page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK))
-    if page.compression == _JPEG:
-        plain = page.photometric in (_MIN_IS_BLACK, _RGB, _YCBCR, _CMYK)
-        return bool(contiguous and plain and page.bitspersample == 8 and not page.extrasamples)
-    return bool(
-        contiguous and page.photometric == _YCBCR and page.compression in _OF_BYTES
-        and page.bitspersample == 8 and page.samplesperpixel == 3
-    )  # fmt: skip
+    if page.bitspersample != 8 or page.imagedepth != 1:
+        return False
+    if page.photometric == _YCBCR:
+        return bool(page.compression in (_JPEG, *_OF_BYTES) and page.planarconfig == 1 and page.samplesperpixel == 3)
+    if page.photometric == _MIN_IS_BLACK and page.planarconfig == 2 and page.samplesperpixel > 1:
+        return False  # it loses the second plane
+    extra = len(page.extrasamples)
+    most_extra = {_MIN_IS_WHITE: 0, _MIN_IS_BLACK: 1, _RGB: 1, _CMYK: 0}.get(page.photometric, -1)
+    known = extra <= most_extra and page.samplesperpixel == _COLORS[page.photometric] + extra
+    return bool(page.compression == _JPEG and known)
 
 
 def _unclear(page: Any) -> UnreadableError | None:
