@@ -112,9 +112,7 @@ def check(folder: Path, choice: Choice) -> None:
 
 @pytest.mark.parametrize(("photometric", "extra", "bits"), CASES)
 def test_what_a_tiff_may_choose_is_read_rightly(tmp_path: Path, photometric: int, extra: tuple[int, ...], bits: int) -> None:
-    for choice in list(choices(photometric, extra, bits))[
-        bits % 13 :: 13
-    ]:  # which over all cases meets every value of each choice
+    for choice in list(choices(photometric, extra, bits))[bits % 13 :: 13]:  # which in all cases meets all values
         check(tmp_path, choice)
 
 

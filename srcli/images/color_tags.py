@@ -36,7 +36,7 @@ def of_png(chunks: dict[bytes, bytes], icc_profile: bytes | None, *, gray: bool)
     gamma = struct.unpack(">I", chunks[b"gAMA"])[0] / 1e5 if len(chunks.get(b"gAMA", b"")) == 4 else 0.0
     colors = SRGB
     if len(body := chunks.get(b"cHRM", b"")) == 32 and not gray:
-        colors = tuple(value / 1e5 for value in struct.unpack(">8I", body))  # type: ignore[assignment]
+        colors = tuple(value / 1e5 for value in struct.unpack(">8I", body))
     return _calibrated(colors, [1 / gamma if gamma else 0.0], gray=gray)
 
 

@@ -25,23 +25,30 @@ def reads(format: str) -> bool:
     return suffix is not None and bool(cv2.haveImageWriter(suffix))  # there is no asking for readers by suffix
 
 
-def read(format: str, data: bytes, bits: int) -> Levels:
+def read(format: str, data: bytes, bits: int, mode: str) -> Levels:
     """Decode the first picture, turned no more than Pillow turns it.
 
     Args:
         format: one that `reads`.
         data: the whole file.
         bits: per channel, 9 to 16.
+        mode: of the picture as Pillow has it: L, LA, RGB or RGBA.
 
     Returns:
-        (H, W, C) uint16 in full range: gray, RGB or RGBA.
+        (H, W, C) uint16 in full range, with the channels of `mode`.
 
     Raises:
         ValueError: the file is damaged.
     """
     stored = _of_libheif(data, bits) if format == "heif" else _of_opencv(data)
     if bits < 16:
-        stored = np.rint(np.minimum(stored, (1 << bits) - 1) * np.float32(65535 / ((1 << bits) - 1))).astype(np.uint16)
+        top = (1 << bits) - 1
+        table = np.rint(np.arange(top + 1) * (65535 / top)).astype(np.uint16)
+        stored = table[np.minimum(stored, top)]
+    if stored.shape[2] > len(mode):  # gray as three channels
+        stored = stored[..., [0, 3][: len(mode)] if len(mode) <= 2 else [0, 1, 2]]
+    if stored.shape[2] != len(mode):
+        raise ValueError("broken data stream")
     return stored
 
 
@@ -58,4 +65,5 @@ def _of_libheif(data: bytes, bits: int) -> Levels:
     levels: Levels = np.asarray(heif[heif.primary_index])
     if levels.dtype != np.uint16:
         raise ValueError("broken data stream")
-    return levels.reshape(*levels.shape[:2], -1) >> np.uint16(16 - bits)  # it is given in the upper bits
+    low: Levels = levels.reshape(*levels.shape[:2], -1) >> np.uint16(16 - bits)  # it is given in the upper bits
+    return low

@@ -15,6 +15,7 @@ MAGIC = b"\xff\xd8\xff"
 NO_END = "it has no end marker, but all of its pixels; it may have been cut off"
 _END = b"\xff\xd9"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _JPEG_LS, _SCAN = 0xF7, 0xDA
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -39,11 +40,13 @@ def has_gain_map(data: bytes) -> bool:
 def without_end(data: bytes) -> Image.Image | None:
     """The picture, decoded, of a file that lacks only its end marker; None where pixels are missing, or may be.
 
-    A decoder that is given an end marker makes up missing pixels from zeros, without a word. So it is given other bytes, too: where
-    they make no difference, it had no need of them. Of several scans (progressive) the last may be missing as a whole.
+    A decoder that is given an end marker makes up missing pixels from zeros, without a word. So it is given other bytes, too:
+    where they make no difference, it had no need of them. Of several scans, the last may be missing as a whole.
     """
     data = data.removesuffix(b"\xff")
-    if data.count(b"\xff\xda", sum(2 + 2 + len(body) for _, body in _segments(io.BytesIO(data)))):
+    parts = dict(_segments(io.BytesIO(data)))
+    frame = next((parts[marker] for marker in _SEQUENTIAL if marker in parts), b"")
+    if len(frame) < 6 or parts.get(_SCAN, b"")[:1] != frame[5:6]:  # one scan of all components
         return None
     first = _decoded(data + _END)
     pixels = np.asarray(first)

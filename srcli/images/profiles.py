@@ -1,6 +1,6 @@
 """ICC profiles from primaries and a transfer function, for files that tell their colours in another way.
 
-A matrix/TRC display profile, or one of gray: ICC.1:2022, 7.2 (header), 8.3.3 and 8.4.2 (which tags), 9.2 (tags), 10 (their types).
+A matrix/TRC display profile, or one of gray: ICC.1:2022, 7.2 (header), 8.3.3 and 8.4.2 (which tags), 9.2 (tags), 10 (types).
 """
 
 from __future__ import annotations

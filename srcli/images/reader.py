@@ -114,7 +114,7 @@ class Source:
         if about.format != "png":  # Pillow turns some formats by itself while loading
             about = replace(about, orientation=metadata.orientation_of(image.getexif()))
         if about.bits:
-            return deep.read(about.format, _content(self._file), about.bits), about
+            return deep.read(about.format, _content(self._file), about.bits, image.mode), about
         if image.mode in _OTHER_MODELS:
             about = replace(about, icc_profile=None)
         levels = _pillow_levels(image)
@@ -272,12 +272,12 @@ def _with_colors(about: About, image: Image.Image, file: BinaryIO) -> About:
         facts = facts_of(file)
         color = color_tags.of_boxes(facts, about.icc_profile, gray=gray)
     bits = codestream_bits(file) if about.format == "jpeg2000" and not facts.bits else facts.bits
-    notes = (color.note, _GAIN_MAP if facts.gain_map else "")
+    notes = [color.note, _GAIN_MAP if facts.gain_map else ""]
     if bits > 8 and about.bit_depth == 8:
         if deep.reads(about.format):
             about = replace(about, bit_depth=16, bits=min(bits, 16))
         else:
-            notes += (f"of its {bits} bits per channel 8 are read: what is installed gives no more of {image.format}",)
+            notes.append(f"of its {bits} bits per channel 8 are read: what is installed gives no more of {image.format}")
     file.seek(0)
     return replace(about, icc_profile=color.profile, notes=tuple(filter(None, notes)))
 

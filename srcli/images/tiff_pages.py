@@ -313,7 +313,8 @@ def _divided(color: Levels, alpha: Levels) -> Levels:
 def _full_range(bits: int) -> Levels:
     """Samples of so many bits -> levels of 8 bits, or of 16 from 9 bits on."""
     top, kind = (255, np.uint8) if bits < 8 else (65535, np.uint16)
-    return np.rint(np.arange(1 << bits) * (top / ((1 << bits) - 1))).astype(kind)
+    levels: Levels = np.rint(np.arange(1 << bits) * (top / ((1 << bits) - 1))).astype(kind)
+    return levels
 
 
 def _palette(page: Any) -> npt.NDArray[np.uint8]:
