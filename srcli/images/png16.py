@@ -99,8 +99,11 @@ def read(data: bytes) -> Levels:
     """
     header, rows, transparent = _parts(data)
     packed = zlib.compress(rows, 0)  # what OpenCV's libpng finds no fault with, of which it would print a line
+    del rows
     bare = b"".join([SIGNATURE, header, _chunk(b"IDAT", packed), _chunk(b"IEND", b"")])
+    del packed
     decoded = cv2.imdecode(np.frombuffer(bare, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    del bare
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError("broken data stream")
     levels: Levels = decoded.astype(np.uint16, copy=False).reshape(*decoded.shape[:2], -1)

@@ -126,7 +126,7 @@ class Source:
         levels, mode = tiff_pages.read(self._page, self._file)
         if mode is None:
             return levels, self.about
-        image = Image.frombytes(mode, levels.shape[1::-1], levels.tobytes(), "raw", mode)
+        image = Image.frombuffer(mode, levels.shape[1::-1], levels, "raw", mode, 0, 1)
         image.info["icc_profile"] = self.about.icc_profile
         return np.asarray(_to_srgb(image)), replace(self.about, icc_profile=None)
 
