@@ -102,6 +102,18 @@ def shown(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))[4, 4].astype(float)
 
 
+def adobe_rgb() -> bytes:
+    """As cameras write it, without a profile."""
+    exif = Image.Exif()
+    exif[0x8769] = {0xA001: 0xFFFF, 0xA005: {1: "R03"}}
+    return saved("JPEG", quality=100, subsampling=0, exif=exif.tobytes())
+
+
+def of_adobe_rgb() -> np.ndarray:
+    to_srgb_lights = [[1.3984, -0.3984, 0.0], [0.0, 1.0, 0.0], [0.0, -0.0429, 1.0429]]  # Adobe RGB (1998), to sRGB
+    return to_srgb(np.array(to_srgb_lights) @ (np.array(RGB) / 255) ** (563 / 256))
+
+
 SOURCES: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = {
     "PNG, linear": (lambda: png(chunk(b"gAMA", struct.pack(">I", 100000))), lambda: to_srgb(np.array(RGB) / 255)),
     "PNG, gamma 1/1.8": (lambda: png(chunk(b"gAMA", struct.pack(">I", 55556))), lambda: to_srgb((np.array(RGB) / 255) ** 1.8)),
@@ -142,6 +154,7 @@ SOURCES: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = {
         lambda: bitmap(0, (0.48657, 0.22897, 0.0, 0.26567, 0.69174, 0.04511, 0.19822, 0.07929, 1.04394), 2.2),
         lambda: to_srgb(P3_TO_SRGB @ (to_linear(RGB))),
     ),
+    "JPEG, Adobe RGB by EXIF": (adobe_rgb, of_adobe_rgb),
     "BMP, sRGB": (lambda: bitmap(0x73524742), lambda: np.array(RGB)),
     "BMP, calibrated by nothing": (lambda: bitmap(0), lambda: np.array(RGB)),
 }

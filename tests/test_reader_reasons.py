@@ -179,12 +179,27 @@ def test_jpeg_2000_of_16_bits_keeps_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(tmp_path / "bare.j2k").levels, levels)
 
 
+@pytest.mark.parametrize("top", [1023, 5000, 65535])
+def test_ppm_of_more_than_8_bits_keeps_them(tmp_path: Path, top: int) -> None:
+    levels = np.random.default_rng(0).integers(0, top + 1, (7, 9, 3), np.uint16)
+    (tmp_path / "a.ppm").write_bytes(b"P6\n# a note\n9 7 # another\n%d\n" % top + levels.astype(">u2").tobytes())
+    assert probe(tmp_path / "a.ppm").bit_depth == 16
+    np.testing.assert_array_equal(decode(tmp_path / "a.ppm").levels, np.rint(levels * (65535 / top)))
+
+
+@pytest.mark.parametrize("read", [probe, decode])
+def test_numbers_of_32_bits_are_refused_by_the_header(tmp_path: Path, read: object) -> None:
+    (tmp_path / "a.ppm").write_bytes(b"Pf\n2 2\n-1.0\n" + bytes(16))
+    with pytest.raises(ImageError, match="its pixels are 32-bit numbers"):
+        read(tmp_path / "a.ppm")  # type: ignore[operator]
+
+
 def test_heif_of_10_bits_by_libheif() -> None:
     heif = pytest.importorskip("pillow_heif")
     levels = (np.arange(32 * 48 * 3).reshape(32, 48, 3) * 40).astype(np.uint16)
     buffer = io.BytesIO()
     heif.from_bytes("RGB;16", (48, 32), levels.tobytes()).save(buffer, quality=100, chroma="444")
-    found = deep.read("heif", buffer.getvalue(), 10, "RGB")
+    found = deep.read("heif", buffer.getvalue(), 1023, "RGB")
     assert np.abs(found.astype(int) - levels).mean() < 300
 
 

@@ -7,6 +7,7 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from srcli.images.boxes import Facts
 from srcli.images.cicp import Color, color_of
@@ -19,6 +20,9 @@ _CALIBRATED, _LINKED, _EMBEDDED = 0, 0x4C494E4B, 0x4D424544
 _ENUMERATED = {16: "sRGB", 17: "gray", 18: "sYCC"}
 _ROMM: Chromaticities = (0.3457, 0.3585, 0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001)
 _ROMM_NUMBER = 21
+_ADOBE_RGB: Chromaticities = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+_ADOBE_GAMMA = 2 + 51 / 256
+_EXIF_IFD, _INTEROP_IFD, _INTEROP_INDEX = 0x8769, 0xA005, 1
 
 
 def of_png(chunks: dict[bytes, bytes], icc_profile: bytes | None, *, gray: bool) -> Color:
@@ -64,6 +68,17 @@ def of_bitmap(file: BinaryIO, *, bare: bool, gray: bool) -> Color:
         file.seek(start + at)
         return Color(file.read(min(count, 1 << 26)) or None)
     return Color()
+
+
+def of_exif(tags: Image.Exif) -> bytes | None:
+    """The profile of Adobe RGB, where a camera says no more than "R03" (DCF 2.0, "option file"); None elsewhere."""
+    try:
+        link = tags.get_ifd(_EXIF_IFD).get(_INTEROP_IFD)
+        index = link.get(_INTEROP_INDEX) if isinstance(link, dict) else tags.get_ifd(_INTEROP_IFD).get(_INTEROP_INDEX)
+    except Exception:  # Pillow fails in many ways on broken tags, and metadata must not cost the image
+        return None
+    text = index.decode("latin-1") if isinstance(index, bytes) else str(index)
+    return rgb_profile("Adobe RGB (1998)", _ADOBE_RGB, [gamma_curve(_ADOBE_GAMMA)]) if text.startswith("R03") else None
 
 
 def of_boxes(facts: Facts, icc_profile: bytes | None, *, gray: bool) -> Color:

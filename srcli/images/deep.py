@@ -1,10 +1,11 @@
-"""Pictures of more than 8 bits in formats of which Pillow gives 8: AVIF, HEIF, JPEG 2000."""
+"""Pictures of more than 8 bits in formats of which Pillow gives 8: AVIF, HEIF, JPEG 2000, PPM."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import io
+import re
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from srcli.images.levels import Levels
 
-_OPENCV_SUFFIX = {"avif": ".avif", "jpeg2000": ".jp2"}
+_OPENCV_SUFFIX = {"avif": ".avif", "jpeg2000": ".jp2", "ppm": ".ppm"}
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_PPM_HEAD = re.compile(rb"P[36]" + _GAP + rb"\d+" + _GAP + rb"\d+" + _GAP + rb"(\d{1,5})\s")
 
 
 @cache
@@ -25,13 +28,19 @@ def reads(format: str) -> bool:
     return suffix is not None and bool(cv2.haveImageWriter(suffix))  # there is no asking for readers by suffix
 
 
-def read(format: str, data: bytes, bits: int, mode: str) -> Levels:
+def ppm_top(head: bytes) -> int:
+    """The largest level of a PPM in colour; 0 of other files."""
+    found = _PPM_HEAD.match(head)
+    return int(found[1]) if found else 0
+
+
+def read(format: str, data: bytes, top: int, mode: str) -> Levels:
     """Decode the first picture, turned no more than Pillow turns it.
 
     Args:
         format: one that `reads`.
         data: the whole file.
-        bits: per channel, 9 to 16.
+        top: its largest level, 256 to 65535.
         mode: of the picture as Pillow has it: L, LA, RGB or RGBA.
 
     Returns:
@@ -40,9 +49,8 @@ def read(format: str, data: bytes, bits: int, mode: str) -> Levels:
     Raises:
         ValueError: the file is damaged.
     """
-    stored = _of_libheif(data, bits) if format == "heif" else _of_opencv(data)
-    if bits < 16:
-        top = (1 << bits) - 1
+    stored = _of_libheif(data, top.bit_length()) if format == "heif" else _of_opencv(data)
+    if top < 65535:
         table = np.rint(np.arange(top + 1) * (65535 / top)).astype(np.uint16)
         stored = table[np.minimum(stored, top)]
     if stored.shape[2] > len(mode):  # gray as three channels

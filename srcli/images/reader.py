@@ -29,6 +29,7 @@ from srcli.images.levels import Levels
 MAX_PIXELS = 1 << 28
 """Larger files are refused: enlarged four times they would take over 50 GiB, and most that claim such a size mean harm."""
 
+_PPM_HEAD_BYTES = 4096
 _HEAD_BYTES = 26  # a PNG's bit depth is in its 25th byte
 _OTHER_MODELS = ("CMYK", "LAB", "HSV")
 _GRAY = ("1", "L", "LA", "La")
@@ -37,6 +38,7 @@ _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "JPEG2000", *_AVIF, "TGA")
 """What is read, MPO with JPEG; TGA, which has no mark of its own, comes last."""
 _KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, TGA, PPM"
+_WITH_EXIF = ("JPEG", "MPO", "WEBP")  # of others, what they say themselves counts
 _IN_BOXES = ("avif", "heif", "jpeg2000")
 _GAIN_MAP = "its gain map, which makes HDR of it, is left out"
 
@@ -65,8 +67,8 @@ _silence_decoders()
 class About:
     """What a file holds beside its pixels; `size` is width and height as stored, not upright.
 
-    `bits` are those of the file where they are more than 8 and not those of `bit_depth`, else 0. `notes` are what is to be told
-    of pictures of its kind, `faults` of itself.
+    `top` is the largest level where the file has more than 8 bits and Pillow gives no more, else 0. `notes` are what is to be
+    told of pictures of its kind, `faults` of itself.
     """
 
     format: str
@@ -75,7 +77,7 @@ class About:
     orientation: int
     icc_profile: bytes | None
     exif: bytes | None
-    bits: int = 0
+    top: int = 0
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -113,8 +115,8 @@ class Source:
             about = replace(about, notes=(*about.notes, _GAIN_MAP))
         if about.format != "png":  # Pillow turns some formats by itself while loading
             about = replace(about, orientation=metadata.orientation_of(image.getexif()))
-        if about.bits:
-            return deep.read(about.format, _content(self._file), about.bits, image.mode), about
+        if about.top:
+            return deep.read(about.format, _content(self._file), about.top, image.mode), about
         if image.mode in _OTHER_MODELS:
             about = replace(about, icc_profile=None)
         levels = _pillow_levels(image)
@@ -194,6 +196,8 @@ def opened(path: Path) -> Iterator[Source]:
                 image = Image.open(file, formats=_FORMATS)  # what others there are may start programs, as EPS does
             except UnidentifiedImageError as fault:
                 raise kinds.refusal(file) or fault from fault
+            if image.mode in ("I", "F") and not _is_gray16(image):
+                raise UnreadableError("its pixels are 32-bit numbers", NARROWER)
             about = _about(image, head, notes)
         _widen_transparency(image, head)
         with image:
@@ -242,12 +246,15 @@ def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
         tags = Image.Image.getexif(described)  # that of PNG would first decode all pixels
     raw = described.info.get("exif")
     exif = metadata.checked_exif(raw) if isinstance(raw, bytes) else metadata.exif_from_tags(tags)
+    profile = image.info.get("icc_profile") or None
+    if profile is None and image.format in _WITH_EXIF:
+        profile = color_tags.of_exif(tags)
     return About(
         format="jpeg" if image.format == "MPO" else (image.format or "").lower(),
         size=image.size,
         bit_depth=16 if _is_gray16(image) or (image.format == "PNG" and png16.bit_depth(head) == 16) else 8,
         orientation=metadata.orientation_of(tags),
-        icc_profile=image.info.get("icc_profile") or None,
+        icc_profile=profile,
         exif=exif,
     )
 
@@ -271,13 +278,18 @@ def _with_colors(about: About, image: Image.Image, file: BinaryIO) -> About:
     elif about.format in _IN_BOXES:
         facts = facts_of(file)
         color = color_tags.of_boxes(facts, about.icc_profile, gray=gray)
-    bits = codestream_bits(file) if about.format == "jpeg2000" and not facts.bits else facts.bits
+    top = (1 << (facts.bits or codestream_bits(file))) - 1 if about.format in _IN_BOXES else 0
+    if about.format == "ppm":
+        file.seek(0)
+        top = deep.ppm_top(file.read(_PPM_HEAD_BYTES))
     notes = [color.note, _GAIN_MAP if facts.gain_map else ""]
-    if bits > 8 and about.bit_depth == 8:
+    if top > 255 and about.bit_depth == 8:
         if deep.reads(about.format):
-            about = replace(about, bit_depth=16, bits=min(bits, 16))
+            about = replace(about, bit_depth=16, top=min(top, 65535))
         else:
-            notes.append(f"of its {bits} bits per channel 8 are read: what is installed gives no more of {image.format}")
+            notes.append(
+                f"of its {top.bit_length()} bits per channel 8 are read: what is installed gives no more of {image.format}"
+            )
     file.seek(0)
     return replace(about, icc_profile=color.profile, notes=tuple(filter(None, notes)))
 
@@ -293,7 +305,7 @@ def _about_tiff(file: BinaryIO, page: Any) -> About:
         profile = tags.get(_ICC_TAG)
     depth = 16 if tiff_pages.is_deep(page) else 8
     size = (page.imagewidth, page.imagelength)
-    profile = profile if isinstance(profile, bytes) else None
+    profile = profile if isinstance(profile, bytes) else color_tags.of_exif(tags)
     return About("tiff", size, depth, metadata.orientation_of(tags), profile, exif)
 
 
