@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms, features
 
 from srcli.images import telling
@@ -114,6 +115,14 @@ def of_adobe_rgb() -> np.ndarray:
     return to_srgb(np.array(to_srgb_lights) @ (np.array(RGB) / 255) ** (563 / 256))
 
 
+def tiff_of_p3() -> bytes:
+    buffer = io.BytesIO()
+    pairs = {318: (3127, 10000, 3290, 10000), 319: (68, 100, 32, 100, 265, 1000, 69, 100, 15, 100, 6, 100)}
+    tags = [(tag, "2I", len(values) // 2, values, True) for tag, values in pairs.items()]
+    tifffile.imwrite(buffer, np.full((16, 16, 3), RGB, np.uint8), photometric="rgb", metadata=None, extratags=tags)
+    return buffer.getvalue()
+
+
 SOURCES: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = {
     "PNG, linear": (lambda: png(chunk(b"gAMA", struct.pack(">I", 100000))), lambda: to_srgb(np.array(RGB) / 255)),
     "PNG, gamma 1/1.8": (lambda: png(chunk(b"gAMA", struct.pack(">I", 55556))), lambda: to_srgb((np.array(RGB) / 255) ** 1.8)),
@@ -154,6 +163,7 @@ SOURCES: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = {
         lambda: bitmap(0, (0.48657, 0.22897, 0.0, 0.26567, 0.69174, 0.04511, 0.19822, 0.07929, 1.04394), 2.2),
         lambda: to_srgb(P3_TO_SRGB @ (to_linear(RGB))),
     ),
+    "TIFF, P3 by its tags": (tiff_of_p3, of_p3),
     "JPEG, Adobe RGB by EXIF": (adobe_rgb, of_adobe_rgb),
     "BMP, sRGB": (lambda: bitmap(0x73524742), lambda: np.array(RGB)),
     "BMP, calibrated by nothing": (lambda: bitmap(0), lambda: np.array(RGB)),

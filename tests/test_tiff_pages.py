@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
-from tiff_files import CMYK, DEFLATE, LZW, MIN_IS_BLACK, MIN_IS_WHITE, NONE, PACKBITS, PALETTE, RGB, Choice, tiff
+from tiff_files import CMYK, DEFLATE, LZW, MIN_IS_BLACK, MIN_IS_WHITE, NONE, PACKBITS, PALETTE, RGB, Choice, tiff, tiff_file
 
 from srcli.errors import ImageError
 from srcli.images.codec import decode, probe
@@ -205,6 +205,24 @@ def test_jpeg_inside_tiff(tmp_path: Path, photometric: str, channels: int, tile:
             probe(tmp_path / "a.tif")
         return
     assert np.abs(decode(tmp_path / "a.tif").levels.astype(int) - smooth).max() <= 12
+
+
+def test_old_jpeg_inside_tiff(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:32, 0:48]
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([x * 5, y * 7, x + y], -1).astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    stream = buffer.getvalue()
+    scan = stream.index(b"\xff\xda")
+    pixels = scan + 2 + int.from_bytes(stream[scan + 2 : scan + 4], "big")
+    more = {
+        258: [8, 8, 8], 259: [6], 262: [6], 273: [8 + pixels], 277: [3], 278: [32], 279: [len(stream) - pixels], 512: [1],
+        513: [8], 514: [len(stream)], 530: [2, 2],
+    }  # fmt: skip
+    tags = {256: (4, [48]), 257: (4, [32])} | {tag: (3, values) for tag, values in more.items()}
+    (tmp_path / "a.tif").write_bytes(tiff_file("<", stream, tags))
+    with Image.open(buffer) as other:
+        right = np.asarray(other).astype(int)
+    assert np.abs(decode(tmp_path / "a.tif").levels - right).mean() < 2
 
 
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])

@@ -54,10 +54,11 @@ def tiff(samples: np.ndarray, choice: Choice, more: dict[int, tuple[int, list[in
     offsets = list(np.cumsum([8, *map(len, packed)]))
     kinds = (324, 325) if choice.layout == "tiles" else (273, 279)
     tags |= {kinds[0]: (4, offsets[:-1]), kinds[1]: (4, [len(data) for data in packed])}
-    return _file(choice.order, b"".join(packed), tags | (more or {}))
+    return tiff_file(choice.order, b"".join(packed), tags | (more or {}))
 
 
-def _file(order: str, body: bytes, tags: dict[int, tuple[int, list[int]]]) -> bytes:
+def tiff_file(order: str, body: bytes, tags: dict[int, tuple[int, list[int]]]) -> bytes:
+    """`body` at byte 8, and a directory of `tags`."""
     body += b"\0" * (len(body) % 2)
     entries, values = b"", b""
     values_at = 8 + len(body) + 2 + 12 * len(tags) + 4

@@ -20,6 +20,7 @@ _CALIBRATED, _LINKED, _EMBEDDED = 0, 0x4C494E4B, 0x4D424544
 _ENUMERATED = {16: "sRGB", 17: "gray", 18: "sYCC"}
 _ROMM: Chromaticities = (0.3457, 0.3585, 0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001)
 _ROMM_NUMBER = 21
+_WHITE_POINT, _PRIMARIES = 318, 319
 _ADOBE_RGB: Chromaticities = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 _ADOBE_GAMMA = 2 + 51 / 256
 _EXIF_IFD, _INTEROP_IFD, _INTEROP_INDEX = 0x8769, 0xA005, 1
@@ -68,6 +69,17 @@ def of_bitmap(file: BinaryIO, *, bare: bool, gray: bool) -> Color:
         file.seek(start + at)
         return Color(file.read(min(count, 1 << 26)) or None)
     return Color()
+
+
+def of_tiff(tags: Image.Exif) -> Color:
+    """Of a TIFF without a profile: WhitePoint and PrimaryChromaticities (TIFF 6.0, section 20), or what a camera says."""
+    try:
+        values = [float(each) for tag in (_WHITE_POINT, _PRIMARIES) for each in tags.get(tag, ())]
+    except (TypeError, ValueError, ZeroDivisionError):
+        values = []
+    if len(values) == 8:
+        return _calibrated(tuple(values), [0.0], gray=False)  # type: ignore[arg-type]
+    return Color(of_exif(tags))
 
 
 def of_exif(tags: Image.Exif) -> bytes | None:

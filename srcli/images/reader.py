@@ -38,6 +38,7 @@ _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "JPEG2000", *_AVIF, "TGA")
 """What is read, MPO with JPEG; TGA, which has no mark of its own, comes last."""
 _KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, TGA, PPM"
+_IN_COLOR = (2, 6)  # TIFF's RGB and YCbCr
 _WITH_EXIF = ("JPEG", "MPO", "WEBP")  # of others, what they say themselves counts
 _IN_BOXES = ("avif", "heif", "jpeg2000")
 _GAIN_MAP = "its gain map, which makes HDR of it, is left out"
@@ -247,7 +248,7 @@ def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
     raw = described.info.get("exif")
     exif = metadata.checked_exif(raw) if isinstance(raw, bytes) else metadata.exif_from_tags(tags)
     profile = image.info.get("icc_profile") or None
-    if profile is None and image.format in _WITH_EXIF:
+    if profile is None and image.format in _WITH_EXIF and image.mode not in _GRAY:
         profile = color_tags.of_exif(tags)
     return About(
         format="jpeg" if image.format == "MPO" else (image.format or "").lower(),
@@ -305,8 +306,11 @@ def _about_tiff(file: BinaryIO, page: Any) -> About:
         profile = tags.get(_ICC_TAG)
     depth = 16 if tiff_pages.is_deep(page) else 8
     size = (page.imagewidth, page.imagelength)
-    profile = profile if isinstance(profile, bytes) else color_tags.of_exif(tags)
-    return About("tiff", size, depth, metadata.orientation_of(tags), profile, exif)
+    color = Color(profile) if isinstance(profile, bytes) else Color()
+    if color.profile is None and page.samplesperpixel >= 3 and page.photometric in _IN_COLOR:
+        color = color_tags.of_tiff(tags)
+    notes = (color.note,) if color.note else ()
+    return About("tiff", size, depth, metadata.orientation_of(tags), color.profile, exif, notes=notes)
 
 
 def _is_gray16(image: Image.Image) -> bool:

@@ -34,7 +34,7 @@ _MODES = {_CMYK: "CMYK", _LAB: "LAB"}
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _NONE, _LZW, _DEFLATE, _PACKBITS, _OLD_DEFLATE, _LZMA, _ZSTD = 1, 5, 8, 32773, 32946, 34925, 50000
 _OF_BYTES = (_NONE, _LZW, _DEFLATE, _PACKBITS, _OLD_DEFLATE, _LZMA, _ZSTD)
-_JPEG, _FAX = 7, (2, 3, 4)
+_OLD_JPEG, _JPEG, _FAX = 6, 7, (2, 3, 4)
 _SUBFILE_REDUCED, _SUBFILE_MASK = 1, 4
 _INK_SET, _COLOR_MAP, _CMYK_INKS = 332, 320, 1
 
@@ -125,7 +125,7 @@ def _pillow_reads(page: Any) -> bool:
     if page.bitspersample != 8 or page.imagedepth != 1:
         return False
     if page.photometric == _YCBCR:
-        return bool(page.compression in (_JPEG, *_OF_BYTES) and page.planarconfig == 1 and page.samplesperpixel == 3)
+        return bool(page.compression in (_OLD_JPEG, _JPEG, *_OF_BYTES) and page.planarconfig == 1 and page.samplesperpixel == 3)
     if page.photometric == _MIN_IS_BLACK and page.planarconfig == 2 and page.samplesperpixel > 1:
         return False  # it loses the second plane
     extra = len(page.extrasamples)
