@@ -81,7 +81,10 @@ def test_rows_of_an_interlaced_png(tmp_path: Path, depth: int) -> None:
 # ---------------------------------------------------------------- JPEG
 
 
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"optimize": True}, {"restart_marker_blocks": 3}])
+OF_ODD_EXIF = {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\2\0\xff\0\0\0"}  # Pillow warns of it
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"optimize": True}, {"restart_marker_blocks": 3}, OF_ODD_EXIF])
 def test_a_jpeg_without_its_end_marker_is_read_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, object]
 ) -> None:

@@ -7,6 +7,7 @@ import itertools
 import shutil
 import struct
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -309,3 +310,25 @@ def test_a_tiff_that_lacks_bytes_is_damaged(tmp_path: Path, compression: int, la
         (tmp_path / "a.tif").write_bytes(broken)
         with pytest.raises(ImageError, match="damaged or incomplete"):
             decode(tmp_path / "a.tif")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choice", "times"),
+    [
+        (Choice(RGB, 16, (ASSOCIATED,), compression=DEFLATE), 2.5),
+        (Choice(RGB, 16, (), planar=2), 3.5),
+        (Choice(MIN_IS_BLACK, 1, layout="tiles"), 2.5),
+        (Choice(RGB, 12), 2.5),
+    ],
+)
+def test_memory_of_a_tiff_is_a_few_times_its_pixels(tmp_path: Path, choice: Choice, times: float) -> None:
+    kind = np.uint16 if choice.bits > 8 else np.uint8
+    samples = np.zeros((4000, 3008, choice.samples), kind)
+    (tmp_path / "a.tif").write_bytes(tiff(samples, choice))
+    tracemalloc.start()
+    try:
+        levels = decode(tmp_path / "a.tif").levels
+        assert tracemalloc.get_traced_memory()[1] < times * levels.nbytes + (64 << 20)
+    finally:
+        tracemalloc.stop()

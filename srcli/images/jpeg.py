@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from srcli.images.faults import RESAVE, UnreadableError
+from srcli.images.faults import RESAVE, UnreadableError, unwarned
 
 MAGIC = b"\xff\xd8\xff"
 NO_END = "it has no end marker, but all of its pixels; it may have been cut off"
@@ -55,7 +55,8 @@ def without_end(data: bytes) -> Image.Image | None:
 
 
 def _decoded(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    with unwarned():
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
     image.load()
     return image
 

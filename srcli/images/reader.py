@@ -6,8 +6,6 @@ import ctypes
 import importlib.util
 import io
 import logging
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from srcli.errors import ImageError
 from srcli.images import color_tags, deep, jpeg, kinds, metadata, png16, tiff, tiff_pages
 from srcli.images.boxes import Facts, codestream_bits, facts_of
 from srcli.images.cicp import Color
-from srcli.images.faults import NARROWER, RESAVE, UnreadableError
+from srcli.images.faults import NARROWER, RESAVE, UnreadableError, unwarned
 from srcli.images.levels import Levels
 
 MAX_PIXELS = 1 << 28
@@ -47,7 +45,6 @@ _GAIN_MAP = "its gain map, which makes HDR of it, is left out"
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 for _name in ("PIL", "tifffile"):  # they log what they also raise, and without a handler Python would print it
     logging.getLogger(_name).addHandler(logging.NullHandler())
-_warnings_lock = threading.Lock()
 
 
 def _silence_decoders() -> None:
@@ -173,11 +170,7 @@ def _too_large() -> tuple[str, str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
-    """Open an image and read its header; any fault, here or in the body, becomes an ImageError about `path`.
-
-    Pillow warns of much that is no concern of the user (sizes under our limit, odd tags). Warnings are filtered for the
-    whole process, hence the lock.
-    """
+    """Open an image and read its header; any fault, here or in the body, becomes an ImageError about `path`."""
     with _faults_named(path), path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if not head:
@@ -191,8 +184,7 @@ def opened(path: Path) -> Iterator[Source]:
             raise refusal
         notes = png16.notes(file) if head.startswith(png16.SIGNATURE) else None
         file.seek(0)
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unwarned():
             try:
                 image = Image.open(file, formats=_FORMATS)  # what others there are may start programs, as EPS does
             except UnidentifiedImageError as fault:
@@ -217,10 +209,11 @@ def _opened_tiff(file: BinaryIO) -> Iterator[Source]:
             yield Source(about, file, None, page)
             return
         file.seek(0)
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unwarned():
             image = Image.open(file, formats=("TIFF",))
             image.seek(page.index)
+            with suppress(Exception):  # kept by Pillow, which would else warn of odd tags when it loads the pixels
+                image.getexif()
         with image:
             yield Source(about, file, image)
 
@@ -298,8 +291,7 @@ def _with_colors(about: About, image: Image.Image, file: BinaryIO) -> About:
 def _about_tiff(file: BinaryIO, page: Any) -> About:
     tags = Image.Exif()
     profile = exif = None
-    with _warnings_lock, warnings.catch_warnings(), suppress(Exception):  # metadata must not cost the image
-        warnings.simplefilter("ignore")
+    with unwarned(), suppress(Exception):  # metadata must not cost the image
         tags.bigtiff, tags.endian = page.parent.is_bigtiff, page.parent.byteorder
         tags.load_from_fp(file, page.offset)
         exif = metadata.exif_from_tags(tags)
