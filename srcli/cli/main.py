@@ -17,6 +17,7 @@ from srcli.cli.app import Debug, Group, ParserError, Quiet, add_command, in_our_
 from srcli.console import console, set_up_logging, show_error
 from srcli.errors import SrcliError
 from srcli.families import all_stages
+from srcli.images import telling
 
 USE = "Use"
 MEASURE = "Measure"
@@ -51,6 +52,7 @@ def _common(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     set_up_logging(debug=debug, quiet=quiet)
+    telling.forget()
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from srcli.images.metadata import PREFIX, to_stored, to_upright, updated_exif
 from srcli.images.reader import MAX_PIXELS
 from srcli.images.rows import collect, on_white, rows_of
 from srcli.images.suffixes import OUTPUT_FORMATS
+from srcli.images.telling import warn_of, warn_once
 
 __all__ = [
     "MAX_PIXELS",
@@ -144,6 +145,10 @@ def decode(path: Path) -> Picture:
     """
     with reader.opened(path) as source:
         levels, about = source.levels()
+    for note in about.notes:
+        warn_once(path, note)
+    for fault in about.faults:
+        warn_of(path, fault)
     upright = np.ascontiguousarray(to_upright(levels, about.orientation))
     return Picture(upright, source.about.orientation, about.icc_profile, about.exif, about.format)
 

@@ -1,4 +1,4 @@
-"""PNG with 16 bits per channel, which Pillow can neither read nor write in colour, and any PNG's notes."""
+"""PNG with 16 bits per channel, which Pillow can neither read nor write in colour; and of any PNG its notes and its rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # IHDR's colour type -> samples of a pixel
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> IHDR's colour type
 _AVERAGE = 3  # number of the filter
 _BAND_BYTES = 1 << 22
-_NEEDED = (b"IHDR", b"IDAT", b"IEND")
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x, y, steps
+_FILTERS = 5
+_COLORS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
 _NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _NOTE_BYTES = 1 << 26  # Pillow takes no longer text
 
@@ -49,6 +52,39 @@ def notes(file: BinaryIO) -> bytes:
     return b"".join([*kept, _chunk(b"IDAT", zlib.compress(b"\0\0")), _chunk(b"IEND", b"")])
 
 
+def color_chunks(file: BinaryIO) -> dict[bytes, bytes]:
+    """What comes before the pixels and tells of colours, but for the profile: kind of chunk -> content."""
+    found = {}
+    file.seek(len(SIGNATURE))
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if kind in (b"IDAT", b"IEND"):
+            break
+        if kind in _COLORS and size <= 32:
+            found[kind] = file.read(size)
+            size = 0
+        file.seek(size + 4, os.SEEK_CUR)
+    return found
+
+
+def check_rows(data: bytes) -> None:
+    """Decoders leave the rows black that a picture lacks, and say nothing where its stream ends as streams do.
+
+    Args:
+        data: a whole PNG of any depth, which was decoded without a fault.
+
+    Raises:
+        ValueError: it has fewer rows than its header says.
+    """
+    packed, at = [], len(SIGNATURE)
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IDAT":
+            packed.append(data[at + 8 : at + 8 + size])
+        at += 12 + size
+    _inflated(b"".join(packed), data[16:29])
+
+
 def read(data: bytes) -> Levels:
     """Decode a PNG of 16 bits per channel.
 
@@ -61,8 +97,13 @@ def read(data: bytes) -> Levels:
     Raises:
         ValueError: the file is damaged or truncated.
     """
-    bare, transparent = _bare(data)
+    header, rows, transparent = _parts(data)
+    packed = zlib.compress(rows, 0)  # what OpenCV's libpng finds no fault with, of which it would print a line
+    del rows
+    bare = b"".join([SIGNATURE, header, _chunk(b"IDAT", packed), _chunk(b"IEND", b"")])
+    del packed
     decoded = cv2.imdecode(np.frombuffer(bare, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    del bare
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError("broken data stream")
     levels: Levels = decoded.astype(np.uint16, copy=False).reshape(*decoded.shape[:2], -1)
@@ -112,12 +153,12 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _bare(data: bytes) -> tuple[bytes, bytes]:
-    """The file with only what makes up its first picture, and the level that stands for transparency, if any.
+def _parts(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """The IHDR chunk and the rows of the first picture, and the level that stands for transparency, if any.
 
     OpenCV would otherwise show another frame of an animation, and act on chunks that are no business of the pixels.
     """
-    kept = [SIGNATURE]
+    packed = []
     transparent = b""
     at = len(SIGNATURE)
     while True:
@@ -125,13 +166,40 @@ def _bare(data: bytes) -> tuple[bytes, bytes]:
         chunk = data[at : at + 12 + size]
         if not kind or len(chunk) != 12 + size or zlib.crc32(chunk[4:-4]) != struct.unpack(">I", chunk[-4:])[0]:
             raise ValueError("a chunk is cut short or its checksum wrong")
-        if kind in _NEEDED:
-            kept.append(chunk)
+        if kind == b"IDAT":
+            packed.append(chunk[8:-4])
         if kind == b"tRNS" and data[25] in (_COLOR_TYPES[1], _COLOR_TYPES[3]):
             transparent = chunk[8:-4]
         if kind == b"IEND":
-            return b"".join(kept), transparent
+            return data[8:33], _inflated(b"".join(packed), data[16:29]), transparent
         at += len(chunk)
+
+
+def _inflated(packed: bytes, header: bytes) -> bytes:
+    """The filtered rows of a picture, all of them."""
+    passes = _passes(header)
+    size = sum(rows * row_bytes for rows, row_bytes in passes)
+    try:
+        rows = zlib.decompressobj().decompress(packed, size)
+    except zlib.error as fault:
+        raise ValueError("broken data stream") from fault
+    if len(rows) != size:
+        raise ValueError("it has fewer rows than its header says")
+    flat, at = np.frombuffer(rows, np.uint8), 0
+    for count, row_bytes in passes:
+        if flat[at : at + count * row_bytes : row_bytes].max() >= _FILTERS:
+            raise ValueError("broken data stream")
+        at += count * row_bytes
+    return rows
+
+
+def _passes(header: bytes) -> list[tuple[int, int]]:
+    """Rows, and bytes of each with its filter's number, of the passes that make up a picture (PNG specification, 8.1)."""
+    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    places = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(max(0, -(-(width - x) // dx)), max(0, -(-(height - y) // dy))) for x, y, dx, dy in places]
+    bits = depth * _SAMPLES[color]
+    return [(rows, 1 + -(-columns * bits // 8)) for columns, rows in sizes if columns and rows]
 
 
 def _filtered_bands(levels: npt.NDArray[np.unsignedinteger[Any]]) -> Iterator[bytes]:
