@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 JXL = b"\0\0\0\x0cJXL \r\n\x87\n"
 """How JPEG XL begins where it is more than bare pixels."""
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _APP1, _SOS = 0xE1, 0xDA
 _ALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # JPEG's markers that nothing belongs to
@@ -37,7 +38,7 @@ def exif_of(file: BinaryIO) -> bytes | None:
         return body_of(file, _riff_chunks(file), b"EXIF")
     if head == JXL:
         block = body_of(file, boxes(file), b"Exif")
-        return block and block[4:]  # after the number of bytes to pass over
+        return block if block is None or block.startswith(TIFF_MAGICS) else block[4 + int.from_bytes(block[:4], "big") :]
     if head[4:8] != b"ftyp":
         return None
     from PIL.AvifImagePlugin import AvifImageFile  # since Pillow 11.3
@@ -80,6 +81,15 @@ def boxes(file: BinaryIO) -> Iterator[Part]:
             return
         yield kind, at + start, size - start
         at += size
+
+
+def brands(file: BinaryIO) -> list[bytes]:
+    """What an ISO base media file says it is, first of all and then, too; empty where it is none."""
+    head = _read(file, 0, 8)
+    if head[4:] != b"ftyp":
+        return []
+    content = _read(file, 8, min(int.from_bytes(head[:4], "big") - 8, 1024) if head[:4] > bytes(3) + b"\x08" else 4)
+    return [content[at : at + 4] for at in (0, *range(8, len(content), 4))]
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[Part]:

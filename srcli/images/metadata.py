@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import tifffile
 from PIL import Image
 
 from srcli.images import containers
+from srcli.images.notes import Value
 
 PREFIX = b"Exif\0\0"
 PROCESSING_SOFTWARE = 0x000B
@@ -58,7 +58,6 @@ DESCRIPTIVE_TAGS = frozenset(
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MALFORMED = (struct.error, KeyError, ValueError)
 _EMPTY = b"II*\0\x08\0\0\0" + bytes(6)
 
@@ -124,14 +123,19 @@ def _writable(value: Any) -> Any:
 def checked_exif(raw: bytes) -> bytes | None:
     """The block with Pillow's prefix, or None where it is malformed."""
     try:
-        _Block(raw).patch(1, 1, 1, {})
+        _Block(raw).patch(1, 1, 1, {}, {})
     except _MALFORMED:
         return None
     return PREFIX + raw.removeprefix(PREFIX)
 
 
 def updated_exif(
-    raw: bytes | None, orientation: int, width: int, height: int, more: Mapping[int, int | str | Fraction] | None = None
+    raw: bytes | None,
+    orientation: int,
+    width: int,
+    height: int,
+    put: Mapping[int, Value] | None = None,
+    fill: Mapping[int, Value] | None = None,
 ) -> bytes:
     """The block for a result: orientation and size put right, the thumbnail (which shows the old pixels) dropped, marked as ours.
 
@@ -140,16 +144,18 @@ def updated_exif(
         orientation: what the tag is to say, 1 to 8; it is added where it is missing and not 1.
         width: of the stored pixels.
         height: of the stored pixels.
-        more: further tags for the main directory, in place of those that it has.
+        put: further tags for the main directory, in place of those that it has; None takes one away.
+        fill: those that it only gets where it lacks them.
 
     Returns:
         The block with Pillow's prefix.
     """
-    tags = {PROCESSING_SOFTWARE: OWN_MARK, **(more or {})}
+    tags = {PROCESSING_SOFTWARE: OWN_MARK, **(put or {})}
+    missing = {**({} if orientation == 1 else {ORIENTATION: orientation}), **(fill or {})}
     try:
-        return _Block(raw or _EMPTY).patch(orientation, width, height, tags)
+        return _Block(raw or _EMPTY).patch(orientation, width, height, tags, missing)
     except _MALFORMED:
-        return _Block(_EMPTY).patch(orientation, width, height, tags)
+        return _Block(_EMPTY).patch(orientation, width, height, tags, missing)
 
 
 def is_own_result(path: Path) -> bool:
@@ -159,7 +165,7 @@ def is_own_result(path: Path) -> bool:
     """
     try:
         with path.open("rb") as file:
-            tiff = file.read(4) in _TIFF_MAGICS
+            tiff = file.read(4) in containers.TIFF_MAGICS
             file.seek(0)
             if tiff:
                 with tifffile.TiffFile(file) as tif:
@@ -177,7 +183,7 @@ class _Block:
         self.data = bytearray(raw.removeprefix(PREFIX))
         self.order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(self.data[:4])]
 
-    def patch(self, orientation: int, width: int, height: int, tags: Mapping[int, int | str | Fraction]) -> bytes:
+    def patch(self, orientation: int, width: int, height: int, put: Mapping[int, Value], fill: Mapping[int, Value]) -> bytes:
         """The block with its prefix, changed as `updated_exif` says."""
         main, after_main = self._directory(self._long(4))
         self._set(main, ORIENTATION, orientation, short=True)
@@ -188,9 +194,9 @@ class _Block:
             self._set(photo, _PIXEL_X, width)
             self._set(photo, _PIXEL_Y, height)
         self._drop_thumbnail(after_main)
-        missing = {ORIENTATION: orientation} if orientation != 1 and ORIENTATION not in main else {}
-        if tags or missing:
-            self._put({**missing, **tags})
+        tags = {**{tag: value for tag, value in fill.items() if tag not in main}, **put}
+        if tags:
+            self._put(tags)
         return PREFIX + bytes(self.data)
 
     def text(self, tag: int) -> bytes | None:
@@ -202,11 +208,14 @@ class _Block:
         at = main[tag] + 8 if count <= 4 else self._long(main[tag] + 8)
         return bytes(self.data[at : at + count]).rstrip(b"\0") if kind == 2 else None
 
-    def _put(self, tags: Mapping[int, int | str | Fraction]) -> None:
+    def _put(self, tags: Mapping[int, Value]) -> None:
         """Write the main directory anew at the block's end, with `tags`: nothing else moves, so that all offsets hold."""
         main, _ = self._directory(self._long(4))
         entries = {tag: bytes(self.data[at : at + 12]) for tag, at in main.items()}
         for tag, value in tags.items():
+            if value is None:
+                entries.pop(tag, None)
+                continue
             kind, count, packed = self._packed(value)
             if len(packed) > 4:
                 packed = struct.pack(f"{self.order}I", self._append(packed))
@@ -215,13 +224,14 @@ class _Block:
         at = self._append(head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4))
         struct.pack_into(f"{self.order}I", self.data, 4, at)
 
-    def _packed(self, value: int | str | Fraction) -> tuple[int, int, bytes]:
+    def _packed(self, value: Value) -> tuple[int, int, bytes]:
         """Type, count and bytes of a tag's value: SHORT, ASCII or RATIONAL."""
         if isinstance(value, str):
             text = value.encode("utf-8", "replace") + b"\0"
             return 2, len(text), text
         if isinstance(value, int):
             return 3, 1, struct.pack(f"{self.order}H", value)
+        assert value is not None
         return 5, 1, struct.pack(f"{self.order}II", value.numerator, value.denominator)
 
     def _append(self, content: bytes) -> int:

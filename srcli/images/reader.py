@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from srcli.errors import ImageError
-from srcli.images import metadata, png16, tiff
+from srcli.images import extras, metadata, png16, tiff
 from srcli.images.levels import Levels
+from srcli.images.notes import NO_NOTES, Notes, notes_of
 
 MAX_PIXELS = 1 << 28
 """Larger files are refused: enlarged four times they would take over 50 GiB, and most that claim such a size mean harm."""
@@ -29,7 +30,7 @@ _ICC_TAG = 34675
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "JPEG2000", *_AVIF, "TGA")
 """What is read, MPO with JPEG; TGA, which has no mark of its own, comes last."""
-_KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, TGA, PPM"
+_KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIF, JPEG XL, JPEG 2000, TGA, PPM, camera RAW"
 _NARROWER = "convert it to 8 or 16 bits per channel first"
 
 # Pillow refuses what is over twice this number; its warning, which would come below that, is filtered in `opened`.
@@ -49,6 +50,8 @@ class About:
     orientation: int
     icc_profile: bytes | None
     exif: bytes | None
+    notes: Notes = NO_NOTES
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Source:
     about: About
     _file: BinaryIO
     _image: Image.Image | None
+    _extra: extras.Opened | None = None
 
     def levels(self) -> tuple[Levels, About]:
         """Decode the first frame completely.
@@ -66,6 +70,8 @@ class Source:
             (H, W, C) uint8 or uint16: gray, gray and alpha, RGB, or RGBA, alpha unassociated; and the header as it is
             true of these pixels: without what was undone or lost while decoding.
         """
+        if self._extra is not None:
+            return self._extra_levels(self._extra.decode())
         if self._image is None:
             return tiff.read_16bit(_content(self._file)), self.about
         if self.about.format == "png" and self.about.bit_depth == 16:
@@ -76,6 +82,11 @@ class Source:
             left = metadata.orientation_of(self._image.getexif())  # Pillow turns some formats by itself while loading
         profile = None if self._image.mode in _OTHER_MODELS else self.about.icc_profile
         return _pillow_levels(self._image), replace(self.about, orientation=left, icc_profile=profile)
+
+    def _extra_levels(self, found: extras.Decoded) -> tuple[Levels, About]:
+        levels = _pillow_levels(found.levels) if isinstance(found.levels, Image.Image) else found.levels
+        described = replace(self.about, icc_profile=found.icc_profile, exif=found.exif, notes=found.notes, remarks=found.remarks)
+        return levels, replace(described, orientation=found.orientation)
 
 
 def levels_of(image: Image.Image) -> tuple[Levels, bytes | None]:
@@ -126,6 +137,12 @@ def opened(path: Path) -> Iterator[Source]:
         head = file.read(_HEAD_BYTES)
         if not head:
             raise _UnreadableError("it is empty", "copy it again from its source")
+        if extra := extras.extra_for(path, file):
+            if missing := extras.missing_extra(extra):
+                raise _UnreadableError(*missing)
+            with extras.opened(extra, file) as found:
+                yield Source(_checked(About(found.format, found.size, found.bit_depth, 1, None, None)), file, None, found)
+            return
         file.seek(0)
         size = tiff.size_16bit(file) if head.startswith(tiff.MAGICS) else None
         file.seek(0)
@@ -158,11 +175,12 @@ def _content(file: BinaryIO) -> bytes:
 
 def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
     """The header of an image that is not decoded; `notes` are those of a PNG."""
-    tags, described = Image.Exif(), image
+    tags, described, beside = Image.Exif(), image, NO_NOTES
     with suppress(Exception):  # metadata must not cost the image
         if notes is not None:
             described = Image.open(io.BytesIO(notes), formats=("PNG",))
         tags = Image.Image.getexif(described)  # that of PNG would first decode all pixels
+        beside = notes_of(image.format, {**image.info, **described.info}, tags)
     raw = described.info.get("exif")
     exif = metadata.checked_exif(raw) if isinstance(raw, bytes) else metadata.exif_from_tags(tags)
     stored = getattr(image, "tag_v2", {})  # of a TIFF, Pillow tells the size after turning
@@ -173,6 +191,7 @@ def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
         orientation=metadata.orientation_of(tags),
         icc_profile=image.info.get("icc_profile") or None,
         exif=exif,
+        notes=beside,
     )
 
 
@@ -187,13 +206,15 @@ def _widen_transparency(image: Image.Image, head: bytes) -> None:
 def _about_tiff(file: BinaryIO, size: tuple[int, int]) -> About:
     tags = Image.Exif()
     profile = exif = None
+    notes = NO_NOTES
     with _warnings_lock, warnings.catch_warnings(), suppress(Exception):  # metadata must not cost the image
         warnings.simplefilter("ignore")
         tags.bigtiff, tags.endian, first = tiff.first_directory(file)
         tags.load_from_fp(file, first)
         exif = metadata.exif_from_tags(tags)
         profile = tags.get(_ICC_TAG)
-    return About("tiff", size, 16, metadata.orientation_of(tags), profile if isinstance(profile, bytes) else None, exif)
+        notes = notes_of("TIFF", {}, tags)
+    return About("tiff", size, 16, metadata.orientation_of(tags), profile if isinstance(profile, bytes) else None, exif, notes)
 
 
 def _is_gray16(image: Image.Image) -> bool:

@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import cv2
@@ -91,6 +91,7 @@ def write(
     levels: npt.NDArray[np.unsignedinteger[Any]],
     icc_profile: bytes | None,
     exif: bytes | None,
+    more: Sequence[tuple[int, int, int, bytes, bool]] = (),
 ) -> None:
     """Write a TIFF with lossless deflate compression, strip by strip.
 
@@ -103,6 +104,7 @@ def write(
         levels: (H, W, C) uint8 or uint16: gray, gray and alpha, RGB, or RGBA, alpha unassociated.
         icc_profile: goes into tag 34675.
         exif: an EXIF block, or None.
+        more: further tags, as tifffile's `extratags` has them.
     """
     tags = Image.Exif()
     if exif is not None:
@@ -127,7 +129,7 @@ def write(
         iccprofile=icc_profile,
         metadata=None,
         software=False,
-        extratags=_plain_tags(tags) + [(_POINTERS[tag], 4, 1, 0, True) for tag in directories],
+        extratags=_plain_tags(tags) + [*more] + [(_POINTERS[tag], 4, 1, 0, True) for tag in directories],
         **_resolution(tags),
     )
     for tag, directory in directories.items():
