@@ -178,7 +178,8 @@ def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
     from srcli.engine.stream import Stream
 
     engine = open_engine(spec, config, [complete(spec, config.dials)])
-    return Stream(engine, output_size(config, spec), config.color_fix or spec.color_fix, config.quality)
+    size, color_fix = output_size(config, spec), config.color_fix or spec.color_fix
+    return Stream(engine, size, color_fix, config.quality, strip_metadata=config.strip_metadata)
 
 
 def output_size(config: UpscaleConfig, spec: ModelSpec) -> Size:

@@ -16,13 +16,24 @@ from srcli.disk import whole
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
 from srcli.images.extras import missing_extra
+from srcli.images.labels import (
+    NO_LABELS,
+    Labels,
+    fitting,
+    jpeg_segments,
+    left_out,
+    png_chunks,
+    tags_to_put,
+    tiff_tags,
+    updated_xmp,
+)
 from srcli.images.levels import Array, Levels, to_depth, to_floats
 from srcli.images.metadata import ORIENTATION, PREFIX, to_stored, to_upright, updated_exif
-from srcli.images.notes import NO_NOTES, Notes, fitting, jpeg_segments, left_out, png_chunks, tags_to_put, tiff_tags, updated_xmp
 from srcli.images.reader import MAX_PIXELS
 from srcli.images.rows import collect, on_white, rows_of
 from srcli.images.srgb import in_srgb
 from srcli.images.suffixes import OUTPUT_FORMATS
+from srcli.images.telling import warn_once
 
 __all__ = [
     "MAX_PIXELS",
@@ -35,6 +46,8 @@ __all__ = [
     "encode",
     "keeps_alpha",
     "probe",
+    "reduced",
+    "stripped",
 ]
 
 _SIDE_LIMITS = {"jpeg": 65500, "webp": 16383, "avif": 65536}  # px; JPEG's is libjpeg's own, 35 below that of the format
@@ -55,8 +68,7 @@ class Picture:
         icc_profile: of the pixels as they are here: None after a conversion from CMYK or Lab.
         exif: the block with Pillow's prefix; None where it is missing or malformed.
         format: "png", "jpeg", "webp", "tiff", or Pillow's name in lower case.
-        notes: XMP, IPTC, text and resolution.
-        remarks: sentences for the user about how the file was read.
+        labels: XMP, IPTC, text and resolution.
     """
 
     levels: Levels
@@ -64,8 +76,7 @@ class Picture:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     format: str = "png"
-    notes: Notes = NO_NOTES
-    remarks: tuple[str, ...] = ()
+    labels: Labels = NO_LABELS
 
     @property
     def width(self) -> int:
@@ -153,9 +164,11 @@ def decode(path: Path) -> Picture:
     """
     with reader.opened(path) as source:
         levels, about = source.levels()
+    for note in about.notes:
+        warn_once(path, note)
     upright = np.ascontiguousarray(to_upright(levels, about.orientation))
     orientation = source.about.orientation
-    return Picture(upright, orientation, about.icc_profile, about.exif, about.format, about.notes, about.remarks)
+    return Picture(upright, orientation, about.icc_profile, about.exif, about.format, about.labels)
 
 
 def depth_for(format: str, bit_depth: int) -> int:
@@ -168,8 +181,13 @@ def keeps_alpha(format: str) -> bool:
     return format != "jpeg"
 
 
+def stripped(picture: Picture) -> Picture:
+    """Without what its file said beside orientation and colours."""
+    return replace(picture, exif=None, labels=NO_LABELS)
+
+
 def reduced(picture: Picture, format: str) -> list[str]:
-    """Sentences about what a format cannot hold of a picture's pixels."""
+    """What is to be told of the pixels of a picture, where a format cannot hold all of them."""
     told = []
     if depth_for(format, picture.bit_depth) < picture.bit_depth:
         told.append(f"{OUTPUT_FORMATS[format]} files have 8 bits per channel, and those of 16 are rounded to them")
@@ -178,8 +196,10 @@ def reduced(picture: Picture, format: str) -> list[str]:
     return told
 
 
-def encode(picture: Picture, path: Path, format: str, quality: int, *, strip_metadata: bool = False) -> list[str]:
+def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
     """Write an image, whole or not at all: a temporary file beside `path` takes its place when it is complete.
+
+    What has no place in the format is told once.
 
     Two runs may have the same output folder: while one writes an image, the other cannot.
 
@@ -198,10 +218,6 @@ def encode(picture: Picture, path: Path, format: str, quality: int, *, strip_met
         format: a key of `OUTPUT_FORMATS`.
         quality: 1 to 100 for JPEG and AVIF (both: full chroma resolution from 90), WebP and JPEG XL (both: lossless at 100);
             the others are lossless.
-        strip_metadata: leave out what the file says beside orientation, colours, and that it is a result of ours.
-
-    Returns:
-        Sentences for the user about what has no place in the format.
 
     Raises:
         ImageError: the picture is too large for the format, or the file cannot be written (full disk, no permission,
@@ -211,13 +227,13 @@ def encode(picture: Picture, path: Path, format: str, quality: int, *, strip_met
     if format not in OUTPUT_FORMATS:
         raise UsageError(f"`{format}` is not a format that can be written", f"use one of {', '.join(OUTPUT_FORMATS)}")
     check_sides(picture.width, picture.height, path, format)
-    if strip_metadata:
-        picture = replace(picture, exif=None, notes=NO_NOTES)
     try:
         with whole(path, alone=True) as file:
-            return _write(picture, file, format, quality)
+            told = _write(picture, file, format, quality)
     except OSError as fault:
         raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
+    for note in told:
+        warn_once(path, note)
 
 
 def check_sides(width: int, height: int, path: Path, format: str) -> None:
@@ -245,21 +261,22 @@ def check_sides(width: int, height: int, path: Path, format: str) -> None:
 
 
 def _write(picture: Picture, file: BinaryIO, format: str, quality: int) -> list[str]:
+    """Fill the file; returns what is to be told of it."""
     orientation = 1 if format in _UPRIGHT else picture.orientation
     levels = np.ascontiguousarray(to_stored(_storable(picture, format), orientation))
     height, width = levels.shape[:2]
-    notes, lost = fitting(picture.notes, format)
-    if notes.xmp:
-        notes = replace(notes, xmp=updated_xmp(notes.xmp, orientation, width, height))
-    exif = _exif_for(picture, notes, format, orientation, (width, height))
+    labels, lost = fitting(picture.labels, format)
+    if labels.xmp:
+        labels = replace(labels, xmp=updated_xmp(labels.xmp, orientation, width, height))
+    exif = _exif_for(picture, labels, format, orientation, (width, height))
     if format == "jpeg" and len(exif) > _JPEG_EXIF_BYTES:
         lost.append("EXIF of more than 64 kB")
         exif = updated_exif(None, orientation, width, height)
     told = [left_out(kind, format) for kind in lost]
     if format == "tiff":
-        tiff.write(file, levels, picture.icc_profile, exif, tiff_tags(notes))
+        tiff.write(file, levels, picture.icc_profile, exif, tiff_tags(labels))
     elif levels.itemsize == 2:
-        png16.write(file, levels, picture.icc_profile, exif.removeprefix(PREFIX), png_chunks(notes))
+        png16.write(file, levels, picture.icc_profile, exif.removeprefix(PREFIX), png_chunks(labels))
     else:
         profile = picture.icc_profile
         if profile is not None and (format == "jxl" or (format in _NO_GRAY_PROFILE and _for_gray(profile))):
@@ -270,16 +287,16 @@ def _write(picture: Picture, file: BinaryIO, format: str, quality: int) -> list[
             import pillow_jxl  # noqa: F401 (what Pillow knows the format by)
         image = Image.fromarray(levels if levels.shape[2] > 1 else levels[..., 0])
         del levels  # Pillow has its own copy
-        options = {**_options(format, quality), **_described(format, notes, exif.removeprefix(PREFIX))}
+        options = {**_options(format, quality), **_described(format, labels, exif.removeprefix(PREFIX))}
         if profile is not None:
             options["icc_profile"] = profile
         image.save(cast("BinaryIO", _Output(file)), format, **options)
     return told
 
 
-def _exif_for(picture: Picture, notes: Notes, format: str, orientation: int, size: tuple[int, int]) -> bytes:
+def _exif_for(picture: Picture, labels: Labels, format: str, orientation: int, size: tuple[int, int]) -> bytes:
     """The block for a result of that size; without an orientation in AVIF, where Pillow would write the block anew for it."""
-    put, fill = tags_to_put(notes, format)
+    put, fill = tags_to_put(labels, format)
     if format == "avif":
         put[ORIENTATION] = None
     return updated_exif(picture.exif, orientation, *size, put, fill)
@@ -320,19 +337,19 @@ def _options(format: str, quality: int) -> dict[str, Any]:
     return {"lossless": True, **({"exact": True} if format == "webp" else {})}
 
 
-def _described(format: str, notes: Notes, exif: bytes) -> dict[str, Any]:
+def _described(format: str, labels: Labels, exif: bytes) -> dict[str, Any]:
     """How Pillow is told what else to write."""
     if format == "png":
         chunks = PngImagePlugin.PngInfo()
-        for kind, body in png_chunks(notes):
+        for kind, body in png_chunks(labels):
             chunks.add(kind, body)
-        return {"exif": exif, "pnginfo": chunks, **({"dpi": notes.dpi} if notes.dpi else {})}
+        return {"exif": exif, "pnginfo": chunks, **({"dpi": labels.dpi} if labels.dpi else {})}
     if format == "jpeg":
-        comment = notes.text.get("Comment", "").encode()
-        return {"exif": PREFIX + exif, "extra": jpeg_segments(notes), "comment": comment, "dpi": notes.dpi or (0, 0)}
+        comment = labels.text.get("Comment", "").encode()
+        return {"exif": PREFIX + exif, "extra": jpeg_segments(labels), "comment": comment, "dpi": labels.dpi or (0, 0)}
     if format == "jxl":
         exif = bytes(4) + exif  # its box begins with the number of bytes to pass over (ISO 18181-2)
-    return {"exif": exif, **({"xmp": notes.xmp} if notes.xmp else {})}
+    return {"exif": exif, **({"xmp": labels.xmp} if labels.xmp else {})}
 
 
 def _write_hint(fault: OSError) -> str:

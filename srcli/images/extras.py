@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image
 
 from srcli.images import containers, metadata
+from srcli.images.labels import NO_LABELS, Labels, labels_of
 from srcli.images.levels import Levels
-from srcli.images.notes import NO_NOTES, Notes, notes_of
 from srcli.images.suffixes import RAW_SUFFIXES
 
 _PACKAGES = {"heif": ("pillow_heif", "HEIF"), "jxl": ("pillow_jxl", "JPEG XL"), "raw": ("rawpy", "camera RAW")}
@@ -27,6 +26,7 @@ _HEIF = frozenset((b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc"
 _TIFF_LIKE = (b"II*\0", b"MM\0*", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
 _SRGB_GAMMA = (2.4, 12.92)
 _DEVELOPED = "camera RAW is developed with the camera's white balance, to 16 bits"
+_NARROWED = "of JPEG XL in colours only 8 bits per channel are read"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Decoded:
     """An image of Pillow is loaded."""
     icc_profile: bytes | None = None
     exif: bytes | None = None
-    notes: Notes = NO_NOTES
+    labels: Labels = NO_LABELS
     orientation: int = 1
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def missing_extra(name: str) -> tuple[str, str] | None:
 
 
 def extra_for(path: Path, file: BinaryIO) -> str | None:
-    """The extra that reads a file: `heif`, `jxl` or `raw`; None where none is needed. RAW is mostly known by its name only."""
+    """The extra that reads a file: `heif`, `jxl` or `raw`; None where none is needed. RAW is mostly known only by its name."""
     file.seek(0)
     head = file.read(12)
     if head.startswith((b"\xff\x0a", containers.JXL)):
@@ -72,17 +72,22 @@ def extra_for(path: Path, file: BinaryIO) -> str | None:
     return "heif" if _HEIF.intersection(brands) and not _AVIF.intersection(brands) else None
 
 
+def register_heif() -> None:
+    """Let Pillow know the format by its name `HEIF`; the extra is installed."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
 @contextmanager
 def opened(name: str, file: BinaryIO) -> Iterator[Opened]:
-    """Open a file that an extra reads.
+    """Open a JPEG XL or camera RAW file; HEIF is read through Pillow, as most formats are.
 
     Raises:
         Exception: of any kind, where the file is damaged.
     """
     file.seek(0)
-    if name == "heif":
-        yield _heif(file)
-    elif name == "jxl":
+    if name == "jxl":
         yield _jxl(file)
     else:
         import rawpy
@@ -91,42 +96,6 @@ def opened(name: str, file: BinaryIO) -> Iterator[Opened]:
             sizes = raw.sizes
             size = (sizes.iwidth, sizes.iheight)
             yield Opened("raw", size[::-1] if sizes.flip in (5, 6) else size, 16, lambda: _developed(raw, file))
-
-
-# HEIF ----------------------------------------------------------------------------------------------------------------
-
-
-def _heif(file: BinaryIO) -> Opened:
-    """The primary image; libheif turns it upright by itself."""
-    import pillow_heif
-
-    container = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
-    image = container[container.primary_index]
-    bits = int(image.info["bit_depth"])
-    return Opened("heif", image.size, 8 if bits <= 8 else 16, lambda: _decoded_heif(image, bits))
-
-
-def _decoded_heif(image: Any, bits: int) -> Decoded:
-    levels = np.asarray(image)
-    levels = levels.reshape(*levels.shape[:2], -1)
-    if bits > 8:
-        levels = np.rint(levels * (65535 / ((1 << bits) - 1))).astype(np.uint16)
-    if image.premultiplied_alpha:
-        levels = _unassociated(levels)
-    info, tags = image.info, Image.Exif()
-    notes = NO_NOTES
-    with suppress(Exception):  # metadata must not cost the image
-        tags.load(info["exif"] or b"")
-        notes = notes_of("HEIF", info, tags)
-    exif = metadata.checked_exif(info["exif"]) if info["exif"] else None
-    return Decoded(levels, info.get("icc_profile"), exif, notes)
-
-
-def _unassociated(levels: Levels) -> Levels:
-    """Colour that is multiplied by alpha, divided by it again."""
-    top = np.iinfo(levels.dtype).max
-    color = levels[..., :-1] * (top / np.maximum(levels[..., -1:], 1))
-    return np.concatenate([np.rint(np.minimum(color, top)).astype(levels.dtype), levels[..., -1:]], axis=2)
 
 
 # JPEG XL -------------------------------------------------------------------------------------------------------------
@@ -180,15 +149,16 @@ def _decoded_jxl(file: BinaryIO, bits: int) -> Decoded:
     file.seek(0)
     image = Image.open(file, formats=("JXL",))
     image.load()
+    packed = getattr(image, "jpeg", False)  # whether it is a JPEG, made smaller: that is given as it was
     exif = image.info.get("exif")
-    tags, notes = Image.Exif(), NO_NOTES
+    tags, labels = Image.Exif(), NO_LABELS
     with suppress(Exception):  # metadata must not cost the image
         tags.load(exif or b"")
         xmp = containers.body_of(file, containers.boxes(file), b"xml ")
-        notes = notes_of("JXL", {"xmp": xmp, **image.info}, tags)
-    stored = metadata.orientation_of(tags) if getattr(image, "jpeg", False) else 1  # of a JPEG packed anew, its pixels come
-    told = ("JPEG XL of more than 8 bits per channel is read with 8",) if bits > 8 and not image.mode.startswith("I;16") else ()
-    return Decoded(image, image.info.get("icc_profile"), exif and metadata.checked_exif(exif), notes, stored, told)
+        labels = labels_of("JPEG" if packed else "JXL", {"xmp": xmp, **image.info}, tags)
+    orientation = metadata.orientation_of(tags) if packed else 1
+    told = (_NARROWED,) if bits > 8 and not image.mode.startswith("I;16") else ()
+    return Decoded(image, image.info.get("icc_profile"), exif and metadata.checked_exif(exif), labels, orientation, told)
 
 
 # Camera RAW ----------------------------------------------------------------------------------------------------------
@@ -197,20 +167,20 @@ def _decoded_jxl(file: BinaryIO, bits: int) -> Decoded:
 def _developed(raw: Any, file: BinaryIO) -> Decoded:
     """sRGB, not brightened by what the picture holds: the same exposure gives the same levels."""
     levels = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16, gamma=_SRGB_GAMMA)
-    exif, notes = None, NO_NOTES
+    exif, labels = None, NO_LABELS
     with suppress(Exception):  # metadata must not cost the image
-        exif, notes = _raw_notes(raw, file)
-    return Decoded(levels, None, exif, notes, remarks=(_DEVELOPED,))
+        exif, labels = _raw_labels(raw, file)
+    return Decoded(levels, None, exif, labels, notes=(_DEVELOPED,))
 
 
-def _raw_notes(raw: Any, file: BinaryIO) -> tuple[bytes | None, Notes]:
+def _raw_labels(raw: Any, file: BinaryIO) -> tuple[bytes | None, Labels]:
     """From the file where it is laid out as a TIFF, or else from the JPEG that is in it for a first look."""
     file.seek(0)
     head = file.read(8)
     if not head.startswith(_TIFF_LIKE):
         block = containers.exif_of(io.BytesIO(raw.extract_thumb().data))
-        return (metadata.checked_exif(block) if block else None), NO_NOTES
+        return (metadata.checked_exif(block) if block else None), NO_LABELS
     tags = Image.Exif()
     tags.endian = "<" if head.startswith(b"II") else ">"
     tags.load_from_fp(file, struct.unpack(f"{tags.endian}I", head[4:])[0])
-    return metadata.exif_from_tags(tags), notes_of("TIFF", {}, tags)
+    return metadata.exif_from_tags(tags), labels_of("TIFF", {}, tags)

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from srcli.images import containers
-from srcli.images.notes import Value
+from srcli.images.labels import Value
 
 PREFIX = b"Exif\0\0"
 PROCESSING_SOFTWARE = 0x000B

@@ -18,8 +18,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from srcli.errors import ImageError
 from srcli.images import extras, metadata, png16, tiff
+from srcli.images.labels import NO_LABELS, Labels, labels_of
 from srcli.images.levels import Levels
-from srcli.images.notes import NO_NOTES, Notes, notes_of
 
 MAX_PIXELS = 1 << 28
 """Larger files are refused: enlarged four times they would take over 50 GiB, and most that claim such a size mean harm."""
@@ -50,8 +50,8 @@ class About:
     orientation: int
     icc_profile: bytes | None
     exif: bytes | None
-    notes: Notes = NO_NOTES
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    labels: Labels = NO_LABELS
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Source:
 
     def _extra_levels(self, found: extras.Decoded) -> tuple[Levels, About]:
         levels = _pillow_levels(found.levels) if isinstance(found.levels, Image.Image) else found.levels
-        described = replace(self.about, icc_profile=found.icc_profile, exif=found.exif, notes=found.notes, remarks=found.remarks)
+        described = replace(self.about, icc_profile=found.icc_profile, exif=found.exif, labels=found.labels, notes=found.notes)
         return levels, replace(described, orientation=found.orientation)
 
 
@@ -140,9 +140,11 @@ def opened(path: Path) -> Iterator[Source]:
         if extra := extras.extra_for(path, file):
             if missing := extras.missing_extra(extra):
                 raise _UnreadableError(*missing)
-            with extras.opened(extra, file) as found:
-                yield Source(_checked(About(found.format, found.size, found.bit_depth, 1, None, None)), file, None, found)
-            return
+            if extra != "heif":
+                with extras.opened(extra, file) as found:
+                    yield Source(_checked(About(found.format, found.size, found.bit_depth, 1, None, None)), file, None, found)
+                return
+            extras.register_heif()
         file.seek(0)
         size = tiff.size_16bit(file) if head.startswith(tiff.MAGICS) else None
         file.seek(0)
@@ -155,7 +157,9 @@ def opened(path: Path) -> Iterator[Source]:
         file.seek(0)
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(file, formats=_FORMATS)  # what others there are may start programs, as EPS does
+            image = Image.open(
+                file, formats=("HEIF",) if extra else _FORMATS
+            )  # what others there are may start programs, as EPS does
             about = _about(image, head, notes)
         _widen_transparency(image, head)
         with image:
@@ -175,12 +179,12 @@ def _content(file: BinaryIO) -> bytes:
 
 def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
     """The header of an image that is not decoded; `notes` are those of a PNG."""
-    tags, described, beside = Image.Exif(), image, NO_NOTES
+    tags, described, labels = Image.Exif(), image, NO_LABELS
     with suppress(Exception):  # metadata must not cost the image
         if notes is not None:
             described = Image.open(io.BytesIO(notes), formats=("PNG",))
         tags = Image.Image.getexif(described)  # that of PNG would first decode all pixels
-        beside = notes_of(image.format, {**image.info, **described.info}, tags)
+        labels = labels_of(image.format, {**image.info, **described.info}, tags)
     raw = described.info.get("exif")
     exif = metadata.checked_exif(raw) if isinstance(raw, bytes) else metadata.exif_from_tags(tags)
     stored = getattr(image, "tag_v2", {})  # of a TIFF, Pillow tells the size after turning
@@ -191,7 +195,7 @@ def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
         orientation=metadata.orientation_of(tags),
         icc_profile=image.info.get("icc_profile") or None,
         exif=exif,
-        notes=beside,
+        labels=labels,
     )
 
 
@@ -206,15 +210,17 @@ def _widen_transparency(image: Image.Image, head: bytes) -> None:
 def _about_tiff(file: BinaryIO, size: tuple[int, int]) -> About:
     tags = Image.Exif()
     profile = exif = None
-    notes = NO_NOTES
+    labels = NO_LABELS
     with _warnings_lock, warnings.catch_warnings(), suppress(Exception):  # metadata must not cost the image
         warnings.simplefilter("ignore")
         tags.bigtiff, tags.endian, first = tiff.first_directory(file)
         tags.load_from_fp(file, first)
         exif = metadata.exif_from_tags(tags)
         profile = tags.get(_ICC_TAG)
-        notes = notes_of("TIFF", {}, tags)
-    return About("tiff", size, 16, metadata.orientation_of(tags), profile if isinstance(profile, bytes) else None, exif, notes)
+        labels = labels_of("TIFF", {}, tags)
+    return About(
+        "tiff", size, 16, metadata.orientation_of(tags), profile if isinstance(profile, bytes) else None, exif, labels=labels
+    )
 
 
 def _is_gray16(image: Image.Image) -> bool:

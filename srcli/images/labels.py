@@ -38,7 +38,7 @@ _NO_IPTC = ("webp", "avif", "jxl")
 
 
 @dataclass(frozen=True)
-class Notes:
+class Labels:
     """What a file says of its photo beside EXIF.
 
     Attributes:
@@ -54,14 +54,14 @@ class Notes:
     dpi: tuple[float, float] | None = None
 
 
-NO_NOTES = Notes()
+NO_LABELS = Labels()
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def notes_of(format: str | None, info: Mapping[Any, Any], tags: Image.Exif) -> Notes:
-    """The notes of an image that is opened, not decoded.
+def labels_of(format: str | None, info: Mapping[Any, Any], tags: Image.Exif) -> Labels:
+    """The labels of an image that is opened, not decoded.
 
     Args:
         format: Pillow's name for it.
@@ -73,7 +73,7 @@ def notes_of(format: str | None, info: Mapping[Any, Any], tags: Image.Exif) -> N
     text = {key: str(value) for key, value in info.items() if format == "PNG" and _is_text(key, value)}
     if comment := info.get("comment"):
         text["Comment"] = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
-    return Notes(
+    return Labels(
         xmp=xmp.rstrip(b"\0") or None if isinstance(xmp, bytes) else None,
         iptc=_iptc_of_tags(tags) if tiff else info.get("photoshop", {}).get(_IPTC_RESOURCE) or _raw_profile(info, "iptc"),
         text=text,
@@ -142,14 +142,14 @@ def _sensible(dpi: Any) -> tuple[float, float] | None:
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def fitting(notes: Notes, format: str) -> tuple[Notes, list[str]]:
+def fitting(labels: Labels, format: str) -> tuple[Labels, list[str]]:
     """What a format has a place for, and the names of the kinds that it has none for.
 
     Args:
-        notes: of a photo.
+        labels: of a photo.
         format: a key of `OUTPUT_FORMATS`.
     """
-    xmp, iptc, text = notes.xmp, notes.iptc, notes.text
+    xmp, iptc, text = labels.xmp, labels.iptc, labels.text
     lost: list[str] = []
     if format == "jpeg" and xmp and len(_XMP_SEGMENT) + len(xmp) > _SEGMENT_BYTES:
         xmp, lost = None, [*lost, "XMP of more than 64 kB"]
@@ -158,8 +158,8 @@ def fitting(notes: Notes, format: str) -> tuple[Notes, list[str]]:
     if format != "png":
         known = {*_EXIF_OF_TEXT, *(["Comment"] if format == "jpeg" else [])}
         text = {key: value for key, value in text.items() if key in known and len(value) < _SEGMENT_BYTES // 4}
-        lost += ["Text"] if len(text) < len(notes.text) else []
-    return Notes(xmp, iptc, text, notes.dpi), lost
+        lost += ["Text"] if len(text) < len(labels.text) else []
+    return Labels(xmp, iptc, text, labels.dpi), lost
 
 
 def left_out(kind: str, format: str) -> str:
@@ -167,36 +167,36 @@ def left_out(kind: str, format: str) -> str:
     return f"{kind} has no place in {OUTPUT_FORMATS[format]} files and is left out"
 
 
-def tags_to_put(notes: Notes, format: str) -> tuple[dict[int, Value], dict[int, Value]]:
+def tags_to_put(labels: Labels, format: str) -> tuple[dict[int, Value], dict[int, Value]]:
     """EXIF tags that a result gets: those that replace what is there, and those that are only added where they are missing."""
     if format == "png":
         return {}, {}
-    fill: dict[int, Value] = {tag: notes.text[key] for key, tag in _EXIF_OF_TEXT.items() if key in notes.text}
+    fill: dict[int, Value] = {tag: labels.text[key] for key, tag in _EXIF_OF_TEXT.items() if key in labels.text}
     put: dict[int, Value] = {}
-    if notes.dpi and format != "jpeg":  # which says it in front of EXIF
-        x, y = (Fraction(round(100 * value), 100) for value in notes.dpi)
+    if labels.dpi and format != "jpeg":  # which says it in front of EXIF
+        x, y = (Fraction(round(100 * value), 100) for value in labels.dpi)
         put = {_X_RESOLUTION: x, _Y_RESOLUTION: y, _RESOLUTION_UNIT: _INCH}
     return put, fill
 
 
-def jpeg_segments(notes: Notes) -> bytes:
+def jpeg_segments(labels: Labels) -> bytes:
     """XMP and IPTC in segments of their own."""
-    bodies = [(0xE1, notes.xmp and _XMP_SEGMENT + notes.xmp), (0xED, notes.iptc and _photoshop(notes.iptc))]
+    bodies = [(0xE1, labels.xmp and _XMP_SEGMENT + labels.xmp), (0xED, labels.iptc and _photoshop(labels.iptc))]
     return b"".join(struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body for marker, body in bodies if body)
 
 
-def png_chunks(notes: Notes) -> list[tuple[bytes, bytes]]:
+def png_chunks(labels: Labels) -> list[tuple[bytes, bytes]]:
     """Chunks of resolution, texts, XMP and IPTC, kind and content: PNG specification, 11.3."""
     chunks = []
-    if notes.dpi:
-        x, y = (int(value / _METRES_PER_INCH + 0.5) for value in notes.dpi)
+    if labels.dpi:
+        x, y = (int(value / _METRES_PER_INCH + 0.5) for value in labels.dpi)
         chunks.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
-    for key, value in notes.text.items():
+    for key, value in labels.text.items():
         chunks.append(_text_chunk(key, value))
-    if notes.xmp:
-        chunks.append((b"iTXt", _XMP_KEY.encode() + bytes(5) + notes.xmp))
-    if notes.iptc:
-        block = _photoshop(notes.iptc).removeprefix(_PHOTOSHOP)
+    if labels.xmp:
+        chunks.append((b"iTXt", _XMP_KEY.encode() + bytes(5) + labels.xmp))
+    if labels.iptc:
+        block = _photoshop(labels.iptc).removeprefix(_PHOTOSHOP)
         lines = "\n".join(re.findall(".{1,72}", block.hex()))
         chunks.append(
             (b"zTXt", f"{_RAW_PROFILE}iptc\0\0".encode() + zlib.compress(f"\niptc\n{len(block):8}\n{lines}\n".encode()))
@@ -212,9 +212,9 @@ def _text_chunk(key: str, value: str) -> tuple[bytes, bytes]:
         return b"iTXt", key.encode("latin-1", "replace") + bytes(5) + value.encode("utf-8", "replace")
 
 
-def tiff_tags(notes: Notes) -> Sequence[tuple[int, int, int, bytes, bool]]:
+def tiff_tags(labels: Labels) -> Sequence[tuple[int, int, int, bytes, bool]]:
     """XMP and IPTC in the form of tifffile's `extratags`."""
-    return [(tag, 1, len(body), body, True) for tag, body in ((_XMP_TAG, notes.xmp), (_IPTC_TAG, notes.iptc)) if body]
+    return [(tag, 1, len(body), body, True) for tag, body in ((_XMP_TAG, labels.xmp), (_IPTC_TAG, labels.iptc)) if body]
 
 
 def _photoshop(iptc: bytes) -> bytes:
