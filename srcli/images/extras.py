@@ -147,8 +147,11 @@ def _decoded_jxl(file: BinaryIO, bits: int) -> Decoded:
     import pillow_jxl  # noqa: F401 (what Pillow knows the format by)
 
     file.seek(0)
-    image = Image.open(file, formats=("JXL",))
-    image.load()
+    try:
+        image = Image.open(file, formats=("JXL",))
+        image.load()
+    except RuntimeError as fault:  # which says nothing but how to build libjxl
+        raise ValueError("broken data stream") from fault
     packed = getattr(image, "jpeg", False)  # whether it is a JPEG, made smaller: that is given as it was
     exif = image.info.get("exif")
     tags, labels = Image.Exif(), NO_LABELS

@@ -19,11 +19,12 @@ from srcli.images import containers
 from srcli.images.labels import Value
 
 PREFIX = b"Exif\0\0"
-PROCESSING_SOFTWARE = 0x000B
+PROCESSING_SOFTWARE, SOFTWARE = 0x000B, 0x0131
 OWN_MARK = "srcli"
-"""What that tag says in every result, and is kept by `--strip-metadata`, too: it tells nothing of the photo.
+"""What ProcessingSoftware says in every result, and is kept by `--strip-metadata`, too: it tells nothing of the photo.
 
-Not `Software`, which names the photo's camera or editor. No version and no date: reruns give the same bytes.
+Software names the photo's camera or editor, and stays; only in TIFF, where libtiff warns of tags that it does not know, does the
+mark stand behind it. No version and no date: reruns give the same bytes.
 """
 ORIENTATION = 0x0112
 EXIF_IFD = 0x8769
@@ -44,7 +45,7 @@ DESCRIPTIVE_TAGS = frozenset(
         0x011A,  # XResolution
         0x011B,  # YResolution
         0x0128,  # ResolutionUnit
-        0x0131,  # Software
+        SOFTWARE,
         0x0132,  # DateTime
         0x013B,  # Artist
         0x013C,  # HostComputer
@@ -158,6 +159,16 @@ def updated_exif(
         return _Block(_EMPTY).patch(orientation, width, height, tags, missing)
 
 
+def marked(software: str) -> str:
+    """What a TIFF's Software says in a result."""
+    return software if is_marked(software) else f"{software}; {OWN_MARK}".removeprefix("; ")
+
+
+def is_marked(software: str) -> bool:
+    """Whether a TIFF's Software is that of a result."""
+    return software.split("; ")[-1] == OWN_MARK
+
+
 def is_own_result(path: Path) -> bool:
     """Whether a file is a picture that srcli has written, as its metadata say; one that cannot be read is not.
 
@@ -169,7 +180,7 @@ def is_own_result(path: Path) -> bool:
             file.seek(0)
             if tiff:
                 with tifffile.TiffFile(file) as tif:
-                    return bool(tif.pages[0].tags.valueof(PROCESSING_SOFTWARE) == OWN_MARK)
+                    return is_marked(tif.pages[0].tags.valueof(SOFTWARE, ""))
             raw = containers.exif_of(file)
             return raw is not None and _Block(raw).text(PROCESSING_SOFTWARE) == OWN_MARK.encode()
     except Exception:  # Pillow and tifffile fail in many ways on broken files, which are no results
@@ -195,8 +206,9 @@ class _Block:
             self._set(photo, _PIXEL_Y, height)
         self._drop_thumbnail(after_main)
         tags = {**{tag: value for tag, value in fill.items() if tag not in main}, **put}
-        if tags:
-            self._put(tags)
+        changed = {tag: value for tag, value in tags.items() if not self._says(main.get(tag), value)}
+        if changed:
+            self._put(changed)
         return PREFIX + bytes(self.data)
 
     def text(self, tag: int) -> bytes | None:
@@ -207,6 +219,15 @@ class _Block:
         kind, count = struct.unpack_from(f"{self.order}HI", self.data, main[tag] + 2)
         at = main[tag] + 8 if count <= 4 else self._long(main[tag] + 8)
         return bytes(self.data[at : at + count]).rstrip(b"\0") if kind == 2 else None
+
+    def _says(self, entry: int | None, value: Value) -> bool:
+        """Whether the entry at that position, or its absence, is that of `value`."""
+        if entry is None or value is None:
+            return entry is None and value is None
+        kind, count, packed = self._packed(value)
+        at = entry + 8 if len(packed) <= 4 else self._long(entry + 8)
+        same = struct.unpack_from(f"{self.order}HI", self.data, entry + 2) == (kind, count)
+        return same and self.data[at : at + len(packed)] == packed
 
     def _put(self, tags: Mapping[int, Value]) -> None:
         """Write the main directory anew at the block's end, with `tags`: nothing else moves, so that all offsets hold."""

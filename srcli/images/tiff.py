@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from srcli.images.metadata import EXIF_IFD, GPS_IFD, ORIENTATION, directory_of
+from srcli.images.metadata import EXIF_IFD, GPS_IFD, ORIENTATION, OWN_MARK, PROCESSING_SOFTWARE, SOFTWARE, directory_of, marked
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OPEN_CODECS = (
@@ -109,6 +109,8 @@ def write(
     tags = Image.Exif()
     if exif is not None:
         tags.load(exif)
+    if tags.pop(PROCESSING_SOFTWARE, None) == OWN_MARK:
+        tags[SOFTWARE] = marked(str(tags.get(SOFTWARE, "")))
     big = levels.nbytes > _CLASSIC_BYTES
     directories = {} if big else _directories(tags)
     has_alpha = levels.shape[2] in (2, 4)
