@@ -182,3 +182,12 @@ def test_the_size_of_a_jpeg_xl_is_read_before_it_is_decoded(tmp_path: Path, size
     encode(Picture(np.zeros((*size[::-1], 1), np.uint8)), tmp_path / "a.jxl", "jxl", 100)
     header = probe(tmp_path / "a.jxl")
     assert (header.width, header.height) == size
+
+
+def test_a_package_that_does_not_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rawpy.py").write_text("raise ValueError('built for another numpy')")
+    (tmp_path / "a.dng").write_bytes(b"II*\0")
+    monkeypatch.delitem(sys.modules, "rawpy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImageError, match=r"`rawpy`, which cannot be loaded \(built for another numpy\)"):
+        probe(tmp_path / "a.dng")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import struct
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from srcli.disk import first_line
 from srcli.images import containers, metadata
 from srcli.images.labels import NO_LABELS, Labels, labels_of
 from srcli.images.levels import Levels
@@ -53,11 +54,16 @@ class Opened:
 
 
 def missing_extra(name: str) -> tuple[str, str] | None:
-    """What is wrong where an extra is not installed, and what to do about it; None where it is."""
+    """What is wrong where an extra is not installed or does not load, and what to do about it; None where it does."""
     module, kind = _PACKAGES[name]
-    if importlib.util.find_spec(module) is not None:
-        return None
-    return f"{kind} needs the package `{module}`, which is not installed", f"run `pip install 'srcli[{name}]'`"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return f"{kind} needs the package `{module}`, which is not installed", f"run `pip install 'srcli[{name}]'`"
+    except Exception as fault:  # one that was built for other versions raises anything
+        reason = f"{kind} needs the package `{module}`, which cannot be loaded ({first_line(fault)})"
+        return reason, f"run `pip install --upgrade 'srcli[{name}]'`"
+    return None
 
 
 def extra_for(path: Path, file: BinaryIO) -> str | None:
@@ -152,8 +158,10 @@ def _decoded_jxl(file: BinaryIO, bits: int) -> Decoded:
         image.load()
     except RuntimeError as fault:  # which says nothing but how to build libjxl
         raise ValueError("broken data stream") from fault
+    file.seek(0)
     packed = getattr(image, "jpeg", False)  # whether it is a JPEG, made smaller: that is given as it was
-    exif = image.info.get("exif")
+    exif = None if packed else containers.exif_of(file)
+    exif = exif or image.info.get("exif")  # which may come from a packed box
     tags, labels = Image.Exif(), NO_LABELS
     with suppress(Exception):  # metadata must not cost the image
         tags.load(exif or b"")
