@@ -142,7 +142,9 @@ def opened(path: Path) -> Iterator[Source]:
                 raise _UnreadableError(*missing)
             if extra != "heif":
                 with extras.opened(extra, file) as found:
-                    yield Source(_checked(About(found.format, found.size, found.bit_depth, 1, None, None)), file, None, found)
+                    yield Source(
+                        _checked(About(found.format, found.size, found.bit_depth, 1, None, None)), file, None, _extra=found
+                    )
                 return
             extras.register_heif()
         file.seek(0)
@@ -155,11 +157,10 @@ def opened(path: Path) -> Iterator[Source]:
             raise _UnreadableError(f"its pixels are {samples}", _NARROWER)
         notes = png16.notes(file) if head.startswith(png16.SIGNATURE) else None
         file.seek(0)
+        formats = ("HEIF",) if extra else _FORMATS
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(
-                file, formats=("HEIF",) if extra else _FORMATS
-            )  # what others there are may start programs, as EPS does
+            image = Image.open(file, formats=formats)  # what others there are may start programs, as EPS does
             about = _about(image, head, notes)
         _widen_transparency(image, head)
         with image:
