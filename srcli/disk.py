@@ -40,7 +40,8 @@ _SHORT_NAME = 50  # characters, of 4 bytes each at most
 
 def first_line(fault: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    told = fault.args[0].decode(errors="replace") if fault.args and isinstance(fault.args[0], bytes) else str(fault)
+    return (told.strip().splitlines() or [type(fault).__name__])[0]
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

@@ -191,7 +191,8 @@ def open_stream(config: UpscaleConfig, spec: ModelSpec) -> Stream:
     settings = complete(spec, config.dials)
     black = [{**settings, **dict.fromkeys(painted_dials(spec), 0.0)}] if config.lambda_map is not None else []
     engine = open_engine(spec, config, [settings, *black])
-    return Stream(engine, output_size(config, spec), config.color_fix or spec.color_fix, config.quality)
+    size, color_fix = output_size(config, spec), config.color_fix or spec.color_fix
+    return Stream(engine, size, color_fix, config.quality, strip_metadata=config.strip_metadata)
 
 
 def output_size(config: UpscaleConfig, spec: ModelSpec) -> Size:

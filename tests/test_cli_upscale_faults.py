@@ -26,14 +26,14 @@ def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_report_never_takes_the_place_of_a_picture(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
     before = (photo_folder / "a.png").read_bytes()
     (tmp_path / "link").symlink_to(photo_folder)
-    for name in ("photos/a.png", "link/a.png", "out/b.jpg", "photos/not-taken.heic"):
+    for name in ("photos/a.png", "link/a.png", "out/b.jpg", "photos/not-taken.psd"):
         report = tmp_path / name
         done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--report", report)
         assert done.returncode == 2
         assert f"the report `{report}`" in done.stderr
         assert "is an input" in done.stderr or report.name != "a.png"
     assert (photo_folder / "a.png").read_bytes() == before
-    assert not (photo_folder / "not-taken.heic").exists()
+    assert not (photo_folder / "not-taken.psd").exists()
     assert not (tmp_path / "out").exists()
 
 
@@ -90,15 +90,15 @@ def test_an_output_of_no_letters_is_refused(models_file: Path, photo_folder: Pat
 
 
 def test_pictures_of_other_kinds_are_told_once(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
-    for name in ("1.heic", "2.HEIC", "3.dng", "notes.txt"):
+    for name in ("1.psd", "2.PSD", "3.exr", "notes.txt"):
         (photo_folder / name).touch()
     done = upscale(models_file, photo_folder, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("left out: 2 .heic, 1 .dng;") == 1
+    assert done.stderr.count("left out: 2 .psd, 1 .exr;") == 1
     assert "hint: convert them" in done.stderr
     for options in (["--json"], ["--json", "--dry-run"]):
         told = json.loads(upscale(models_file, photo_folder, "-o", tmp_path / "out", *options).stdout)
-        assert told["left_out"] == {".heic": 2, ".dng": 1}
+        assert told["left_out"] == {".psd": 2, ".exr": 1}
 
 
 def test_a_report_of_a_dry_run_is_refused(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

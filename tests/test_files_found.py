@@ -79,17 +79,17 @@ def test_what_is_named_may_be_a_link_to_a_folder(here: Path) -> None:
 
 
 def test_pictures_of_other_kinds_are_counted(here: Path) -> None:
-    make("in/a.png", "in/b.HEIC", "in/sub/c.heic", "in/d.dng", "in/notes.txt", "in/.e.heic", "in/out/f.heic")
+    make("in/a.png", "in/b.PSD", "in/sub/c.psd", "in/d.exr", "in/notes.txt", "in/.e.psd", "in/out/f.psd")
     for text in ("in", "in/*"):
         left_out: set[Path] = set()
-        assert sources(plan_jobs([text, "in/d.dng"], Path("in/out"), left_out=left_out)) == ["in/a.png", "in/d.dng"]
-        assert left_out == {Path("in/b.HEIC"), Path("in/sub/c.heic"), Path("in/d.dng")}
+        assert sources(plan_jobs([text, "in/d.exr"], Path("in/out"), left_out=left_out)) == ["in/a.png", "in/d.exr"]
+        assert left_out == {Path("in/b.PSD"), Path("in/sub/c.psd"), Path("in/d.exr")}
     assert len(find_files(["in"], Path("in/out"))) == 1
 
 
 def test_a_folder_of_other_kinds_is_told_as_such(here: Path) -> None:
-    make("in/a.heic", "in/b.HEIC", "in/c.dng", "in/notes.txt")
-    with pytest.raises(UsageError, match=r"`in` is a folder without images, only 2 .heic, 1 .dng"):
+    make("in/a.psd", "in/b.PSD", "in/c.exr", "in/notes.txt")
+    with pytest.raises(UsageError, match=r"`in` is a folder without images, only 2 .psd, 1 .exr"):
         plan_jobs(["in"], Path("out"))
 
 

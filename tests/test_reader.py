@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin, features
 
 from srcli.errors import ImageError
 from srcli.images.codec import Header, decode, probe
-from srcli.images.suffixes import INPUT_SUFFIXES
+from srcli.images.suffixes import HEIF_SUFFIXES, INPUT_SUFFIXES, RAW_SUFFIXES
 
 ORIENTATION, MAKE = 0x0112, 0x010F
 
@@ -131,7 +131,8 @@ SUFFIX_OF = {
 
 
 def test_each_suffix_that_is_taken_in_a_folder_can_be_read(tmp_path: Path) -> None:
-    assert {suffix for suffixes in SUFFIX_OF.values() for suffix in suffixes} == INPUT_SUFFIXES
+    known = {suffix for suffixes in SUFFIX_OF.values() for suffix in suffixes}
+    assert known == INPUT_SUFFIXES - HEIF_SUFFIXES - RAW_SUFFIXES - {".jxl"}  # those are in test_extras
     for format, suffixes in SUFFIX_OF.items():
         if (format == "AVIF" and not features.check("avif")) or (format == "JPEG2000" and not features.check("jpg_2000")):
             continue

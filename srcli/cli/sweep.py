@@ -107,7 +107,9 @@ def sweep(
     ] = False,
     format: Annotated[
         str,
-        typer.Option("--format", help="Kind of the images: png, jpeg, webp, tiff.", rich_help_panel=PICTURES, metavar="FORMAT"),
+        typer.Option(
+            "--format", help="Kind of the images: png, jpeg, webp, tiff, avif, jxl.", rich_help_panel=PICTURES, metavar="FORMAT"
+        ),
     ] = "png",
     quality: Annotated[int, typer.Option(help="Quality of JPEG and WebP, 1 to 100.", rich_help_panel=PICTURES)] = 95,
     tile: Annotated[int | None, typer.Option(help="Side of a tile, as in `srcli upscale`.", rich_help_panel=WORK)] = None,

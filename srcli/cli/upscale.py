@@ -101,14 +101,25 @@ def upscale(
         str | None,
         typer.Option(
             "--format",
-            help="Format of the results: png, jpeg, webp, tiff. The input's own if not given (other kinds become png).",
+            help="Format of the results: png, jpeg, webp, tiff, avif, jxl. The input's own if not given (others become png).",
             rich_help_panel=FILES,
             metavar="FORMAT",
         ),
     ] = None,
     quality: Annotated[
-        int, typer.Option(help="Quality of JPEG and WebP, 1 to 100; WebP at 100 is lossless.", rich_help_panel=FILES)
+        int,
+        typer.Option(
+            help="Quality of JPEG, WebP, AVIF and JPEG XL, 1 to 100; WebP and JPEG XL at 100 are lossless.", rich_help_panel=FILES
+        ),
     ] = 95,
+    strip_metadata: Annotated[
+        bool,
+        typer.Option(
+            "--strip-metadata",
+            help="Leave out what the photos say beside their orientation and colours: EXIF, XMP, IPTC, text, resolution.",
+            rich_help_panel=FILES,
+        ),
+    ] = False,
     suffix: Annotated[str, typer.Option(help="Text added to file names, such as `_x4`.", rich_help_panel=FILES)] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.", rich_help_panel=FILES)] = False,
     dry_run: Annotated[
@@ -148,6 +159,7 @@ def upscale(
         color_fix=color_fix,
         format=format,
         quality=quality,
+        strip_metadata=strip_metadata,
         suffix=suffix,
         recursive=recursive,
         overwrite=overwrite,

@@ -38,6 +38,7 @@ class UpscaleConfig:
     color_fix: str | None = None
     format: str | None = None
     quality: int = 95
+    strip_metadata: bool = False
     suffix: str = ""
     recursive: bool = True
     overwrite: bool = False

@@ -21,11 +21,12 @@ from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_b
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas
-from srcli.images.codec import Header, Picture, check_sides, decode, encode, probe
+from srcli.images.codec import Header, Picture, check_sides, decode, encode, probe, reduced, stripped
 from srcli.images.files import Job, Outcome
 from srcli.images.maps import read_map
 from srcli.images.resize import Size
 from srcli.images.suffixes import format_of
+from srcli.images.telling import warn_once
 from srcli.memory import free_host_bytes
 
 log = logging.getLogger("srcli")
@@ -69,16 +70,27 @@ class Stream:
         engine: with a loaded restorer.
         size: of the outputs.
         color_fix: one of `srcli.images.color.COLOR_FIXES`.
-        quality: of JPEG and WebP, 1 to 100.
+        quality: of lossy formats, 1 to 100.
         queue_bytes: memory for results, from before they are restored until they are written, and a quarter of it for pictures
             read ahead; one picture may exceed either alone. Chosen from the free memory where it is None.
+        strip_metadata: leave out what the files say beside orientation and colours.
     """
 
-    def __init__(self, engine: Engine, size: Size, color_fix: str, quality: int, queue_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        size: Size,
+        color_fix: str,
+        quality: int,
+        queue_bytes: int | None = None,
+        *,
+        strip_metadata: bool = False,
+    ) -> None:
         self.engine = engine
         self.size = size
         self.color_fix = color_fix
         self.quality = quality
+        self.strip_metadata = strip_metadata
         limit = queue_bytes or min(MOST_QUEUE_BYTES, max(LEAST_QUEUE_BYTES, free_host_bytes() // 4))
         self._ahead_bytes = limit // 4
         self.results = Budget(limit)
@@ -259,7 +271,11 @@ class Stream:
             return item
         try:
             assert item.outcome is not None
-            encode(self._finished(item), item.job.target, format_of(item.job.target), self.quality)
+            target, format = item.job.target, format_of(item.job.target)
+            picture = self._finished(item)
+            encode(stripped(picture) if self.strip_metadata else picture, target, format, self.quality)
+            for note in reduced(item.picture, format):
+                warn_once(target, note)
             return item.outcome
         except Exception as error:
             return failure(item.job, error)

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import errno
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, PngImagePlugin, features
 
 from srcli.disk import whole
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
+from srcli.images.extras import missing_extra
+from srcli.images.labels import (
+    NO_LABELS,
+    Labels,
+    fitting,
+    jpeg_segments,
+    left_out,
+    png_chunks,
+    tags_to_put,
+    tiff_tags,
+    updated_xmp,
+)
 from srcli.images.levels import Array, Levels, to_depth, to_floats
-from srcli.images.metadata import PREFIX, to_stored, to_upright, updated_exif
+from srcli.images.metadata import ORIENTATION, PREFIX, to_stored, to_upright, updated_exif
 from srcli.images.reader import MAX_PIXELS
 from srcli.images.rows import collect, on_white, rows_of
+from srcli.images.srgb import in_srgb
 from srcli.images.suffixes import OUTPUT_FORMATS
 from srcli.images.telling import warn_of, warn_once
 
@@ -33,10 +46,14 @@ __all__ = [
     "encode",
     "keeps_alpha",
     "probe",
+    "reduced",
+    "stripped",
 ]
 
-_SIDE_LIMITS = {"jpeg": 65500, "webp": 16383}  # px; JPEG's is libjpeg's own, 35 below that of the format
+_SIDE_LIMITS = {"jpeg": 65500, "webp": 16383, "avif": 65536}  # px; JPEG's is libjpeg's own, 35 below that of the format
 _JPEG_EXIF_BYTES = 65533
+_UPRIGHT = ("png", "avif", "jxl")  # many programs ignore their tag
+_NO_GRAY_PROFILE = ("webp", "avif")
 _FULL_CHROMA_QUALITY = 90
 
 
@@ -51,6 +68,7 @@ class Picture:
         icc_profile: of the pixels as they are here: None after a conversion from CMYK or Lab.
         exif: the block with Pillow's prefix; None where it is missing or malformed.
         format: "png", "jpeg", "webp", "tiff", or Pillow's name in lower case.
+        labels: XMP, IPTC, text and resolution.
     """
 
     levels: Levels
@@ -58,6 +76,7 @@ class Picture:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     format: str = "png"
+    labels: Labels = NO_LABELS
 
     @property
     def width(self) -> int:
@@ -150,7 +169,8 @@ def decode(path: Path) -> Picture:
     for fault in about.faults:
         warn_of(path, fault)
     upright = np.ascontiguousarray(to_upright(levels, about.orientation))
-    return Picture(upright, source.about.orientation, about.icc_profile, about.exif, about.format)
+    orientation = source.about.orientation
+    return Picture(upright, orientation, about.icc_profile, about.exif, about.format, about.labels)
 
 
 def depth_for(format: str, bit_depth: int) -> int:
@@ -163,28 +183,47 @@ def keeps_alpha(format: str) -> bool:
     return format != "jpeg"
 
 
+def stripped(picture: Picture) -> Picture:
+    """Without what its file said beside orientation and colours."""
+    return replace(picture, exif=None, labels=NO_LABELS)
+
+
+def reduced(picture: Picture, format: str) -> list[str]:
+    """What is to be told of the pixels of a picture, where a format cannot hold all of them."""
+    told = []
+    if depth_for(format, picture.bit_depth) < picture.bit_depth:
+        told.append(f"{OUTPUT_FORMATS[format]} files have 8 bits per channel, and those of 16 are rounded to them")
+    if not keeps_alpha(format) and not picture.opaque:
+        told.append(f"{OUTPUT_FORMATS[format]} files have no transparency, and what is transparent is laid on white")
+    return told
+
+
 def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
     """Write an image, whole or not at all: a temporary file beside `path` takes its place when it is complete.
 
+    What has no place in the format is told once.
+
     Two runs may have the same output folder: while one writes an image, the other cannot.
 
-    JPEG, WebP and TIFF are stored in the layout of the source with its orientation tag, PNG upright (many programs ignore
-    its tag). JPEG has no alpha, so the picture is laid on white; JPEG and WebP have 8 bits. What TIFF keeps of EXIF is said
-    in `tiff.write`; JPEG keeps only the orientation of a block over 64 kB. WebP has no gray, so a profile for gray is left out.
+    JPEG, WebP and TIFF are stored in the layout of the source with its orientation tag, the others upright (many programs
+    ignore their tag). JPEG has no alpha, so the picture is laid on white; all but PNG and TIFF have 8 bits. What TIFF keeps of
+    EXIF is said in `tiff.write`; JPEG keeps only the orientation of a block over 64 kB. WebP and AVIF have no profiles for gray,
+    and JPEG XL gets none: there the colours become sRGB.
 
     PNG of 16 bits and TIFF are written by rows. Pillow's encoders want the whole picture at once, in their own copy of 4
-    bytes a pixel (1 where it is gray); what they make goes to the file as it comes, but for WebP. PNG is deflated without a
-    search for repetitions, of which restored photos have few: that is five times as fast.
+    bytes a pixel (1 where it is gray); what they make goes to the file as it comes, but for WebP, AVIF and JPEG XL. PNG is
+    deflated without a search for repetitions, of which restored photos have few: that is five times as fast.
 
     Args:
         picture: what to write.
         path: the file to write; missing folders are made.
         format: a key of `OUTPUT_FORMATS`.
-        quality: 1 to 100 for JPEG (full chroma resolution from 90) and WebP (100: lossless); the others are lossless.
+        quality: 1 to 100 for JPEG and AVIF (both: full chroma resolution from 90), WebP and JPEG XL (both: lossless at 100);
+            the others are lossless.
 
     Raises:
         ImageError: the picture is too large for the format, or the file cannot be written (full disk, no permission,
-            another run is writing it).
+            another run is writing it, a package that is not installed).
         UsageError: the format is unknown.
     """
     if format not in OUTPUT_FORMATS:
@@ -192,13 +231,15 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
     check_sides(picture.width, picture.height, path, format)
     try:
         with whole(path, alone=True) as file:
-            _write(picture, file, format, quality)
+            told = _write(picture, file, format, quality)
     except OSError as fault:
         raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
+    for note in told:
+        warn_once(path, note)
 
 
 def check_sides(width: int, height: int, path: Path, format: str) -> None:
-    """Tell of a picture that is too large for a format, which can be known before any work.
+    """Tell of a picture that cannot be written in a format, which can be known before any work.
 
     Args:
         width: of the picture to write, in pixels.
@@ -207,8 +248,12 @@ def check_sides(width: int, height: int, path: Path, format: str) -> None:
         format: a key of `OUTPUT_FORMATS`.
 
     Raises:
-        ImageError: a side is over the format's limit.
+        ImageError: a side is over the format's limit, or what writes it is not installed.
     """
+    if format == "jxl" and (missing := missing_extra("jxl")):
+        raise ImageError(f"`{path}` cannot be written: {missing[0]}", missing[1])
+    if format == "avif" and not features.check("avif"):
+        raise ImageError(f"`{path}` cannot be written: Pillow is here without AVIF", "run `pip install --upgrade pillow`")
     limit = _SIDE_LIMITS.get(format)
     if limit is not None and max(width, height) > limit:
         raise ImageError(
@@ -217,27 +262,51 @@ def check_sides(width: int, height: int, path: Path, format: str) -> None:
         )
 
 
-def _write(picture: Picture, file: BinaryIO, format: str, quality: int) -> None:
-    orientation = 1 if format == "png" else picture.orientation
+def _write(picture: Picture, file: BinaryIO, format: str, quality: int) -> list[str]:
+    """Fill the file; returns what is to be told of it."""
+    orientation = 1 if format in _UPRIGHT else picture.orientation
     levels = np.ascontiguousarray(to_stored(_storable(picture, format), orientation))
     height, width = levels.shape[:2]
-    exif = updated_exif(picture.exif, orientation, width, height)
+    labels, lost = fitting(picture.labels, format)
+    if labels.xmp:
+        labels = replace(labels, xmp=updated_xmp(labels.xmp, orientation, width, height))
+    exif = _exif_for(picture, labels, format, orientation, (width, height))
+    if format == "jpeg" and len(exif) > _JPEG_EXIF_BYTES:
+        lost.append("EXIF of more than 64 kB")
+        exif = updated_exif(None, orientation, width, height)
+    told = [left_out(kind, format) for kind in lost]
     if format == "tiff":
-        tiff.write(file, levels, picture.icc_profile, exif)
+        tiff.write(file, levels, picture.icc_profile, exif, tiff_tags(labels))
     elif levels.itemsize == 2:
-        png16.write(file, levels, picture.icc_profile, exif and exif.removeprefix(PREFIX))
+        png16.write(file, levels, picture.icc_profile, exif.removeprefix(PREFIX), png_chunks(labels))
     else:
-        if format == "jpeg" and exif is not None and len(exif) > _JPEG_EXIF_BYTES:
-            exif = updated_exif(None, orientation, width, height)
+        profile = picture.icc_profile
+        if profile is not None and (format == "jxl" or (format in _NO_GRAY_PROFILE and _for_gray(profile))):
+            levels, exact = in_srgb(levels, profile)
+            profile = None
+            told += [] if exact else [f"{OUTPUT_FORMATS[format]} files get no such colour profile: the colours are made sRGB"]
+        if format == "jxl":
+            import pillow_jxl  # noqa: F401 (what Pillow knows the format by)
         image = Image.fromarray(levels if levels.shape[2] > 1 else levels[..., 0])
         del levels  # Pillow has its own copy
-        profile = None if format == "webp" and _for_gray(picture.icc_profile) else picture.icc_profile
-        image.save(cast("BinaryIO", _Output(file)), format, **_options(format, quality, profile, exif))
+        options = {**_options(format, quality), **_described(format, labels, exif.removeprefix(PREFIX))}
+        if profile is not None:
+            options["icc_profile"] = profile
+        image.save(cast("BinaryIO", _Output(file)), format, **options)
+    return told
 
 
-def _for_gray(icc_profile: bytes | None) -> bool:
+def _exif_for(picture: Picture, labels: Labels, format: str, orientation: int, size: tuple[int, int]) -> bytes:
+    """The block for a result of that size; without an orientation in AVIF, where Pillow would write the block anew for it."""
+    put, fill = tags_to_put(labels, format)
+    if format == "avif":
+        put[ORIENTATION] = None
+    return updated_exif(picture.exif, orientation, *size, put, fill)
+
+
+def _for_gray(icc_profile: bytes) -> bool:
     """Whether a profile is one of gray pixels (ICC.1, 7.2.6)."""
-    return icc_profile is not None and icc_profile[16:20] == b"GRAY"
+    return icc_profile[16:20] == b"GRAY"
 
 
 def _storable(picture: Picture, format: str) -> Levels:
@@ -256,19 +325,33 @@ class _Output:
         self.write, self.flush, self.seek, self.tell = file.write, file.flush, file.seek, file.tell
 
 
-def _options(format: str, quality: int, icc_profile: bytes | None, exif: bytes | None) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if icc_profile is not None:
-        options["icc_profile"] = icc_profile
-    if exif is not None:
-        options["exif"] = exif
+def _options(format: str, quality: int) -> dict[str, Any]:
+    """How Pillow is to pack the pixels."""
+    full_chroma = quality >= _FULL_CHROMA_QUALITY
     if format == "png":
-        options["compress_type"] = zlib.Z_RLE
+        return {"compress_type": zlib.Z_RLE}
     if format == "jpeg":
-        options |= {"quality": quality, "subsampling": 0 if quality >= _FULL_CHROMA_QUALITY else 2}
-    if format == "webp":
-        options |= {"lossless": True, "exact": True} if quality >= 100 else {"quality": quality}
-    return options
+        return {"quality": quality, "subsampling": 0 if full_chroma else 2}
+    if format == "avif":
+        return {"quality": quality, **({"subsampling": "4:4:4"} if full_chroma else {})}
+    if quality < 100:
+        return {"quality": quality}
+    return {"lossless": True, **({"exact": True} if format == "webp" else {})}
+
+
+def _described(format: str, labels: Labels, exif: bytes) -> dict[str, Any]:
+    """How Pillow is told what else to write."""
+    if format == "png":
+        chunks = PngImagePlugin.PngInfo()
+        for kind, body in png_chunks(labels):
+            chunks.add(kind, body)
+        return {"exif": exif, "pnginfo": chunks, **({"dpi": labels.dpi} if labels.dpi else {})}
+    if format == "jpeg":
+        comment = labels.text.get("Comment", "").encode()
+        return {"exif": PREFIX + exif, "extra": jpeg_segments(labels), "comment": comment, "dpi": labels.dpi or (0, 0)}
+    if format == "jxl":
+        exif = bytes(4) + exif  # its box begins with the number of bytes to pass over (ISO 18181-2)
+    return {"exif": exif, **({"xmp": labels.xmp} if labels.xmp else {})}
 
 
 def _write_hint(fault: OSError) -> str:

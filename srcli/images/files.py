@@ -172,7 +172,7 @@ def plan_jobs(
         inputs: files, folders and globs (`**` and `~` work); a text is taken as a glob only where no such path exists.
         output: a folder, or, for exactly one input file, a file name with a suffix that can be written.
         recursive: also take what lies in folders below the given ones.
-        format: a key of `OUTPUT_FORMATS`; None keeps PNG, JPEG, WebP and TIFF, and turns others into PNG.
+        format: a key of `OUTPUT_FORMATS`; None keeps those, and turns others into PNG.
         suffix: put between the stem and the extension, as in `a_x4.png`.
         overwrite: whether targets that are there will be replaced.
         left_out: as for `find_files`.

@@ -6,13 +6,26 @@ EXIF blocks are patched where they stand instead of being written anew: maker no
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from PIL import Image
 
+from srcli.images import containers
+from srcli.images.labels import Value
+
 PREFIX = b"Exif\0\0"
+PROCESSING_SOFTWARE, SOFTWARE = 0x000B, 0x0131
+OWN_MARK = "srcli"
+"""What ProcessingSoftware says in every result, and is kept by `--strip-metadata`, too: it tells nothing of the photo.
+
+Software names the photo's camera or editor, and stays; only in TIFF, where libtiff warns of tags that it does not know, does the
+mark stand behind it. No version and no date: reruns give the same bytes.
+"""
 ORIENTATION = 0x0112
 EXIF_IFD = 0x8769
 GPS_IFD = 0x8825
@@ -24,6 +37,7 @@ _THUMBNAIL_AT, _THUMBNAIL_BYTES = 0x0201, 0x0202
 
 DESCRIPTIVE_TAGS = frozenset(
     [
+        PROCESSING_SOFTWARE,
         0x010E,  # ImageDescription
         0x010F,  # Make
         0x0110,  # Model
@@ -31,7 +45,7 @@ DESCRIPTIVE_TAGS = frozenset(
         0x011A,  # XResolution
         0x011B,  # YResolution
         0x0128,  # ResolutionUnit
-        0x0131,  # Software
+        SOFTWARE,
         0x0132,  # DateTime
         0x013B,  # Artist
         0x013C,  # HostComputer
@@ -46,6 +60,7 @@ DESCRIPTIVE_TAGS = frozenset(
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _MALFORMED = (struct.error, KeyError, ValueError)
+_EMPTY = b"II*\0\x08\0\0\0" + bytes(6)
 
 
 def to_upright(image: npt.NDArray[Scalar], orientation: int) -> npt.NDArray[Scalar]:
@@ -109,45 +124,67 @@ def _writable(value: Any) -> Any:
 def checked_exif(raw: bytes) -> bytes | None:
     """The block with Pillow's prefix, or None where it is malformed."""
     try:
-        _Block(raw).patch(1, 1, 1)
+        _Block(raw).patch(1, 1, 1, {}, {})
     except _MALFORMED:
         return None
     return PREFIX + raw.removeprefix(PREFIX)
 
 
-def updated_exif(raw: bytes | None, orientation: int, width: int, height: int) -> bytes | None:
-    """The block for an output: orientation and size put right, the thumbnail (which shows the old pixels) dropped.
+def updated_exif(
+    raw: bytes | None,
+    orientation: int,
+    width: int,
+    height: int,
+    put: Mapping[int, Value] | None = None,
+    fill: Mapping[int, Value] | None = None,
+) -> bytes:
+    """The block for a result: orientation and size put right, the thumbnail (which shows the old pixels) dropped, marked as ours.
 
     Args:
         raw: an EXIF block with or without the prefix; a malformed one counts as none.
         orientation: what the tag is to say, 1 to 8; it is added where it is missing and not 1.
         width: of the stored pixels.
         height: of the stored pixels.
+        put: further tags for the main directory, in place of those that it has; None takes one away.
+        fill: those that it only gets where it lacks them.
 
     Returns:
-        The block with Pillow's prefix, or None where there is nothing to say.
+        The block with Pillow's prefix.
+    """
+    tags = {PROCESSING_SOFTWARE: OWN_MARK, **(put or {})}
+    missing = {**({} if orientation == 1 else {ORIENTATION: orientation}), **(fill or {})}
+    try:
+        return _Block(raw or _EMPTY).patch(orientation, width, height, tags, missing)
+    except _MALFORMED:
+        return _Block(_EMPTY).patch(orientation, width, height, tags, missing)
+
+
+def marked(software: str) -> str:
+    """What a TIFF's Software says in a result."""
+    return software if is_marked(software) else f"{software}; {OWN_MARK}".removeprefix("; ")
+
+
+def is_marked(software: str) -> bool:
+    """Whether a TIFF's Software is that of a result."""
+    return software.split("; ")[-1] == OWN_MARK
+
+
+def is_own_result(path: Path) -> bool:
+    """Whether a file is a picture that srcli has written, as its metadata say; one that cannot be read is not.
+
+    Of the file only what leads to the mark is read; no pixels are decoded.
     """
     try:
-        if raw is not None and (patched := _Block(raw).patch(orientation, width, height)) is not None:
-            return patched
-    except _MALFORMED:
-        raw = None
-    if orientation == 1:
-        return None
-    return _Block(_with_orientation(raw, orientation)).patch(orientation, width, height)
-
-
-def _with_orientation(raw: bytes | None, orientation: int) -> bytes:
-    """The block written anew with a tag that it lacked; the tag alone where Pillow cannot do that."""
-    exif = Image.Exif()
-    try:
-        exif.load(raw or b"")
-        exif[ORIENTATION] = orientation
-        return exif.tobytes()
-    except Exception:  # as in orientation_of
-        exif = Image.Exif()
-        exif[ORIENTATION] = orientation
-        return exif.tobytes()
+        with path.open("rb") as file:
+            tiff = file.read(4) in containers.TIFF_MAGICS
+            file.seek(0)
+            if tiff:
+                with tifffile.TiffFile(file) as tif:
+                    return is_marked(tif.pages[0].tags.valueof(SOFTWARE, ""))
+            raw = containers.exif_of(file)
+            return raw is not None and _Block(raw).text(PROCESSING_SOFTWARE) == OWN_MARK.encode()
+    except Exception:  # Pillow and tifffile fail in many ways on broken files, which are no results
+        return False
 
 
 class _Block:
@@ -157,11 +194,9 @@ class _Block:
         self.data = bytearray(raw.removeprefix(PREFIX))
         self.order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(self.data[:4])]
 
-    def patch(self, orientation: int, width: int, height: int) -> bytes | None:
-        """The block with its prefix, or None where an orientation other than 1 has no tag to stand in."""
+    def patch(self, orientation: int, width: int, height: int, put: Mapping[int, Value], fill: Mapping[int, Value]) -> bytes:
+        """The block with its prefix, changed as `updated_exif` says."""
         main, after_main = self._directory(self._long(4))
-        if ORIENTATION not in main and orientation != 1:
-            return None
         self._set(main, ORIENTATION, orientation, short=True)
         self._set(main, _IMAGE_WIDTH, width)
         self._set(main, _IMAGE_LENGTH, height)
@@ -170,7 +205,61 @@ class _Block:
             self._set(photo, _PIXEL_X, width)
             self._set(photo, _PIXEL_Y, height)
         self._drop_thumbnail(after_main)
+        tags = {**{tag: value for tag, value in fill.items() if tag not in main}, **put}
+        changed = {tag: value for tag, value in tags.items() if not self._says(main.get(tag), value)}
+        if changed:
+            self._put(changed)
         return PREFIX + bytes(self.data)
+
+    def text(self, tag: int) -> bytes | None:
+        """What a text tag of the main directory says."""
+        main, _ = self._directory(self._long(4))
+        if tag not in main:
+            return None
+        kind, count = struct.unpack_from(f"{self.order}HI", self.data, main[tag] + 2)
+        at = main[tag] + 8 if count <= 4 else self._long(main[tag] + 8)
+        return bytes(self.data[at : at + count]).rstrip(b"\0") if kind == 2 else None
+
+    def _says(self, entry: int | None, value: Value) -> bool:
+        """Whether the entry at that position, or its absence, is that of `value`."""
+        if entry is None or value is None:
+            return entry is None and value is None
+        kind, count, packed = self._packed(value)
+        at = entry + 8 if len(packed) <= 4 else self._long(entry + 8)
+        same = struct.unpack_from(f"{self.order}HI", self.data, entry + 2) == (kind, count)
+        return same and self.data[at : at + len(packed)] == packed
+
+    def _put(self, tags: Mapping[int, Value]) -> None:
+        """Write the main directory anew at the block's end, with `tags`: nothing else moves, so that all offsets hold."""
+        main, _ = self._directory(self._long(4))
+        entries = {tag: bytes(self.data[at : at + 12]) for tag, at in main.items()}
+        for tag, value in tags.items():
+            if value is None:
+                entries.pop(tag, None)
+                continue
+            kind, count, packed = self._packed(value)
+            if len(packed) > 4:
+                packed = struct.pack(f"{self.order}I", self._append(packed))
+            entries[tag] = struct.pack(f"{self.order}HHI", tag, kind, count) + packed.ljust(4, b"\0")
+        head = struct.pack(f"{self.order}H", len(entries))
+        at = self._append(head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4))
+        struct.pack_into(f"{self.order}I", self.data, 4, at)
+
+    def _packed(self, value: Value) -> tuple[int, int, bytes]:
+        """Type, count and bytes of a tag's value: SHORT, ASCII or RATIONAL."""
+        if isinstance(value, str):
+            text = value.encode("utf-8", "replace") + b"\0"
+            return 2, len(text), text
+        if isinstance(value, int):
+            return 3, 1, struct.pack(f"{self.order}H", value)
+        assert value is not None
+        return 5, 1, struct.pack(f"{self.order}II", value.numerator, value.denominator)
+
+    def _append(self, content: bytes) -> int:
+        """Put `content` at the block's end, on an even byte; returns where it is."""
+        self.data += bytes(len(self.data) % 2)
+        self.data += content
+        return len(self.data) - len(content)
 
     def _directory(self, at: int) -> tuple[dict[int, int], int]:
         """Tag -> position of its 12-byte entry, and the position after the last entry."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import cv2
@@ -118,7 +118,13 @@ def read(data: bytes) -> Levels:
     return levels
 
 
-def write(file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_profile: bytes | None, exif: bytes | None) -> None:
+def write(
+    file: BinaryIO,
+    levels: npt.NDArray[np.unsignedinteger[Any]],
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    more: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
     """Write a PNG of 16 bits per channel, band by band, so that no second copy of the picture is needed.
 
     Rows are filtered by the mean of the pixels left and above, and deflated without a search for repetitions: low bytes hardly
@@ -129,6 +135,7 @@ def write(file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_prof
         levels: (H, W, C) uint16: gray, gray and alpha, RGB, or RGBA.
         icc_profile: goes into an iCCP chunk.
         exif: without the "Exif" prefix; goes into an eXIf chunk.
+        more: further chunks before the pixels, kind and content.
     """
     height, width, channels = levels.shape
     file.write(SIGNATURE)
@@ -137,6 +144,8 @@ def write(file: BinaryIO, levels: npt.NDArray[np.unsignedinteger[Any]], icc_prof
         _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
     if exif is not None:
         _write_chunk(file, b"eXIf", exif)
+    for kind, body in more:
+        _write_chunk(file, kind, body)
     packer = zlib.compressobj(strategy=zlib.Z_RLE)
     for band in _filtered_bands(levels):
         if packed := packer.compress(band):

@@ -17,11 +17,13 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from srcli.disk import first_line
 from srcli.errors import ImageError
-from srcli.images import color_tags, deep, jpeg, kinds, metadata, png16, tiff, tiff_pages
+from srcli.images import color_tags, deep, extras, jpeg, kinds, metadata, png16, tiff, tiff_pages
 from srcli.images.boxes import Facts, codestream_bits, facts_of
 from srcli.images.cicp import Color
 from srcli.images.faults import NARROWER, RESAVE, UnreadableError, unwarned
+from srcli.images.labels import NO_LABELS, Labels, labels_of
 from srcli.images.levels import Levels
 
 MAX_PIXELS = 1 << 28
@@ -35,7 +37,7 @@ _ICC_TAG = 34675
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "JPEG2000", *_AVIF, "TGA")
 """What is read, MPO with JPEG; TGA, which has no mark of its own, comes last."""
-_KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, TGA, PPM"
+_KNOWN = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIF, JPEG XL, JPEG 2000, TGA, PPM, camera RAW"
 _IN_COLOR = (2, 6)  # TIFF's RGB and YCbCr
 _WITH_EXIF = ("JPEG", "MPO", "WEBP")  # of others, what they say themselves counts
 _IN_BOXES = ("avif", "heif", "jpeg2000")
@@ -78,6 +80,7 @@ class About:
     top: int = 0
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    labels: Labels = NO_LABELS
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Source:
     _file: BinaryIO
     _image: Image.Image | None
     _page: Any = None
+    _extra: extras.Opened | None = None
 
     def levels(self) -> tuple[Levels, About]:
         """Decode the first frame completely.
@@ -96,6 +100,8 @@ class Source:
             (H, W, C) uint8 or uint16: gray, gray and alpha, RGB, or RGBA, alpha unassociated; and the header as it is
             true of these pixels: without what was undone or lost while decoding.
         """
+        if self._extra is not None:
+            return self._extra_levels(self._extra.decode())
         about = self.about
         if self._image is None:
             return self._tiff_levels()
@@ -130,6 +136,11 @@ class Source:
         image.info["icc_profile"] = self.about.icc_profile
         return np.asarray(_to_srgb(image)), replace(self.about, icc_profile=None)
 
+    def _extra_levels(self, found: extras.Decoded) -> tuple[Levels, About]:
+        levels = _pillow_levels(found.levels) if isinstance(found.levels, Image.Image) else found.levels
+        described = replace(self.about, icc_profile=found.icc_profile, exif=found.exif, labels=found.labels, notes=found.notes)
+        return levels, replace(described, orientation=found.orientation)
+
 
 def levels_of(image: Image.Image) -> tuple[Levels, bytes | None]:
     """The pixels of an image that Pillow holds, as they lie there, as `Source.levels` has them; and their colour profile.
@@ -159,7 +170,7 @@ def _faults_named(path: Path) -> Iterator[None]:
         reason, hint, cause = "there is not enough memory", "close other programs, or split the image", fault
     except Exception as fault:  # decoders raise anything on damaged files: TypeError, SyntaxError, struct.error ...
         system = fault.strerror if isinstance(fault, OSError) else None
-        reason = system or f"it is damaged or incomplete ({fault or type(fault).__name__})"
+        reason = system or f"it is damaged or incomplete ({first_line(fault)})"
         hint, cause = "check that it opens in another program, or copy it again from its source", fault
     raise ImageError(f"`{path}` cannot be read: {reason}", hint) from cause
 
@@ -175,6 +186,16 @@ def opened(path: Path) -> Iterator[Source]:
         head = file.read(_HEAD_BYTES)
         if not head:
             raise UnreadableError("it is empty", "copy it again from its source")
+        if extra := extras.extra_for(path, file):
+            if missing := extras.missing_extra(extra):
+                raise UnreadableError(*missing)
+            if extra != "heif":
+                with extras.opened(extra, file) as found:
+                    yield Source(
+                        _checked(About(found.format, found.size, found.bit_depth, 1, None, None)), file, None, _extra=found
+                    )
+                return
+            extras.register_heif()
         file.seek(0)
         if head.startswith(tiff.MAGICS):
             with _opened_tiff(file) as source:
@@ -184,9 +205,10 @@ def opened(path: Path) -> Iterator[Source]:
             raise refusal
         notes = png16.notes(file) if head.startswith(png16.SIGNATURE) else None
         file.seek(0)
+        formats = ("HEIF",) if extra else _FORMATS
         with unwarned():
             try:
-                image = Image.open(file, formats=_FORMATS)  # what others there are may start programs, as EPS does
+                image = Image.open(file, formats=formats)  # what others there are may start programs, as EPS does
             except UnidentifiedImageError as fault:
                 raise kinds.refusal(file) or fault from fault
             if image.mode in ("I", "F") and not _is_gray16(image):
@@ -233,11 +255,12 @@ def _content(file: BinaryIO) -> bytes:
 
 def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
     """The header of an image that is not decoded; `notes` are those of a PNG."""
-    tags, described = Image.Exif(), image
+    tags, described, labels = Image.Exif(), image, NO_LABELS
     with suppress(Exception):  # metadata must not cost the image
         if notes is not None:
             described = Image.open(io.BytesIO(notes), formats=("PNG",))
         tags = Image.Image.getexif(described)  # that of PNG would first decode all pixels
+        labels = labels_of(image.format, {**image.info, **described.info}, tags)
     raw = described.info.get("exif")
     exif = metadata.checked_exif(raw) if isinstance(raw, bytes) else metadata.exif_from_tags(tags)
     profile = image.info.get("icc_profile") or None
@@ -250,6 +273,7 @@ def _about(image: Image.Image, head: bytes, notes: bytes | None) -> About:
         orientation=metadata.orientation_of(tags),
         icc_profile=profile,
         exif=exif,
+        labels=labels,
     )
 
 
@@ -291,18 +315,20 @@ def _with_colors(about: About, image: Image.Image, file: BinaryIO) -> About:
 def _about_tiff(file: BinaryIO, page: Any) -> About:
     tags = Image.Exif()
     profile = exif = None
+    labels = NO_LABELS
     with unwarned(), suppress(Exception):  # metadata must not cost the image
         tags.bigtiff, tags.endian = page.parent.is_bigtiff, page.parent.byteorder
         tags.load_from_fp(file, page.offset)
         exif = metadata.exif_from_tags(tags)
         profile = tags.get(_ICC_TAG)
+        labels = labels_of("TIFF", {}, tags)
     depth = 16 if tiff_pages.is_deep(page) else 8
     size = (page.imagewidth, page.imagelength)
     color = Color(profile) if isinstance(profile, bytes) else Color()
     if color.profile is None and page.samplesperpixel >= 3 and page.photometric in _IN_COLOR:
         color = color_tags.of_tiff(tags)
     notes = (color.note,) if color.note else ()
-    return About("tiff", size, depth, metadata.orientation_of(tags), color.profile, exif, notes=notes)
+    return About("tiff", size, depth, metadata.orientation_of(tags), color.profile, exif, notes=notes, labels=labels)
 
 
 def _is_gray16(image: Image.Image) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from srcli.errors import UsageError
 
-OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif", "jxl": ".jxl"}
 """Name of each format that can be written -> the suffix that a converted file gets."""
 
 FORMAT_OF_SUFFIX = {
@@ -20,20 +20,26 @@ FORMAT_OF_SUFFIX = {
     ".webp": "webp",
     ".tif": "tiff",
     ".tiff": "tiff",
+    ".avif": "avif",
+    ".jxl": "jxl",
 }
 """Suffix (lower case) -> name of the format."""
 
-INPUT_SUFFIXES = frozenset(FORMAT_OF_SUFFIX) | {
-    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpx"),
-    *(".mpo", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
+RAW_SUFFIXES = frozenset({".3fr", ".arw"}) | {
+    *(".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef"),
+    *(".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw"),
 }
+"""Of cameras' own formats (lower case)."""
+
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+
+_OTHERS = frozenset({".apng", ".avifs", ".bmp", ".dib", ".gif", ".j2k"}) | {
+    *(".jp2", ".jpx", ".mpo", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
+}
+INPUT_SUFFIXES = frozenset(FORMAT_OF_SUFFIX) | HEIF_SUFFIXES | RAW_SUFFIXES | _OTHERS
 """What is taken for an image inside a folder (lower case)."""
 
-UNREAD_SUFFIXES = frozenset({".3fr", ".arw"}) | {
-    *(".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".exr", ".hdr", ".heic", ".heif", ".hif", ".iiq", ".jxl", ".kdc", ".kra"),
-    *(".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".psb", ".psd", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf"),
-    *(".srw", ".x3f", ".xcf"),
-}
+UNREAD_SUFFIXES = frozenset({".exr", ".hdr", ".kra", ".psb", ".psd", ".raw", ".x3f", ".xcf"})
 """Pictures of kinds that are not read, to be told of (lower case)."""
 
 

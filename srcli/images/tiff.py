@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from srcli.images.metadata import EXIF_IFD, GPS_IFD, directory_of
+from srcli.images.metadata import EXIF_IFD, GPS_IFD, OWN_MARK, PROCESSING_SOFTWARE, SOFTWARE, directory_of, marked
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CLASSIC_BYTES = (1 << 32) - (1 << 26)  # more than this needs BigTIFF
@@ -28,6 +28,7 @@ def write(
     levels: npt.NDArray[np.unsignedinteger[Any]],
     icc_profile: bytes | None,
     exif: bytes | None,
+    more: Sequence[tuple[int, int, int, bytes, bool]] = (),
 ) -> None:
     """Write a TIFF with lossless deflate compression, strip by strip.
 
@@ -40,10 +41,13 @@ def write(
         levels: (H, W, C) uint8 or uint16: gray, gray and alpha, RGB, or RGBA, alpha unassociated.
         icc_profile: goes into tag 34675.
         exif: an EXIF block, or None.
+        more: further tags, as tifffile's `extratags` has them.
     """
     tags = Image.Exif()
     if exif is not None:
         tags.load(exif)
+    if tags.pop(PROCESSING_SOFTWARE, None) == OWN_MARK:
+        tags[SOFTWARE] = marked(str(tags.get(SOFTWARE, "")))
     big = levels.nbytes > _CLASSIC_BYTES
     directories = {} if big else _directories(tags)
     has_alpha = levels.shape[2] in (2, 4)
@@ -64,7 +68,7 @@ def write(
         iccprofile=icc_profile,
         metadata=None,
         software=False,
-        extratags=_plain_tags(tags) + [(_POINTERS[tag], 4, 1, 0, True) for tag in directories],
+        extratags=_plain_tags(tags) + [*more] + [(_POINTERS[tag], 4, 1, 0, True) for tag in directories],
         **_resolution(tags),
     )
     for tag, directory in directories.items():
