@@ -16,6 +16,7 @@ import typer
 from srcli.cli.eval_inputs import choose_models, make_methods
 from srcli.cli.family_options import with_dials
 from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
+from srcli.cli.stopping import exit_code, word
 from srcli.config.eval import EvalConfig
 from srcli.console import CountProgress, console, print_table
 from srcli.errors import ModelError, UsageError, joined_faults
@@ -174,7 +175,7 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
     evaluation = Evaluation(plan, opened)
     pictures = len(plan.images) * len(plan.methods)
     evaluation.results.failures += [Failure(*each) for each in failures]
-    interrupted = False
+    stop: KeyboardInterrupt | None = None
     with report.PerImage(config.output, opened.infos) as per_image, CountProgress(pictures, "picture") as progress:
         measurements = evaluation.run()
         try:
@@ -183,8 +184,8 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
                     per_image.add(measurement)
                     _show(measurement)
                     progress.advance(measurement.stem)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as asked:
+            stop = asked
     with _status("computing FID" if opened.fid is not None else ""):
         results = evaluation.finish()
     _show_failures(results, opened)
@@ -196,9 +197,9 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Failures
         typer.echo(json.dumps(told, allow_nan=False))
     elif results.images:
         print_table(report.table(results, uncertain))
-    if interrupted:
-        log.warning("interrupted: these are the results so far")
-        return 130
+    if stop is not None:
+        log.warning("%s: these are the results so far", word(stop))
+        return exit_code(stop)
     return 1 if results.failures or plan.unmatched or opened.missing or _lacks_fid(results, opened) else 0
 
 

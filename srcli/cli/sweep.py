@@ -16,6 +16,7 @@ import typer
 
 from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
+from srcli.cli.stopping import exit_code, word
 from srcli.config.sweep import SweepConfig
 from srcli.console import CountProgress, console, counted, format_duration, print_table
 from srcli.disk import held_as_it_is
@@ -170,9 +171,9 @@ def run(config: SweepConfig) -> int:
         _tell_plan(sweep)
         missing = _tell_missing(sweep)
         counts = _Counts()
-        interrupted = _run(sweep, counts)
+        stop = _run(sweep, counts)
         outputs = None
-        if sweep.complete and not interrupted:
+        if sweep.complete and stop is None:
             from srcli.sweep.outputs import write_outputs
 
             outputs = write_outputs(sweep)
@@ -182,9 +183,9 @@ def run(config: SweepConfig) -> int:
         typer.echo(json.dumps(_as_json(sweep, outputs, counts, missing, seconds), allow_nan=False))
     elif outputs is not None and outputs.table.infos:
         _show_table(outputs)
-    if interrupted:
-        log.warning("interrupted: repeat the command to go on")
-        return 130
+    if stop is not None:
+        log.warning("%s: repeat the command to go on", word(stop))
+        return exit_code(stop)
     return 1 if sweep.failures or missing else 0
 
 
@@ -202,8 +203,8 @@ class _Counts:
         self.of_photo[done.photo.name] += 1
 
 
-def _run(sweep: Sweep, counts: _Counts) -> bool:
-    """Run the sweep with a progress bar, and a line for each photo; returns whether it was interrupted."""
+def _run(sweep: Sweep, counts: _Counts) -> KeyboardInterrupt | None:
+    """Run the sweep with a progress bar, and a line for each photo; returns what interrupted it."""
     told = len(sweep.failures)
     with CountProgress(len(sweep.photos) * len(sweep.grid.cells), "picture") as progress:
         results = sweep.run()
@@ -214,12 +215,12 @@ def _run(sweep: Sweep, counts: _Counts) -> bool:
                 told = _tell_failures(sweep.failures, told)
                 if counts.of_photo[done.photo.name] == len(sweep.grid.cells):
                     log.info("%s: %s", done.photo.name, counted(len(sweep.grid.cells), "setting"))
-        except KeyboardInterrupt:
-            return True
+        except KeyboardInterrupt as stop:
+            return stop
         finally:
             results.close()
             _tell_failures(sweep.failures, told)
-    return False
+    return None
 
 
 # On the console ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from srcli.disk import whole
+from srcli.disk import way_out, whole
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
 from srcli.images.levels import Array, Levels, to_depth, to_floats
@@ -189,7 +188,7 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
         with whole(path, alone=True) as file:
             _write(picture, file, format, quality)
     except OSError as fault:
-        raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
+        raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", way_out(fault)) from fault
 
 
 def check_sides(width: int, height: int, path: Path, format: str) -> None:
@@ -264,13 +263,3 @@ def _options(format: str, quality: int, icc_profile: bytes | None, exif: bytes |
     if format == "webp":
         options |= {"lossless": True, "exact": True} if quality >= 100 else {"quality": quality}
     return options
-
-
-def _write_hint(fault: OSError) -> str:
-    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room, then run the same command again: finished images are skipped"
-    if fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose an output folder that you may write to"
-    if isinstance(fault, BlockingIOError):
-        return "let that run finish, or give this one an output folder of its own"
-    return "check the output folder"
