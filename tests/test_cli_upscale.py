@@ -79,15 +79,6 @@ def test_a_pipe_sees_no_progress_and_nothing_on_stdout(models_file: Path, photo_
     assert decode(tmp_path / "x.png").rgb.shape == (240, 336, 3)
 
 
-def test_two_inputs_for_one_output_are_refused_before_work(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(photo_folder / "a.jpg")
-    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--format", "png")
-    assert done.returncode == 2
-    assert "a.jpg" in done.stderr
-    assert "hint:" in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -183,7 +183,7 @@ def test_files_of_one_name_are_named_and_the_others_are_done(here: Path) -> None
     assert pairs(plan_jobs(inputs, Path("out"), left_out=left_out)) == [("y/c.jpg", "out/c.jpg"), ("in/a.png", "out/a.png")]
     assert [fault.path.as_posix() for fault in left_out.faults] == ["x/b.jpg", "y/b.jpg", "in/a.gif", "in/a.gif.png"]
     assert "`x/b.jpg` and `y/b.jpg` would both become `out/b.jpg`" in left_out.faults[1].reason
-    with pytest.raises(UsageError, match="`x/b.jpg` and `y/b.jpg` would both become"):
+    with pytest.raises(UsageError, match=r"`x/b\.jpg` and `y/b.jpg` would both become"):
         plan_jobs(inputs, Path("out"))
 
 

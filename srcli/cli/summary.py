@@ -114,12 +114,12 @@ class Summary:
             log.warning("%s spoilt by half precision and done again in fp32", tiles)
         if self.memory_retries:
             log.warning("memory ran out %s; smaller tiles or batches were used", counted(self.memory_retries, "time"))
-        log.info(self._line())
         if self.outdated:
             have = "photo is newer than its result" if self.outdated == 1 else "photos are newer than their results"
             log.warning("%d %s; `--overwrite` does all again", self.outdated, have)
         elif self.skipped:
             log.info("what was there is kept, and may be of other settings; `--overwrite` does it again")
+        log.info(self._line())
         if self.times:
             log.debug(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
 

@@ -143,6 +143,9 @@ def _is_target_file(found: Sequence[Found], output: Path, format: str | None, su
         raise UsageError(f"the output `{output}` cannot be used: {error.strerror}", "name another folder") from error
     if kind == stat.S_IFDIR:
         return False
+    there = next((each for each in output.parents if os.path.lexists(each)), output.parent)
+    if not kind and not there.is_dir():
+        raise UsageError(f"the output `{output}` cannot be made: `{there}` is no folder", "give another `--output`")
     named = FORMAT_OF_SUFFIX.get(output.suffix.lower())
     if named is None:
         if kind:
