@@ -7,7 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-_ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask for the end; Windows has no SIGHUP."""
 
 
 class StopSignals:
@@ -21,7 +22,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in _ASKING:
+            for number in ASKING:
                 if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is by `nohup`
                     self._before[number] = signal.signal(number, self._ask)
         return self
