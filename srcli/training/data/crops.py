@@ -223,7 +223,7 @@ def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
     """
     for sample in samples:
         if not sample.hq.size:
-            faults = [each.reason for each in sample.skipped]
+            faults = [f"`{each.path}`: {each.reason}" for each in sample.skipped]
             raise UsageError(joined_faults(f"{len(faults)} photos in a row cannot be read:", faults), "check the data")
     hq = _on_device([sample.hq for sample in samples], device)
     lq = torch.empty_like(hq)
