@@ -19,7 +19,7 @@ from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
 from srcli.cli.stopping import exit_code, word
 from srcli.config.eval import EvalConfig
 from srcli.console import CountProgress, console, print_table
-from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.errors import ModelError, UsageError, escaped, joined_faults
 from srcli.evaluation.catalogue import ALONE, BASELINES
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
@@ -240,11 +240,12 @@ def _show(measurement: Measurement) -> None:
     from srcli.evaluation.measure import value_text
 
     for failure in measurement.failures:
-        named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
+        name = escaped(failure.path)
+        named = "" if name in failure.reason else f"`{name}` failed: "
         log.error("%s%s%s", named, failure.reason, f"\n  hint: {failure.hint}" if failure.hint else "")
     if measurement.values:
         values = "  ".join(f"{METRICS[name].label} {value_text(name, value)}" for name, value in measurement.values.items())
-        log.info("%s  %s  %s", measurement.stem, measurement.method, values)
+        log.info("%s  %s  %s", escaped(measurement.stem), escaped(measurement.method), values)
 
 
 def _show_failures(results: Results, opened: Opened) -> None:

@@ -12,7 +12,7 @@ from srcli.cli.summary import tell_left_out
 from srcli.config.eval import EvalConfig
 from srcli.config.upscale import UpscaleConfig
 from srcli.console import UpscaleProgress, console, counted
-from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
+from srcli.errors import ImageError, SrcliError, UsageError, escaped, joined_faults
 from srcli.images.files import Job, plan_jobs
 from srcli.images.search import LeftOut
 from srcli.opening import choose_model, scale_of
@@ -99,7 +99,8 @@ def _clear(jobs: Sequence[Job]) -> None:
 
 
 def _failed(source: Path, reason: str, hint: str) -> tuple[Path, str, str]:
-    named = "" if str(source) in reason else f"`{source}` failed: "
+    name = escaped(source)
+    named = "" if name in reason else f"`{name}` failed: "
     log.error("%s%s%s", named, reason, f"\n  hint: {hint}" if hint else "")
     return source, reason, hint
 

@@ -20,7 +20,7 @@ from srcli.cli.stopping import exit_code, word
 from srcli.config.sweep import SweepConfig
 from srcli.console import CountProgress, console, counted, format_duration, print_table
 from srcli.disk import held_as_it_is
-from srcli.errors import SrcliError
+from srcli.errors import SrcliError, escaped
 from srcli.evaluation.catalogue import ALONE
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
@@ -214,7 +214,7 @@ def _run(sweep: Sweep, counts: _Counts) -> KeyboardInterrupt | None:
                 progress.advance(done.photo.name, before=done.skipped)
                 told = _tell_failures(sweep.failures, told)
                 if counts.of_photo[done.photo.name] == len(sweep.grid.cells):
-                    log.info("%s: %s", done.photo.name, counted(len(sweep.grid.cells), "setting"))
+                    log.info("%s: %s", escaped(done.photo.name), counted(len(sweep.grid.cells), "setting"))
         except KeyboardInterrupt as stop:
             return stop
         finally:
@@ -236,7 +236,8 @@ def _tell_plan(sweep: Sweep) -> None:
 
 def _tell_failures(failures: list[Failure], told: int) -> int:
     for each in failures[told:]:
-        named = "" if str(each.path) in each.reason else f"`{each.path}` failed: "
+        name = escaped(each.path)
+        named = "" if name in each.reason else f"`{name}` failed: "
         log.error("%s%s%s", named, each.reason, f"\n  hint: {each.hint}" if each.hint else "")
     return len(failures)
 
