@@ -5,6 +5,7 @@ Both go through files of a private temporary folder, so that all that holds for 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -14,9 +15,12 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from srcli.cli.summary import renamed
 from srcli.config.upscale import PIPE, UpscaleConfig
 from srcli.errors import ImageError, SrcliError, UsageError
 from srcli.images.suffixes import FORMAT_OF_SUFFIX, OUTPUT_FORMATS
+
+log = logging.getLogger("srcli")
 
 Names = Mapping[str, str]
 """Path of a temporary file -> what people know it as."""
@@ -36,20 +40,40 @@ def piped(config: UpscaleConfig) -> Iterator[tuple[UpscaleConfig, Names]]:
     if config.writes_to_pipe and sys.stdout.isatty():
         raise UsageError("a picture is not written to a terminal", "send standard output to a file, or give a file as `--output`")
     with tempfile.TemporaryDirectory(prefix="srcli-") as folder:
-        names = {}
+        names: dict[str, str] = {}
+        as_known = _AsKnown(names)
         if PIPE in config.inputs:
             source = _received(Path(folder))
             names[str(source)] = "standard input"
             config = replace(config, inputs=(str(source),))
         if not config.writes_to_pipe:
-            yield config, names
+            with as_known:
+                yield config, names
             return
         target = Path(folder) / f"stdout{_extension(config)}"
         names[str(target)] = "standard output"
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), as_known:
             yield replace(config, output=target), names
         if target.exists():
             _send(target)
+
+
+class _AsKnown(logging.Filter):
+    """Context in which messages have the names that people know."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__()
+        self._names = names
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = renamed(record.getMessage(), self._names), ()
+        return True
+
+    def __enter__(self) -> None:
+        log.addFilter(self)
+
+    def __exit__(self, *exception: object) -> None:
+        log.removeFilter(self)
 
 
 def listed(path: Path, *, null: bool) -> tuple[str, ...]:

@@ -82,9 +82,7 @@ class Summary:
 
     def told(self, text: str) -> str:
         """A text for people, without names of temporary files."""
-        for path, name in self.names.items():
-            text = text.replace(f"`{path}`", name).replace(path, name)
-        return text
+        return renamed(text, self.names)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: `failed` is a list, `left_out` and `others` count files by kind, the rest are counts."""
@@ -130,10 +128,17 @@ class Summary:
             telling = self.done > ENOUGH_PHOTOS or self.megapixels > ENOUGH_MEGAPIXELS
             speed = f", {format_megapixels(self.megapixels / self.work_seconds)}/s" if telling and self.work_seconds else ""
             took = f"{format_megapixels(self.megapixels)} in {format_duration(self.work_seconds)}"
-            line += f" to {self.told(escaped(self.output))} ({took}{speed})"
+            line += f" to {escaped(self.output)} ({took}{speed})"
         skipped = f", {self.skipped} skipped (done before)" if self.skipped else ""
         skipped += f", {self.elsewhere} left to another run that is making them" if self.elsewhere else ""
         return line + skipped + (f", {len(self.failed)} failed" if self.failed else "")
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text with other names for files: path -> name."""
+    for path, name in names.items():
+        text = text.replace(f"`{path}`", name).replace(path, name)
+    return text
 
 
 def tell_left_out(left_out: LeftOut) -> None:
