@@ -170,7 +170,7 @@ def test_files_of_one_name_have_results_of_two_which_a_rerun_knows(models_file: 
 
 
 def test_every_file_of_a_folder_is_told_or_counted(models_file: Path, photos: Path, tmp_path: Path) -> None:
-    for name in ("1.ico", "2.ICO", "x.pcx", "README", ".hidden", "c.heic"):
+    for name in ("1.ico", "2.ICO", "x.pcx", "README", ".hidden", "c.psd"):
         (photos / name).touch()
     os.mkfifo(photos / "pipe.png")
     (photos / "link").symlink_to(tmp_path)
@@ -180,7 +180,7 @@ def test_every_file_of_a_folder_is_told_or_counted(models_file: Path, photos: Pa
     assert done.returncode == 0, done.stderr
     line = "8 files of other kinds left out: 2 .ico, 1 .pcx, 1 extensionless file, 1 folder link, 1 hidden file, 1 pipe, 1 socket"
     assert done.stderr.count(line) == 1
-    assert told(done)["left_out"] == {".heic": 1}
+    assert told(done)["left_out"] == {".psd": 1}
     assert sum(told(done)["others"].values()) == 8
 
 
