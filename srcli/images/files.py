@@ -11,7 +11,7 @@ import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from srcli import disk
@@ -106,7 +106,7 @@ def plan_jobs(
         jobs = [Job(found[0].source, output)]
         _refuse_overwriting(jobs)
         return jobs
-    jobs = [Job(each.source, output / _renamed(each.relative, format, suffix), each.named) for each in found]
+    jobs = [Job(each.source, output / _renamed(each.relative, format, suffix), named=each.named) for each in found]
     jobs = _without_results(jobs) if suffix and not overwrite else jobs
     relative = {each.source: each.relative for each in found}
     jobs = _with_full_names(jobs, output, relative, format, suffix)
@@ -209,7 +209,7 @@ def _with_full_names(jobs: list[Job], output: Path, relative: Mapping[Path, Path
         for job in group if len({key_of(job.source) for job in group}) > 1 else ():
             if job.source.suffix != job.target.suffix:
                 target = output / _renamed(relative[job.source], format, suffix, full=True)
-                renamed[job] = Job(job.source, target, job.named)
+                renamed[job] = replace(job, target=target)
     if renamed:
         first = next(iter(renamed.values()))
         message = "files that differ from others by their extension only keep it in their results' names: %d, as `%s`"
