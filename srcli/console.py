@@ -6,6 +6,8 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import PurePath
 from types import TracebackType
 from typing import ClassVar
 
@@ -16,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from srcli.errors import SrcliError
+from srcli.errors import SrcliError, escaped
 
 log = logging.getLogger("srcli")
 
@@ -24,7 +26,7 @@ console = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False)
 LINE_EVERY_S = 60.0
 """Between two lines of progress, where no bar can be shown."""
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LITERALS = re.compile(r"`[^`]*`")
 
 
 def set_up_logging(*, debug: bool, quiet: bool) -> None:
@@ -52,16 +54,26 @@ def print_table(table: Table) -> None:
     stdout.print(table, crop=False, soft_wrap=True)
 
 
-def _printable(text: str) -> str:
-    """As it is, on a terminal: names of files may hold markup, and codes that would clear the screen or worse."""
-    return escape(_CONTROLS.sub("?", text))
+def _printable(text: str, *, literals: bool = True) -> str:
+    """As it is, on a terminal: names of files may hold markup, and codes that would clear the screen or worse.
+
+    Ends of lines are those of the message, but for `literals` in backticks.
+    """
+    text = _LITERALS.sub(lambda literal: escaped(literal[0]), text) if literals else text
+    return escape("\n".join(map(escaped, text.split("\n"))))
 
 
 class _ConsoleHandler(logging.Handler):
     _STYLES: ClassVar = {logging.WARNING: "[bold yellow]warning[/]: ", logging.ERROR: "[bold red]error[/]: "}
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self._STYLES.get(record.levelno, "") + _printable(self.format(record)), soft_wrap=True)
+        if isinstance(record.args, tuple):
+            record.args = tuple(escaped(each) if isinstance(each, PurePath) else each for each in record.args)
+        text = self._STYLES.get(record.levelno, "") + _printable(record.getMessage())
+        if record.exc_info:
+            text += "\n" + _printable(logging.Formatter().formatException(record.exc_info), literals=False)
+        with suppress(OSError):  # the terminal is gone, and with it whoever could be told
+            console.print(text, soft_wrap=True)
 
 
 class ProgressLines:
@@ -172,7 +184,7 @@ def _bar(*columns: ProgressColumn) -> Progress:
 
 
 def _fitting(name: str, width: int = 26) -> str:
-    name = _CONTROLS.sub("?", name)
+    name = escaped(name)
     return name if len(name) <= width else "…" + name[-(width - 1) :]
 
 

@@ -16,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from srcli.errors import SrcliError, UsageError
@@ -34,6 +34,8 @@ NAMES = "surrogateescape"
 """How text files take the bytes of a file's name that are no UTF-8: as they are."""
 LOCK_FILE = ".lock"
 _TRIES = 100
+_claimed: dict[Path, BinaryIO] = {}
+"""Hidden files that this process keeps for itself, and has not filled yet."""
 _NAME_BYTES = 255  # of one file, on nearly every system
 _SHORT_NAME = 50  # characters, of 4 bytes each at most
 
@@ -55,8 +57,8 @@ def whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to write; missing folders are made.
-        alone: False lets several processes write the same file, of which the last one counts. True refuses all but the first;
-            its hidden file has always the same name, so that a rerun clears up after a killed one.
+        alone: False lets several processes write the same file, of which the last one counts. True refuses all but the first,
+            where the disk has locks; its hidden file has always the same name, so that a rerun clears up after a killed one.
 
     Yields:
         An empty binary file that can be written and sought in.
@@ -66,8 +68,12 @@ def whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(path, "" if alone else f"{secrets.token_hex(8)}.")
-    with _opened_alone(part) if alone else part.open("xb") as file:
+    part = _part_of(path, "" if alone else _unique())
+    file = _claimed.pop(part, None) or _opened_alone(part) if alone else part.open("xb")
+    if file is None:  # without locks, two runs would write into each other's file
+        part = _part_of(path, _unique())
+        file = part.open("xb")
+    with file:
         try:
             yield file
             file.flush()
@@ -81,6 +87,38 @@ def whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 part.unlink()
             raise
+
+
+def claim(path: Path) -> bool:
+    """Keep other runs from `whole(path, alone=True)`, which this process then fills; until `let_go`, or its own end.
+
+    Missing folders are made. A disk without locks, or one that cannot be written to, keeps nobody out: True.
+
+    Returns:
+        False: another run has claimed it, or is writing it.
+    """
+    part = _part_of(path, "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _opened_alone(part)
+    except BlockingIOError:
+        return False
+    except OSError as fault:
+        log.debug("`%s` cannot be claimed: %s", path, fault)  # `whole` meets the same fault and tells it
+        return True
+    if file is not None:
+        _claimed[part] = file
+    return True
+
+
+def let_go(path: Path) -> None:
+    """End a claim whose file was not written; nothing is done where there is none."""
+    part = _part_of(path, "")
+    file = _claimed.pop(part, None)
+    if file is not None:
+        with suppress(OSError):
+            part.unlink()
+        file.close()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -107,9 +145,71 @@ def write_text(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, fault: OSError) -> SrcliError:
     """The error that tells so."""
-    return SrcliError(
-        f"`{path}` cannot be written: {fault.strerror or fault}", "make room or give another `--output`, then repeat"
-    )
+    return SrcliError(f"`{path}` cannot be written: {fault.strerror or fault}", way_out(fault))
+
+
+def way_out(fault: OSError) -> str:
+    """What to do where a file cannot be written, as a hint."""
+    again = "then repeat the command: what is finished is skipped"
+    if fault.errno == errno.EDQUOT:
+        return f"your quota on that disk is used up: delete files of yours there or give another `--output`, {again}"
+    if fault.errno == errno.EFBIG:
+        return "no file may be that large there (`ulimit -f`, or the kind of disk): give an `--output` on another disk"
+    if fault.errno == errno.ENOSPC:
+        return f"make room or give another `--output`, {again}"
+    if fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose an output folder that you may write to"
+    if isinstance(fault, BlockingIOError):
+        return "let that run finish, or give this one an output folder of its own"
+    return f"check the output folder and its disk, {again}"
+
+
+def name_fault(path: Path) -> str:
+    """Why no file can be written as `path`, as far as the names on its way tell; empty where one can."""
+    place = path.parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"`{path}` cannot be written: `{place}` is no folder"
+    limit = _NAME_BYTES
+    with suppress(OSError, AttributeError, ValueError):  # Windows has no such call, some disks no such answer
+        limit = os.pathconf(place, "PC_NAME_MAX")
+    for name in path.relative_to(place).parts:
+        if len(os.fsencode(name)) > limit:
+            return f"`{path}` cannot be written: a name of {len(os.fsencode(name))} bytes is over the {limit} of its disk"
+    try:
+        return f"`{path}` cannot be written: it is a folder" if path.is_dir() else ""
+    except OSError as fault:  # the whole is too long
+        return f"`{path}` cannot be written: {fault.strerror or fault}"
+
+
+def one_folder(first: Path, second: Path) -> bool:
+    """Whether two folders are one, however they are reached, by trying it; one that cannot be written to is no other."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".srcli-", dir=first) as trial:
+            return os.path.lexists(second / Path(trial.name).name)
+    except OSError:
+        return False
+
+
+def one_place(folder: Path, first: PurePath, second: PurePath) -> bool:
+    """Whether two paths below `folder` are one file on its disk, as on those that do not tell case: it is tried.
+
+    Args:
+        folder: it may be yet to make.
+        first: relative.
+        second: relative.
+    """
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".srcli-", dir=folder) as name:
+            trial = Path(name)
+            (trial / first).parent.mkdir(parents=True, exist_ok=True)
+            (trial / first).touch()
+            return os.path.lexists(trial / second)
+    except OSError:  # nothing can be written there, which is told when it is tried
+        return False
 
 
 def _part_of(path: Path, unique: str) -> Path:
@@ -120,8 +220,12 @@ def _part_of(path: Path, unique: str) -> Path:
     return path.with_name(name)
 
 
-def _opened_alone(part: Path) -> BinaryIO:
-    """An empty file that nobody else writes for as long as it is open; a stale one is used again.
+def _unique() -> str:
+    return f"{secrets.token_hex(8)}."
+
+
+def _opened_alone(part: Path) -> BinaryIO | None:
+    """An empty file that nobody else writes for as long as it is open; a stale one is used again. None: there are no locks.
 
     Raises:
         BlockingIOError: somebody else has it open.
@@ -130,8 +234,11 @@ def _opened_alone(part: Path) -> BinaryIO:
         file = open(part, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))  # noqa: SIM115
         try:
             opened = os.fstat(file.fileno())
-            if stat.S_ISREG(opened.st_mode):
-                _lock(file.fileno())
+            if fcntl is None or (stat.S_ISREG(opened.st_mode) and _lock(file.fileno())):
+                file.close()
+                with suppress(OSError):
+                    part.unlink()
+                return None
             with suppress(FileNotFoundError):
                 there = part.stat()
                 if os.path.samestat(opened, there):  # else the last owner put it in place or removed it meanwhile

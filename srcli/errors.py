@@ -6,6 +6,19 @@ shown once, at the top (`srcli.cli.main`). Any other exception that reaches the 
 
 from __future__ import annotations
 
+import re
+
+# those of terminals, ends of lines, and marks that turn the direction of writing
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def escaped(text: object) -> str:
+    r"""A text in one line, as it is but for control characters, which are shown as `\n` or `\x1b`.
+
+    Names of files may hold any, and could else forge messages, or do harm to a terminal.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
+
 
 class SrcliError(Exception):
     """Something that srcli cannot do, said for its user.
@@ -36,6 +49,9 @@ class UsageError(SrcliError):
 class ImageError(SrcliError):
     """One image could not be read, restored or written; the others go on."""
 
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(escaped(message), escaped(hint))
+
 
 class ModelError(SrcliError):
     """A model's row, files or weights are missing, damaged or do not fit together: the command cannot start."""
@@ -53,4 +69,4 @@ class OutOfMemoryError(SrcliError):
 
 def joined_faults(title: str, faults: list[str], hint: str = "") -> str:
     """Several faults as one message: the title, then a line per fault."""
-    return "\n".join([title, *(f"  - {fault}" for fault in faults)]) + (f"\n{hint}" if hint else "")
+    return "\n".join([title, *(f"  - {escaped(fault)}" for fault in faults)]) + (f"\n{hint}" if hint else "")

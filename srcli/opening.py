@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srcli.config import UpscaleConfig
-from srcli.errors import SrcliError, UsageError, joined_faults
+from srcli.disk import name_fault
+from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
 from srcli.families import load_restorer
 from srcli.images.choices import MAX_SCALE
 from srcli.images.files import Job
@@ -258,6 +259,8 @@ def planned(config: UpscaleConfig, spec: ModelSpec, jobs: Iterable[Job]) -> Iter
             check_map(job, header)
             result = size.of(header.width, header.height)
             check_sides(*result, job.target, format_of(job.target))
+            if fault := name_fault(job.target):
+                raise ImageError(fault, "shorten or move what is in the way, or give another `--output`")
             yield PlannedImage(job, header, result)
         except SrcliError as error:
             yield PlannedImage(job, fault=error.message, hint=error.hint)

@@ -105,7 +105,9 @@ def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos
     assert not np.array_equal(by_row, one)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, base: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     words = ["train-pixel", "--data", photos, "-o", output, "--base", base, "--steps", 100000, "--workers", 1, *SHORT[10:]]

@@ -3,13 +3,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import in_process_of_its_own, srcli, start, upscale
+from commands import in_process_of_its_own, srcli, upscale
 from PIL import Image
 from tiny_model import make_model
 
@@ -77,15 +75,6 @@ def test_a_pipe_sees_no_progress_and_nothing_on_stdout(models_file: Path, photo_
     assert "\x1b" not in done.stderr
     assert re.fullmatch(rf"1 photo upscaled to {tmp_path / 'x.png'} \(0\.081 MP in [\d.]+ s\)", done.stderr.splitlines()[-1])
     assert decode(tmp_path / "x.png").rgb.shape == (240, 336, 3)
-
-
-def test_two_inputs_for_one_output_are_refused_before_work(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(photo_folder / "a.jpg")
-    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--format", "png")
-    assert done.returncode == 2
-    assert "a.jpg" in done.stderr
-    assert "hint:" in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -249,46 +238,6 @@ def test_an_imported_checkpoint_upscales_as_the_reference_did(tmp_path: Path) ->
         x0, y0, x1, y1 = crop["box_xyxy"]
         theirs = np.rint(decode(pisa / crop["file"]).rgb * 255)
         assert np.abs(ours[y0:y1, x0:x1] - theirs).max() <= 2
-
-
-def test_a_killed_run_goes_on_where_it_was(models_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for index in range(30):
-        Image.effect_noise((64, 64), 60).convert("RGB").save(folder / f"{index:02}.png")
-    process = start("upscale", folder, "-o", tmp_path / "out", "--models-file", models_file, "--model", "small")
-    deadline = time.monotonic() + 90
-    while len(list((tmp_path / "out").glob("*.png"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    survived = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[0-9]*.png")}
-    assert 3 <= len(survived) < 30
-    done = upscale(models_file, folder, "-o", tmp_path / "out", "--json")
-    told = json.loads(done.stdout)
-    assert (told["skipped"], told["done"]) == (len(survived), 30 - len(survived))
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in survived} == survived
-    assert not list((tmp_path / "out").glob(".*"))
-
-
-def test_an_interrupt_exits_with_130_and_tells_how_to_go_on(models_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for index in range(60):
-        Image.effect_noise((64, 64), 60).convert("RGB").save(folder / f"{index:02}.png")
-    options = ["--models-file", models_file, "--model", "small", "--json"]
-    process = start("upscale", folder, "-o", tmp_path / "out", *options)
-    deadline = time.monotonic() + 90
-    while len(list((tmp_path / "out").glob("*.png"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "repeat the command to go on" in stderr
-    assert "Traceback" not in stderr
-    assert json.loads(stdout)["done"] < 60
-    for path in (tmp_path / "out").iterdir():
-        decode(path)
 
 
 def test_an_output_folder_that_cannot_be_made_is_told(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_what_was_written_before_an_interruption_is_told(
     options = ["--batch", 1, "--json", "--report", tmp_path / "report.jsonl"]
     done = upscale(models_file, photo_folder, "-o", tmp_path / "out", *options)
     assert done.returncode == 130, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == ["a.png", "b.jpg"]
     assert json.loads(done.stdout)["done"] == 2
     assert [json.loads(line)["status"] for line in (tmp_path / "report.jsonl").read_text().splitlines()] == ["done"] * 2
 
@@ -138,10 +138,13 @@ def _slowly(call: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_names_reach_the_screen_as_they_are_but_for_codes(models_file: Path, photo_folder: Path, tmp_path: Path) -> None:
-    for name in ("trip:smile:[red].png", "clear\x1b[2J.png"):
+    for name in ("trip:smile:[red].png", "clear\x1b[2J.png", "x\n3 photos upscaled\n  - `y`.png"):
         (photo_folder / name).touch()
     done = upscale(models_file, photo_folder, "-o", tmp_path / "out")
     assert done.returncode == 1
     assert "trip:smile:[red].png" in done.stderr
-    assert "clear?[2J.png" in done.stderr
-    assert "trip:smile:?" in upscale(models_file, "trip:smile:\x1b", "-o", tmp_path / "out").stderr
+    assert "clear\\x1b[2J.png" in done.stderr
+    assert "/x\\n3 photos upscaled\\n  - `y`.png` cannot be read" in done.stderr
+    done = upscale(models_file, photo_folder, "-o", tmp_path / "out", "--dry-run")
+    assert "/x\\n3 photos upscaled\\n  - `y`.png` cannot be read" in done.stderr
+    assert "trip:smile:\\x1b" in upscale(models_file, "trip:smile:\x1b", "-o", tmp_path / "out").stderr

@@ -95,7 +95,7 @@ def test_the_version() -> None:
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (["upscale"], "missing argument `INPUT`", "see `srcli upscale --help`"),
+        (["upscale", "-o", "x"], "no input given", "see `srcli upscale --help`"),
         (["upscale", "x"], "missing option `-o` / `--output`", "see `srcli upscale --help`"),
         (["upscale", "--outptu", "x"], "no such option: `--outptu`", "did you mean `--output`? Else see `srcli upscale --help`"),
         (["upscale", "x", "-o"], "option `-o` requires an argument", "see `srcli upscale --help`"),

@@ -194,7 +194,7 @@ def test_a_folder_that_takes_no_file_is_the_systems_error_and_that_of_results_ou
         write_whole(tmp_path / "file", b"new")
     with pytest.raises(SrcliError, match="file` cannot be written: Read-only file system") as caught:
         write_text(tmp_path / "file", "new")
-    assert "another `--output`" in caught.value.hint
+    assert "folder that you may write to" in caught.value.hint
     assert names(tmp_path) == []
 
 

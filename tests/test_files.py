@@ -12,6 +12,7 @@ from files_case import make
 
 from srcli.errors import UsageError
 from srcli.images.files import Job, is_done, plan_jobs
+from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, OUTPUT_FORMATS, format_of
 
 
@@ -167,18 +168,24 @@ def test_an_unreadable_folder_is_not_passed_over(here: Path, monkeypatch: pytest
         plan_jobs(["in"], Path("out"))
 
 
-def test_all_collisions_are_named_at_once(here: Path) -> None:
-    make("in/a.gif", "in/a.png", "in/a.bmp", "x/b.jpg", "y/b.jpg")
-    with pytest.raises(UsageError) as caught:
-        plan_jobs(["in", "x/b.jpg", "y/b.jpg"], Path("out"))
-    message = caught.value.message
-    assert "`in/a.bmp` and `in/a.gif` would both become `out/a.png`" in message
-    assert "`in/a.bmp` and `in/a.png` would both become `out/a.png`" in message
-    assert "`x/b.jpg` and `y/b.jpg` would both become `out/b.jpg`" in message
-    assert "--suffix" in caught.value.hint
-    make("z/c.jpg", "z/c.webp")
-    with pytest.raises(UsageError, match=r"`z/c\.jpg` and `z/c\.webp` would both become `out/c\.png`"):
-        plan_jobs(["z"], Path("out"), format="png")
+def test_files_that_differ_by_their_extension_only_keep_it_in_the_names_of_results(here: Path) -> None:
+    make("in/a.gif", "in/a.png", "in/a.bmp", "in/b.gif", "in/c.gif", "in/c.bmp")
+    wanted = {"a.bmp": "a.bmp.png", "a.gif": "a.gif.png", "a.png": "a.png", "b.gif": "b.png"}
+    wanted |= {"c.bmp": "c.bmp.png", "c.gif": "c.gif.png"}
+    assert pairs(plan_jobs(["in"], Path("out"))) == [(f"in/{name}", f"out/{wanted[name]}") for name in sorted(wanted)]
+    with_suffix = dict(pairs(plan_jobs(["in"], Path("out"), suffix="_x4", format="webp")))
+    assert (with_suffix["in/a.png"], with_suffix["in/b.gif"]) == ("out/a.png_x4.webp", "out/b_x4.webp")
+
+
+def test_files_of_one_name_are_named_and_the_others_are_done(here: Path) -> None:
+    make("x/b.jpg", "y/b.jpg", "y/c.jpg", "in/a.gif", "in/a.png", "in/a.gif.png")
+    left_out = LeftOut()
+    inputs = ["x/b.jpg", "y", "in"]
+    assert pairs(plan_jobs(inputs, Path("out"), left_out=left_out)) == [("y/c.jpg", "out/c.jpg"), ("in/a.png", "out/a.png")]
+    assert [fault.path.as_posix() for fault in left_out.faults] == ["x/b.jpg", "y/b.jpg", "in/a.gif", "in/a.gif.png"]
+    assert "`x/b.jpg` and `y/b.jpg` would both become `out/b.jpg`" in left_out.faults[1].reason
+    with pytest.raises(UsageError, match=r"`x/b\.jpg` and `y/b.jpg` would both become"):
+        plan_jobs(inputs, Path("out"))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +225,7 @@ def test_an_original_is_not_overwritten_through_a_link_or_by_another(here: Path)
         (["a.png", ""], "out", {}, "an input is empty"),
         (["x" * 300], "out", {}, "x` cannot be used: File name too long"),
         (["a.png"], "x" * 300, {}, "x` cannot be used: File name too long"),
-        (["-"], "out", {}, "`-` is standard input, which cannot be read"),
+        (["-"], "out", {}, "`-` is standard input, which cannot be read here"),
     ],
 )
 def test_requests_that_make_no_sense(here: Path, inputs: list[str], output: str, options: dict[str, str], reason: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from files_case import make
 
 from srcli.errors import UsageError
-from srcli.images.files import Job, find_files, plan_jobs
+from srcli.images.files import Job, plan_jobs
+from srcli.images.search import LeftOut, find_files
 
 
 def sources(jobs: list[Job]) -> list[str]:
@@ -81,9 +82,10 @@ def test_what_is_named_may_be_a_link_to_a_folder(here: Path) -> None:
 def test_pictures_of_other_kinds_are_counted(here: Path) -> None:
     make("in/a.png", "in/b.PSD", "in/sub/c.psd", "in/d.exr", "in/notes.txt", "in/.e.psd", "in/out/f.psd")
     for text in ("in", "in/*"):
-        left_out: set[Path] = set()
+        left_out = LeftOut()
         assert sources(plan_jobs([text, "in/d.exr"], Path("in/out"), left_out=left_out)) == ["in/a.png", "in/d.exr"]
-        assert left_out == {Path("in/b.PSD"), Path("in/sub/c.psd"), Path("in/d.exr")}
+        assert left_out.pictures == {Path("in/b.PSD"), Path("in/sub/c.psd"), Path("in/d.exr")}
+        assert left_out.others[".txt"] == 1
     assert len(find_files(["in"], Path("in/out"))) == 1
 
 

@@ -149,8 +149,9 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path: Path) -> None:
     sources, _ = find_sources([str(own)], 32, 4)
     for file in own.iterdir():
         file.write_bytes(b"gone bad")
-    with pytest.raises(UsageError, match="in a row cannot be read"):
+    with pytest.raises(UsageError, match="in a row cannot be read") as caught:
         finish([TrainingCrops(sources, CropSettings(32))[0]], CPU)
+    assert all(str(file) in caught.value.message for file in own.iterdir())
 
 
 @pytest.mark.parametrize("back", ["bicubic", "random"])

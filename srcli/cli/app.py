@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from srcli.cli.stopping import exit_code, stopping_in_order, word
 from srcli.console import console, set_up_logging
 from srcli.errors import UsageError
 
@@ -46,11 +47,12 @@ def _with_voice(function: Callable[..., None]) -> Callable[..., None]:
     def command(*, quiet: bool, debug: bool, **given: Any) -> None:
         if quiet or debug:
             set_up_logging(debug=debug or logging.getLogger("srcli").isEnabledFor(logging.DEBUG), quiet=quiet)
-        try:
-            function(**given)
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            raise typer.Exit(130) from None
+        with stopping_in_order():
+            try:
+                function(**given)
+            except KeyboardInterrupt as stop:
+                console.print(word(stop))
+                raise typer.Exit(exit_code(stop)) from None
 
     signature = inspect.signature(function, eval_str=True)
     added = {"quiet": Quiet, "debug": Debug}

@@ -16,9 +16,10 @@ import typer
 from srcli.cli.eval_inputs import choose_models, make_methods
 from srcli.cli.family_options import with_dials
 from srcli.cli.options import REPORT, Device, Dtype, ModelsFile
+from srcli.cli.stopping import exit_code, word
 from srcli.config.eval import EvalConfig
 from srcli.console import CountProgress, console, print_table
-from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.errors import ModelError, UsageError, escaped, joined_faults
 from srcli.evaluation.catalogue import ALONE, BASELINES
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
@@ -178,7 +179,7 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Sequence
     evaluation = Evaluation(plan, opened)
     pictures = len(plan.images) * len(plan.methods)
     evaluation.results.failures += failures
-    interrupted = False
+    stop: KeyboardInterrupt | None = None
     with report.PerImage(config.output, opened.infos) as per_image, CountProgress(pictures, "picture") as progress:
         measurements = evaluation.run()
         try:
@@ -187,8 +188,8 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Sequence
                     per_image.add(measurement)
                     _show(measurement)
                     progress.advance(measurement.stem)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as asked:
+            stop = asked
     with _status("computing FID" if opened.fid is not None else ""):
         results = evaluation.finish()
     _show_failures(results, opened)
@@ -200,9 +201,9 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Sequence
         typer.echo(json.dumps(told, allow_nan=False))
     elif results.images:
         print_table(report.table(results, uncertain))
-    if interrupted:
-        log.warning("interrupted: these are the results so far")
-        return 130
+    if stop is not None:
+        log.warning("%s: these are the results so far", word(stop))
+        return exit_code(stop)
     return 1 if results.failures or plan.unmatched or opened.missing or _lacks_fid(results, opened) else 0
 
 
@@ -246,19 +247,16 @@ def _show(measurement: Measurement) -> None:
         _tell(failure)
     if measurement.values:
         values = "  ".join(f"{METRICS[name].label} {value_text(name, value)}" for name, value in measurement.values.items())
-        log.info("%s  %s  %s", measurement.stem, measurement.method, values)
+        log.info("%s  %s  %s", escaped(measurement.stem), escaped(measurement.method), values)
     if measurement.identical is not None:
         infinite = ": its PSNR is infinite, and with it the mean" if "psnr" in measurement.values else ""
-        log.warning(
-            "`%s` equals its reference `%s` in every pixel%s",
-            measurement.identical.path,
-            measurement.identical.reference,
-            infinite,
-        )
+        path, reference = map(escaped, (measurement.identical.path, measurement.identical.reference))
+        log.warning("`%s` equals its reference `%s` in every pixel%s", path, reference, infinite)
 
 
 def _tell(failure: Failure) -> None:
-    named = "" if str(failure.path) in failure.reason else f"`{failure.path}` failed: "
+    name = escaped(failure.path)
+    named = "" if name in failure.reason else f"`{name}` failed: "
     log.error("%s%s%s", named, failure.reason, f"\n  hint: {failure.hint}" if failure.hint else "")
 
 

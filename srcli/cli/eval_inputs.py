@@ -12,8 +12,9 @@ from srcli.cli.summary import tell_left_out
 from srcli.config.eval import EvalConfig
 from srcli.config.upscale import UpscaleConfig
 from srcli.console import UpscaleProgress, console, counted
-from srcli.errors import ImageError, SrcliError, UsageError
+from srcli.errors import ImageError, SrcliError, UsageError, escaped, joined_faults
 from srcli.images.files import Job, plan_jobs
+from srcli.images.search import LeftOut
 from srcli.opening import choose_model, scale_of
 from srcli.rows.spec import ModelSpec
 
@@ -65,9 +66,11 @@ def make_methods(config: EvalConfig, folder: Path, models: Mapping[str, ModelSpe
         return methods, failures
     names = (*config.model, *config.baseline)
     scale = scale_of(next(iter(models.values())), config.scale) if models else config.scale or _USUAL_SCALE
-    left_out: set[Path] = set()
     for name, own in zip(names, _folder_names(names), strict=True):
+        left_out = LeftOut()
         jobs = plan_jobs((str(config.lq),), folder / own, format="png", left_out=left_out)
+        if not jobs:
+            raise UsageError(joined_faults("`--lq` has no photo that can be used:", [each.reason for each in left_out.faults]))
         methods[name] = jobs[0].target if config.lq.is_file() else folder / own
         _clear(jobs)
         failed = _upscale(config, models[name], jobs) if name in models else _enlarge(name, jobs, scale)
@@ -76,6 +79,7 @@ def make_methods(config: EvalConfig, folder: Path, models: Mapping[str, ModelSpe
             raise SrcliError(message, "mend or replace `--lq`")
         failures += failed
     tell_left_out(left_out)
+    failures += [_failed(*fault) for fault in left_out.faults]
     return methods, failures
 
 
@@ -95,7 +99,8 @@ def _clear(jobs: Sequence[Job]) -> None:
 
 
 def _failed(source: Path, reason: str, hint: str) -> tuple[Path, str, str]:
-    named = "" if str(source) in reason else f"`{source}` failed: "
+    name = escaped(source)
+    named = "" if name in reason else f"`{name}` failed: "
     log.error("%s%s%s", named, reason, f"\n  hint: {hint}" if hint else "")
     return source, reason, hint
 

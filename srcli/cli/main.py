@@ -56,7 +56,7 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 1 some failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line; exit codes: 0 done, 1 some failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     try:
         code = app(prog_name="srcli", standalone_mode=False)
     except SrcliError as error:

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from srcli.cli.options import ModelsFile
+from srcli.cli.stopping import exit_code
 from srcli.console import console, counted, tell
 from srcli.errors import ModelError, joined_faults
 from srcli.rows.base import REPO_NAME, BaseSource, base_of, is_folder
@@ -122,9 +123,9 @@ def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run:
     try:
         with progress.bar:
             folder = fetch_base(base, label, progress, dry_run=dry_run)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop)) from None
     return folder if folder is None or base.file is None else folder / base.file
 
 

@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 
 from srcli.cli.family_options import with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype
+from srcli.cli.stopping import exit_code, word
 from srcli.cli.sweep import Counts, opened_sweep, run_cells, tell_plan
 from srcli.config.rule import PLAIN
 from srcli.config.sweep import SweepConfig
@@ -122,10 +123,10 @@ def tune_model(
         _tell_dials(spec, config)
         with opened_sweep(config) as sweep:
             tell_plan(sweep)
-            if not run_cells(sweep, Counts()):
+            if (stop := run_cells(sweep, Counts())) is not None:
                 again = "repeat the command to go on" if keep is not None else "nothing is written"
-                _LOGGER.warning("interrupted: %s", again)
-                raise typer.Exit(130)
+                _LOGGER.warning("%s: %s", word(stop), again)
+                raise typer.Exit(exit_code(stop))
             table = _table(sweep, report=keep is not None)
         result = _result(spec, table)
     path = None if dry_run or (target.is_own and not result.changed) else target.write(result.dials)

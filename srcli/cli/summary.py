@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from srcli.console import counted, format_duration, format_megapixels
-from srcli.errors import UsageError
-from srcli.images.files import Job, Outcome
-from srcli.images.suffixes import counts_by_suffix
+from srcli.errors import UsageError, escaped
+from srcli.images.files import ELSEWHERE, Outcome
+from srcli.images.search import LeftOut, counted_kinds
+from srcli.images.suffixes import counts_by_suffix, suffix_counts
 
 if TYPE_CHECKING:
     from srcli.engine.stream import Stream
@@ -35,8 +36,13 @@ class Summary:
     skipped: int = 0
     done: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    """Suffix -> pictures of folders that were not taken, since none of that kind is read."""
+    elsewhere: int = 0
+    """Left to another run, which is making them."""
+    outdated: int = 0
+    """Of `skipped`, those whose photos are newer than their results."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Of temporary files in messages, as people know them."""
     megapixels: float = 0.0
     """Of output."""
     seconds: float = 0.0
@@ -50,9 +56,13 @@ class Summary:
 
     def add(self, outcome: Outcome) -> None:
         """Count one image."""
+        if outcome.status == "skipped":
+            self.elsewhere += outcome.reason == ELSEWHERE
+            self.skipped += outcome.reason != ELSEWHERE
+            return
         if outcome.status == "failed":
             failure = {"input": str(outcome.job.source), "reason": outcome.reason, "hint": outcome.hint}
-            self.failed.append(failure)
+            self.failed.append({key: self.told(text) for key, text in failure.items()})
             return
         self.done += 1
         width, height = outcome.output_size or (0, 0)
@@ -70,13 +80,19 @@ class Summary:
             "waiting_for_output": clock.waiting_for_output,
         }
 
+    def told(self, text: str) -> str:
+        """A text for people, without names of temporary files."""
+        return renamed(text, self.names)
+
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: `done` and `skipped` are counts, `failed` is a list, `left_out` counts by suffix."""
+        """For `--json`: `failed` is a list, `left_out` and `others` count files by kind, the rest are counts."""
         return {
             "done": self.done,
             "skipped": self.skipped,
+            "outdated": self.outdated,
+            "elsewhere": self.elsewhere,
             "failed": self.failed,
-            "left_out": self.left_out,
+            **left_out_as_dict(self.left_out),
             "seconds": round(self.seconds, 3),
             "megapixels": round(self.megapixels, 6),
             "exact_tiles": self.exact_tiles,
@@ -88,13 +104,19 @@ class Summary:
         """A few lines on the console; failures are errors, so `--quiet` keeps them."""
         for failure in self.failed:
             hint = f"\n  hint: {failure['hint']}" if failure["hint"] else ""
-            named = "" if failure["input"] in failure["reason"] else f"`{failure['input']}` failed: "
-            log.error("%s%s%s", named, failure["reason"], hint)
+            name = escaped(failure["input"])
+            named = "" if name in failure["reason"] else f"`{name}` failed: "
+            log.error("%s%s%s", named, escaped(failure["reason"]), hint)
         if self.exact_tiles:
             tiles = f"{counted(self.exact_tiles, 'tile')} {'was' if self.exact_tiles == 1 else 'were'}"
             log.warning("%s spoilt by half precision and done again in fp32", tiles)
         if self.memory_retries:
             log.warning("memory ran out %s; smaller tiles or batches were used", counted(self.memory_retries, "time"))
+        if self.outdated:
+            have = "photo is newer than its result" if self.outdated == 1 else "photos are newer than their results"
+            log.warning("%d %s; `--overwrite` does all again", self.outdated, have)
+        elif self.skipped:
+            log.info("what was there is kept, and may be of other settings; `--overwrite` does it again")
         log.info(self._line())
         if self.times:
             log.debug(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
@@ -106,16 +128,38 @@ class Summary:
             telling = self.done > ENOUGH_PHOTOS or self.megapixels > ENOUGH_MEGAPIXELS
             speed = f", {format_megapixels(self.megapixels / self.work_seconds)}/s" if telling and self.work_seconds else ""
             took = f"{format_megapixels(self.megapixels)} in {format_duration(self.work_seconds)}"
-            line += f" to {self.output} ({took}{speed})"
+            line += f" to {escaped(self.output)} ({took}{speed})"
         skipped = f", {self.skipped} skipped (done before)" if self.skipped else ""
+        skipped += f", {self.elsewhere} left to another run that is making them" if self.elsewhere else ""
         return line + skipped + (f", {len(self.failed)} failed" if self.failed else "")
 
 
-def tell_left_out(files: Collection[Path]) -> None:
-    """Warn of pictures that no folder gives, by kind; nothing is said where there are none."""
-    if files:
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text with other names for files: path -> name."""
+    for path, name in names.items():
+        text = text.replace(f"`{path}`", name).replace(path, name)
+    return text
+
+
+def tell_left_out(left_out: LeftOut) -> None:
+    """Tell what no folder gives, by kind: of pictures a warning; nothing is said where there is nothing."""
+    if left_out.pictures:
         hint = "\n  hint: convert them to PNG, JPEG or TIFF"
-        log.warning("left out: %s; files of such kinds are not taken from folders%s", counts_by_suffix(files), hint)
+        kinds = counts_by_suffix(left_out.pictures)
+        log.warning("left out: %s; files of such kinds are not taken from folders%s", kinds, hint)
+    count = left_out.others.total()
+    if count:
+        files = "1 file of another kind" if count == 1 else f"{count} files of other kinds"
+        log.info("%s left out: %s", files, escaped(counted_kinds(left_out.others)))
+
+
+def left_out_as_dict(left_out: LeftOut) -> dict[str, Any]:
+    """For `--json`: `left_out` are pictures that are not read, `others` all else of folders, both by kind."""
+    return {
+        "left_out": suffix_counts(left_out.pictures),
+        "others": dict(left_out.others.most_common()),
+        "results_left_out": left_out.results,
+    }
 
 
 class Report:
@@ -127,8 +171,9 @@ class Report:
         UsageError: on entering, if the file cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, told: Callable[[str], str] = str) -> None:
         self.path = path
+        self._told = told
         self._file: TextIO | None = None
 
     def __enter__(self) -> Report:
@@ -148,18 +193,17 @@ class Report:
             except OSError as error:
                 self._give_up(error)
 
-    def skipped(self, job: Job) -> None:
-        """A line for an image that was done before."""
-        self._line({"input": str(job.source), "output": str(job.target), "status": "skipped", "reason": "exists"})
-
-    def finished(self, outcome: Outcome) -> None:
-        """A line for an image that was worked on."""
+    def add(self, outcome: Outcome) -> None:
+        """A line for an image."""
+        job = outcome.job
+        known = {"input": self._told(str(job.source)), "output": self._told(str(job.target)), "status": outcome.status}
+        if outcome.status == "skipped":
+            self._line({**known, "reason": outcome.reason})
+            return
         self._line(
             {
-                "input": str(outcome.job.source),
-                "output": str(outcome.job.target),
-                "status": outcome.status,
-                "reason": outcome.reason,
+                **known,
+                "reason": self._told(outcome.reason),
                 "input_size": outcome.input_size,
                 "output_size": outcome.output_size,
                 "model_seconds": round(outcome.seconds, 4),

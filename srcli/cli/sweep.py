@@ -16,10 +16,11 @@ import typer
 
 from srcli.cli.family_options import with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, WORK, Device, Dtype, ModelsFile
+from srcli.cli.stopping import exit_code, word
 from srcli.config.sweep import SweepConfig
 from srcli.console import CountProgress, console, counted, format_duration, print_table
 from srcli.disk import held_as_it_is
-from srcli.errors import SrcliError
+from srcli.errors import SrcliError, escaped
 from srcli.evaluation.catalogue import ALONE
 from srcli.evaluation.catalogue import METRICS as CATALOGUE
 
@@ -171,9 +172,9 @@ def run(config: SweepConfig) -> int:
         tell_plan(sweep)
         missing = _tell_missing(sweep)
         counts = Counts()
-        interrupted = not run_cells(sweep, counts)
+        stop = run_cells(sweep, counts)
         outputs = None
-        if sweep.complete and not interrupted:
+        if sweep.complete and stop is None:
             from srcli.sweep.outputs import write_outputs
 
             outputs = write_outputs(sweep)
@@ -183,9 +184,9 @@ def run(config: SweepConfig) -> int:
         typer.echo(json.dumps(_as_json(sweep, outputs, counts, missing, seconds), allow_nan=False))
     elif outputs is not None and outputs.table.infos:
         _show_table(outputs)
-    if interrupted:
-        log.warning("interrupted: repeat the command to go on")
-        return 130
+    if stop is not None:
+        log.warning("%s: repeat the command to go on", word(stop))
+        return exit_code(stop)
     return 1 if sweep.failures or missing else 0
 
 
@@ -219,8 +220,8 @@ class Counts:
         self.of_photo[done.photo.name] += 1
 
 
-def run_cells(sweep: Sweep, counts: Counts) -> bool:
-    """Run the sweep with a progress bar, and a line for each photo; returns whether it came to its end."""
+def run_cells(sweep: Sweep, counts: Counts) -> KeyboardInterrupt | None:
+    """Run the sweep with a progress bar, and a line for each photo; returns what interrupted it."""
     told = len(sweep.failures)
     with CountProgress(len(sweep.photos) * len(sweep.grid.cells), "picture") as progress:
         results = sweep.run()
@@ -230,13 +231,13 @@ def run_cells(sweep: Sweep, counts: Counts) -> bool:
                 progress.advance(done.photo.name, before=done.skipped)
                 told = _tell_failures(sweep.failures, told)
                 if counts.of_photo[done.photo.name] == len(sweep.grid.cells):
-                    log.info("%s: %s", done.photo.name, counted(len(sweep.grid.cells), "setting"))
-        except KeyboardInterrupt:
-            return False
+                    log.info("%s: %s", escaped(done.photo.name), counted(len(sweep.grid.cells), "setting"))
+        except KeyboardInterrupt as stop:
+            return stop
         finally:
             results.close()
             _tell_failures(sweep.failures, told)
-    return True
+    return None
 
 
 # On the console ------------------------------------------------------------------------------------------------------
@@ -263,7 +264,8 @@ def _names_of(names: Sequence[str]) -> str:
 
 def _tell_failures(failures: list[Failure], told: int) -> int:
     for each in failures[told:]:
-        named = "" if str(each.path) in each.reason else f"`{each.path}` failed: "
+        name = escaped(each.path)
+        named = "" if name in each.reason else f"`{name}` failed: "
         log.error("%s%s%s", named, each.reason, f"\n  hint: {each.hint}" if each.hint else "")
     return len(failures)
 

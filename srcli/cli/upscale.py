@@ -7,23 +7,30 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from srcli.cli.family_options import DIALS, with_adapters, with_dials
 from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
-from srcli.cli.summary import Report, Summary, tell_left_out
+from srcli.cli.pipe import listed, piped
+from srcli.cli.stopping import exit_code, word
+from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
 from srcli.config import UpscaleConfig
+from srcli.config.upscale import PIPE
 from srcli.console import UpscaleProgress, console, format_duration, format_megapixels, rough_duration, tell
 from srcli.disk import make_output_folder
-from srcli.errors import UsageError
-from srcli.images.files import Job, Outcome, is_done, plan_jobs
-from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, suffix_counts
+from srcli.errors import UsageError, escaped
+from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done, plan_jobs
+from srcli.images.search import LeftOut
+from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
 from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
 from srcli.rows.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from srcli.engine.stream import Stream
 
 log = logging.getLogger("srcli")
 
@@ -31,15 +38,22 @@ log = logging.getLogger("srcli")
 @with_adapters()
 @with_dials()
 def upscale(
-    inputs: Annotated[
-        list[str], typer.Argument(help="Photos, folders, or globs in quotes.", metavar="INPUT", show_default=False)
-    ],
     output: Annotated[
         str,
         typer.Option(
-            "-o", "--output", help="Folder for the results; for one photo also a file.", show_default=False, metavar="PATH"
+            "-o",
+            "--output",
+            help="Folder for the results; for one photo also a file, or `-`, which is standard output.",
+            show_default=False,
+            metavar="PATH",
         ),
     ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Photos, folders, or globs in quotes; `-` is one photo on standard input.", metavar="INPUT", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -94,6 +108,18 @@ def upscale(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    files_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the photos of a list, one path a line; `-` is standard input. Their tree is kept below the folder that "
+            "is common to all.",
+            rich_help_panel=FILES,
+            metavar="FILE",
+        ),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="The list's paths end with NULs, as of `find -print0`.", rich_help_panel=FILES)
+    ] = False,
     recursive: Annotated[
         bool, typer.Option("--recursive/--no-recursive", help="Take the photos of sub-folders, too.", rich_help_panel=FILES)
     ] = True,
@@ -140,7 +166,7 @@ def upscale(
     if not output:  # Path("") is the current folder
         raise UsageError("`--output` is empty", "name a folder; `.` is the current one")
     config = UpscaleConfig(
-        inputs=tuple(inputs),
+        inputs=tuple(inputs or ()),
         output=Path(output),
         model=model,
         models_file=models_file,
@@ -161,6 +187,8 @@ def upscale(
         quality=quality,
         strip_metadata=strip_metadata,
         suffix=suffix,
+        files_from=files_from,
+        null=null,
         recursive=recursive,
         overwrite=overwrite,
         dry_run=dry_run,
@@ -175,40 +203,64 @@ def run(config: UpscaleConfig) -> int:
 
     Everything that can be told without loading the model is told first: wrong names and options, and files that cannot be read.
     """
+    if PIPE in config.inputs or config.writes_to_pipe:
+        with piped(config) as (with_files, names):
+            return _run(with_files, names)
+    return _run(config, {})
+
+
+def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
+    """The same, of files alone; `names` are those of temporary ones in messages."""
     start = time.perf_counter()
     jobs, left_out = _plan(config)
     spec = model_of(config)
     check_device(config.device)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
     already = set(skipped)
-    images = list(planned(config, spec, (job for job in jobs if job not in already)))
+    to_do = [job for job in jobs if job not in already]
+    faulty = [PlannedImage(Job(each.path, config.output), fault=each.reason, hint=each.hint) for each in left_out.faults]
+    summary = Summary(config.output, outdated=sum(map(_is_outdated, skipped)), left_out=left_out, names=names)
     if config.dry_run:
-        return _dry_run(config, spec, images, skipped, left_out)
-    summary = Summary(config.output, skipped=len(skipped), left_out=left_out)
-    interrupted = False
-    with Report(config.report) as report:
-        for job in skipped:
-            report.skipped(job)
+        return _dry_run(config, spec, [*faulty, *planned(config, spec, to_do)], len(skipped), summary)
+    stop: KeyboardInterrupt | None = None
+    with Report(config.report, summary.told) as report:
         try:
-            _restore(config, spec, images, summary, report)
-        except KeyboardInterrupt:
-            interrupted = True
+            for job in skipped:
+                _note(Outcome(job, "skipped", EXISTS), summary, report)
+            _restore(config, spec, [*faulty, *planned(config, spec, to_do)], summary, report)
+        except KeyboardInterrupt as asked:
+            stop = asked
     summary.seconds = time.perf_counter() - start
     summary.show()
     if config.json:
         typer.echo(json.dumps(summary.as_dict()))
-    if interrupted:
-        log.warning("interrupted: repeat the command to go on")
-        return 130
+    if stop is not None:
+        log.warning("%s: repeat the command to go on", word(stop))
+        return exit_code(stop)
     return 1 if summary.failed else 0
 
 
-def _plan(config: UpscaleConfig) -> tuple[list[Job], dict[str, int]]:
-    """What to do, and how many pictures of which kinds are left out."""
-    left_out: set[Path] = set()
+def _note(outcome: Outcome, summary: Summary, report: Report) -> None:
+    summary.add(outcome)
+    report.add(outcome)
+
+
+def _is_outdated(job: Job) -> bool:
+    """Whether the photo was changed after its result was written."""
+    try:
+        return job.source.stat().st_mtime > job.target.stat().st_mtime
+    except OSError:
+        return False
+
+
+def _plan(config: UpscaleConfig) -> tuple[list[Job], LeftOut]:
+    """What to do, and what is left out."""
+    left_out = LeftOut()
+    inputs = config.inputs if config.files_from is None else listed(config.files_from, null=config.null)
     jobs = plan_jobs(
-        config.inputs,
+        inputs,
         config.output,
+        listed=config.files_from is not None,
         recursive=config.recursive,
         format=config.format,
         suffix=config.suffix,
@@ -222,15 +274,16 @@ def _plan(config: UpscaleConfig) -> tuple[list[Job], dict[str, int]]:
         jobs = with_maps(jobs, config.lambda_map, config.output)
     if config.report is not None:
         _check_report(config.report, jobs)
-    return jobs, suffix_counts(left_out)
+    return jobs, left_out
 
 
 def _check_report(report: Path, jobs: Sequence[Job]) -> None:
     """Opening the report empties it: not a photo."""
     place = os.path.realpath(report)
+    there = report.exists()
     for job in jobs:
         for path, what in ((job.source, "an input"), (job.target, "the output for an input")):
-            if os.path.realpath(path) == place:
+            if os.path.realpath(path) == place or (there and path.exists() and report.samefile(path)):
                 raise UsageError(f"the report `{report}` is {what}", "give another `--report`")
     if report.suffix.lower() in INPUT_SUFFIXES | UNREAD_SUFFIXES:
         raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
@@ -240,9 +293,7 @@ def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedIma
     """Files that cannot be read fail without a model; the others go through it."""
     for image in images:
         if image.fault:
-            outcome = Outcome(image.job, "failed", image.fault, image.hint)
-            summary.add(outcome)
-            report.finished(outcome)
+            _note(Outcome(image.job, "failed", image.fault, image.hint), summary, report)
     good = {image.job: image for image in images if not image.fault}
     if not good:
         return
@@ -250,26 +301,52 @@ def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedIma
     with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
         stream = open_stream(config, spec)
     expected = {job: megapixels(image.output_size) for job, image in good.items()}
-    headers = {job: image.header for job, image in good.items() if image.header}
     start = time.perf_counter()
     with UpscaleProgress(len(good), sum(expected.values())) as progress:
-        outcomes = stream.run(good, lambda job: progress.start(job.source.name), headers)
+
+        def note(outcome: Outcome) -> None:
+            _note(outcome, summary, report)
+            progress.finish(megapixels(outcome.output_size), expected[outcome.job])
+
         try:
-            for outcome in outcomes:
-                summary.add(outcome)
-                report.finished(outcome)
-                progress.finish(megapixels(outcome.output_size), expected[outcome.job])
+            left = _stream(stream, good, note, progress, shared=not config.overwrite, last=False)
+            if left:  # to another run, which may have been ended meanwhile
+                _stream(stream, {job: good[job] for job in left}, note, progress, shared=True, last=True)
         finally:
-            outcomes.close()
-            for outcome in stream.late:
-                summary.add(outcome)
-                report.finished(outcome)
             summary.add_work(stream, time.perf_counter() - start)
 
 
-def _dry_run(
-    config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedImage], skipped: list[Job], left_out: dict[str, int]
-) -> int:
+def _stream(
+    stream: Stream,
+    images: Mapping[Job, PlannedImage],
+    note: Callable[[Outcome], None],
+    progress: UpscaleProgress,
+    *,
+    shared: bool,
+    last: bool,
+) -> list[Job]:
+    """Run jobs and note what became of each, whatever ends that; but unless it is the `last` time, not of those returned.
+
+    Returns:
+        Jobs that another run is at.
+    """
+    headers = {job: image.header for job, image in images.items() if image.header}
+    left: list[Job] = []
+    outcomes = stream.run(images, lambda job: progress.start(job.source.name), headers, shared=shared)
+    try:
+        for outcome in outcomes:
+            if outcome.reason == ELSEWHERE and not last:
+                left.append(outcome.job)
+            else:
+                note(outcome)
+    finally:
+        outcomes.close()
+        for outcome in stream.late:
+            note(outcome)
+    return left
+
+
+def _dry_run(config: UpscaleConfig, spec: ModelSpec, images: list[PlannedImage], skipped: int, summary: Summary) -> int:
     """Tell what would be done; the estimate comes from loading and one tile, timed on this machine now."""
     good = [image for image in images if not image.fault]
     loading = seconds = 0.0
@@ -281,14 +358,19 @@ def _dry_run(
     total = sum(megapixels(image.output_size) for image in good)
     code = 1 if len(good) < len(images) else 0
     if config.json:
-        lines = [image.as_dict() for image in images]
-        outline = {"planned": lines, "skipped": len(skipped), "left_out": left_out, "megapixels": total}
-        typer.echo(json.dumps({**outline, "estimated_seconds": seconds, "loading_seconds": loading}))
+        lines = [_told(image.as_dict(), summary) for image in images]
+        outline = {"planned": lines, "skipped": skipped, "outdated": summary.outdated, **left_out_as_dict(summary.left_out)}
+        typer.echo(json.dumps({**outline, "megapixels": total, "estimated_seconds": seconds, "loading_seconds": loading}))
         return code
     for image in images:
-        tell(image.line())
+        tell(escaped(summary.told(image.line())))
     faulty = f", {len(images) - len(good)} that would fail" if code else ""
-    done = f", {len(skipped)} done already" if skipped else ""
+    done = f", {skipped} done already" if skipped else ""
+    done += f" ({summary.outdated} of them older than their photos)" if summary.outdated else ""
     took = f"; about {rough_duration(seconds)} here, {format_duration(loading)} of it to load the model" if good else ""
     tell(f"{len(good)} to do ({format_megapixels(total)}){done}{faulty}{took}")
     return code
+
+
+def _told(line: dict[str, Any], summary: Summary) -> dict[str, Any]:
+    return {key: summary.told(value) if isinstance(value, str) else value for key, value in line.items()}

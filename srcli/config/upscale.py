@@ -10,6 +10,9 @@ from srcli.config._checks import device_faults, raise_faults, tile_faults
 from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
 
+PIPE = "-"
+"""Standard input, or standard output."""
+
 
 @dataclass(frozen=True)
 class UpscaleConfig:
@@ -40,6 +43,10 @@ class UpscaleConfig:
     quality: int = 95
     strip_metadata: bool = False
     suffix: str = ""
+    files_from: Path | None = None
+    """A list of inputs, in place of `inputs`; `-` is standard input."""
+    null: bool = False
+    """The list's paths end with NULs, not with lines."""
     recursive: bool = True
     overwrite: bool = False
     dry_run: bool = False
@@ -47,9 +54,7 @@ class UpscaleConfig:
     report: Path | None = None
 
     def __post_init__(self) -> None:
-        faults = [*_size_faults(self), *_work_faults(self)]
-        if not self.inputs:
-            faults.append("no input given")
+        faults = [*_size_faults(self), *_work_faults(self), *_pipe_faults(self)]
         if "/" in self.suffix or "\\" in self.suffix:
             faults.append(f"`--suffix {self.suffix}` must not hold a path separator")
         if not 1 <= self.quality <= 100:
@@ -57,6 +62,31 @@ class UpscaleConfig:
         if self.dry_run and self.report is not None:
             faults.append("`--report` has no effect with `--dry-run`; its plan comes with `--json`")
         raise_faults(faults, "srcli upscale --help")
+
+    @property
+    def writes_to_pipe(self) -> bool:
+        """Whether the result goes to standard output."""
+        return str(self.output) == PIPE
+
+
+def _pipe_faults(config: UpscaleConfig) -> list[str]:
+    faults = []
+    if not config.inputs and config.files_from is None:
+        faults.append("no input given")
+    if config.inputs and config.files_from is not None:
+        faults.append("`--files-from` and inputs by name cannot be given together")
+    if config.null and config.files_from is None:
+        faults.append("`--null` says how the list of `--files-from` is written, which is not given")
+    if PIPE in config.inputs and len(config.inputs) > 1:
+        faults.append("`-`, one picture on standard input, stands alone")
+    if config.writes_to_pipe:
+        if config.json:
+            faults.append("`--json` and `-o -` both write to standard output")
+        if config.suffix:
+            faults.append("`--suffix` has no effect with `-o -`, which has no name")
+        if len(config.inputs) > 1 or config.files_from is not None:
+            faults.append("`-o -` writes one picture to standard output, and the input is or may be more than one")
+    return faults
 
 
 def _size_faults(config: UpscaleConfig) -> list[str]:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
+from srcli.disk import claim, let_go
 from srcli.engine.budget import Budget
 from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_bytes
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, check_sides, decode, encode, probe, reduced, stripped
-from srcli.images.files import Job, Outcome
+from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done
 from srcli.images.maps import read_map
 from srcli.images.resize import Size
 from srcli.images.suffixes import format_of
@@ -96,6 +97,7 @@ class Stream:
         self.results = Budget(limit)
         """What results hold, and may."""
         self.clock = Clock()
+        self._claimed: set[Job] = set()
         self.late: list[Outcome] = []
         """After a `run` that was broken off: the outcomes that it did not come to yield, of pictures that were being written."""
 
@@ -104,10 +106,14 @@ class Stream:
         jobs: Iterable[Job],
         on_start: Callable[[Job], None] = lambda job: None,
         headers: Mapping[Job, Header] | None = None,
+        *,
+        shared: bool = False,
     ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each job, in order of completion, which is the order of the jobs.
 
         `headers` are those of the files that were read already: the others are read for the memory that a picture will take.
+
+        With `shared`, other runs may work on the same jobs: what they have done, or are at, is `skipped` with that reason.
 
         A fault of one image is its outcome; only interruption and our own bugs outside an image raise. When the caller stops
         iterating, or raises, pictures already restored are still written, and their outcomes are in `late`.
@@ -117,9 +123,10 @@ class Stream:
         pending: deque[Future[Outcome]] = deque()
         self.results = Budget(self.results.limit)
         self.late = []
+        self._claimed = set()
         try:
             expected = ((job, self._expected_bytes(job, (headers or {}).get(job))) for job in jobs)
-            for group in self._groups(self._read(readers, expected)):
+            for group in self._groups(self._read(readers, expected, shared)):
                 cost = sum(each.cost for each in group if isinstance(each, _Item))
                 yield from self._drain(pending, cost)
                 self.results.take(cost)
@@ -131,10 +138,12 @@ class Stream:
             readers.shutdown(cancel_futures=True)
             writers.shutdown(wait=True)
             self.late = [future.result() for future in pending]
+            for job in self._claimed:
+                let_go(job.target)
 
     # --- reading ---
 
-    def _read(self, readers: ThreadPoolExecutor, source: Iterator[tuple[Job, int]]) -> Iterator[_Item | Outcome]:
+    def _read(self, readers: ThreadPoolExecutor, source: Iterator[tuple[Job, int]], shared: bool) -> Iterator[_Item | Outcome]:
         """Read ahead within the bounds of the queue; yields in order."""
         ahead: deque[tuple[Future[_Item | Outcome], int]] = deque()
         held = 0
@@ -144,7 +153,7 @@ class Stream:
                 job, cost = upcoming
                 if ahead and (held + cost > self._ahead_bytes or len(ahead) >= QUEUE_IMAGES):
                     break
-                ahead.append((readers.submit(self._prepare, job), cost))
+                ahead.append((readers.submit(self._prepare, job, shared), cost))
                 held += cost
                 upcoming = next(source, None)
             future, cost = ahead.popleft()
@@ -160,9 +169,11 @@ class Stream:
         except SrcliError:
             return 0  # `_prepare` meets the same fault and tells it
 
-    def _prepare(self, job: Job) -> _Item | Outcome:
+    def _prepare(self, job: Job, shared: bool) -> _Item | Outcome:
         """Decode and enlarge; a fault becomes the outcome."""
         try:
+            if shared and (reason := self._taken(job)):
+                return Outcome(job, "skipped", reason)
             picture = decode(job.source)
             output_size = self.size.of(picture.width, picture.height)
             check_sides(*output_size, job.target, format_of(job.target))
@@ -173,6 +184,22 @@ class Stream:
             return _Item(job, picture, canvas, output_size, cost)
         except Exception as error:
             return failure(job, error)
+
+    def _taken(self, job: Job) -> str:
+        """Why `job` need not be done; where it has to be, it is kept from other runs until it is written."""
+        if not is_done(job.target):
+            if not claim(job.target):
+                return ELSEWHERE
+            self._claimed.add(job)
+            if not is_done(job.target):  # another run may have finished it between the two
+                return ""
+            self._release(job)
+        return EXISTS
+
+    def _release(self, job: Job) -> None:
+        if job in self._claimed:
+            let_go(job.target)
+            self._claimed.discard(job)
 
     # --- restoring ---
 
@@ -268,6 +295,7 @@ class Stream:
     def _write(self, item: _Item | Outcome) -> Outcome:
         """Colour, crop to size, encode; a fault becomes the outcome."""
         if isinstance(item, Outcome):
+            self._release(item.job)
             return item
         try:
             assert item.outcome is not None
@@ -281,6 +309,7 @@ class Stream:
             return failure(item.job, error)
         finally:
             item.sr = None
+            self._release(item.job)
 
     def _finished(self, item: _Item) -> Picture:
         """The result as integers; the floats that it comes from are let go, for the next picture to be restored meanwhile."""

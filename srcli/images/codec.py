@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, features
 
-from srcli.disk import whole
+from srcli.disk import way_out, whole
 from srcli.errors import ImageError, UsageError
 from srcli.images import png16, reader, tiff
 from srcli.images.extras import missing_extra
@@ -233,7 +232,7 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
         with whole(path, alone=True) as file:
             told = _write(picture, file, format, quality)
     except OSError as fault:
-        raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", _write_hint(fault)) from fault
+        raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", way_out(fault)) from fault
     for note in told:
         warn_once(path, note)
 
@@ -352,13 +351,3 @@ def _described(format: str, labels: Labels, exif: bytes) -> dict[str, Any]:
     if format == "jxl":
         exif = bytes(4) + exif  # its box begins with the number of bytes to pass over (ISO 18181-2)
     return {"exif": exif, **({"xmp": labels.xmp} if labels.xmp else {})}
-
-
-def _write_hint(fault: OSError) -> str:
-    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room, then run the same command again: finished images are skipped"
-    if fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose an output folder that you may write to"
-    if isinstance(fault, BlockingIOError):
-        return "let that run finish, or give this one an output folder of its own"
-    return "check the output folder"

@@ -13,8 +13,8 @@ from srcli.config.sweep import SweepConfig
 from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
 from srcli.evaluation.measure import Failure
 from srcli.images.codec import probe
-from srcli.images.files import Found, find_files
 from srcli.images.resize import target_size
+from srcli.images.search import Found, LeftOut, find_files
 from srcli.images.suffixes import INPUT_SUFFIXES, OUTPUT_FORMATS, counts_by_suffix
 
 log = logging.getLogger("srcli")
@@ -48,9 +48,10 @@ def find_photos(config: SweepConfig) -> tuple[list[Photo], list[Failure]]:
         if Path(folder).is_dir() and Path(folder).resolve() == config.output.resolve():
             message = f"`{folder}` is read, and cannot be the output too: the next run would take the sweep's files for photos"
             raise UsageError(message, f"give a folder in it or beside it, as `{Path(folder) / 'sweep'}`")
-    sources = _by_name(config.inputs, config, recursive=config.recursive)
-    references = _references(config, len(sources))
-    photos, failures = [], []
+    photos: list[Photo] = []
+    failures: list[Failure] = []
+    sources = _by_name(config.inputs, config, failures, recursive=config.recursive)
+    references = _references(config, len(sources), failures)
     for name, found in sources.items():
         try:
             hq = None if references is None else references.get(name, references.get(""))
@@ -99,7 +100,7 @@ def _photo(config: SweepConfig, name: str, source: Path, relative: Path, hq: Pat
     return Photo(name, source, relative, (width, height), hq)
 
 
-def _references(config: SweepConfig, inputs: int) -> dict[str, Path] | None:
+def _references(config: SweepConfig, inputs: int, failures: list[Failure]) -> dict[str, Path] | None:
     """Name -> reference; the only one of single files has the empty name."""
     if config.hq is None:
         return None
@@ -107,21 +108,22 @@ def _references(config: SweepConfig, inputs: int) -> dict[str, Path] | None:
         if inputs > 1:
             raise UsageError(f"`{config.hq}` is one reference for {inputs} inputs", "give a folder of references")
         return {"": config.hq}
-    return {name: found.source for name, found in _by_name((str(config.hq),), config, recursive=True).items()}
+    return {name: found.source for name, found in _by_name((str(config.hq),), config, failures, recursive=True).items()}
 
 
-def _by_name(inputs: Sequence[str], config: SweepConfig, *, recursive: bool) -> dict[str, Found]:
-    """Name -> file; what the sweep has written itself is none of its photos."""
+def _by_name(inputs: Sequence[str], config: SweepConfig, failures: list[Failure], *, recursive: bool) -> dict[str, Found]:
+    """Name -> file; what the sweep has written itself is none of its photos. Folders that cannot be listed are failures."""
     named: dict[str, Found] = {}
     faults = []
-    left_out: set[Path] = set()
+    left_out = LeftOut()
     for found in find_files(inputs, config.output, recursive=recursive, left_out=left_out):
         name = _normal(found.relative.with_suffix(""))
         first = named.setdefault(name, found)
         if first is not found:
             faults.append(f"`{first.source}` and `{found.source}` are both called `{name}`")
-    if left_out:
-        log.warning("left out: %s; convert them to PNG, JPEG or TIFF", counts_by_suffix(left_out))
+    failures += [Failure(*fault) for fault in left_out.faults]
+    if left_out.pictures:
+        log.warning("left out: %s; convert them to PNG, JPEG or TIFF", counts_by_suffix(left_out.pictures))
     if faults:
         raise UsageError(
             joined_faults("photos need names of their own:", faults), "suffixes do not count; sweep such photos apart"

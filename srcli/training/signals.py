@@ -1,4 +1,4 @@
-"""Schedulers end a job with SIGTERM, people with Ctrl-C: both only ask, the loop stops between two steps."""
+"""Schedulers end a job with SIGTERM, terminals with SIGHUP, people with Ctrl-C: all ask, the loop stops between two steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import threading
 from types import FrameType
 from typing import Any
 
+ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask for the end; Windows has no SIGHUP."""
+
 
 class StopSignals:
-    """Context in which SIGTERM and SIGINT set `asked`; a second SIGINT interrupts at once."""
+    """Context in which SIGTERM, SIGHUP and SIGINT set `asked`; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -19,8 +22,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in ASKING:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is by `nohup`
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *exception: object) -> None:

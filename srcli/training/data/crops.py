@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from srcli.config.degradation import Degradation
-from srcli.errors import ImageError, UsageError
+from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import decode
 from srcli.images.resize import resample_u8
 from srcli.training.data.sources import Photo, Skipped, Source, unreadable
 from srcli.training.degrade import engine
 from srcli.training.degrade.draws import Draws, draw
+from srcli.training.signals import ASKING
 
 CACHE_BYTES = 1 << 30
 _TRIES = 20
@@ -222,8 +223,8 @@ def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
     """
     for sample in samples:
         if not sample.hq.size:
-            last = sample.skipped[-1]
-            raise UsageError(f"{len(sample.skipped)} photos in a row cannot be read; the last: {last.reason}", "check the data")
+            faults = [f"`{each.path}`: {each.reason}" for each in sample.skipped]
+            raise UsageError(joined_faults(f"{len(faults)} photos in a row cannot be read:", faults), "check the data")
     hq = _on_device([sample.hq for sample in samples], device)
     lq = torch.empty_like(hq)
     ready = [i for i, sample in enumerate(samples) if sample.lq is not None]
@@ -296,5 +297,5 @@ def _on_device(levels: Sequence[Levels], device: torch.device) -> Tensor:
 
 def _ignore_signals(_: int) -> None:
     """A scheduler signals all processes of a job; the workers must live until the main process has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
