@@ -235,3 +235,20 @@ def test_names_of_a_folder_are_read_as_bytes(models_file: Path, tmp_path: Path) 
     done = upscale(models_file, folder, "-o", tmp_path / "out", "--report", tmp_path / "report.jsonl")
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "out") == [name]
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff"])
+def test_results_of_earlier_runs_beside_the_photos_are_not_enlarged_again(
+    models_file: Path, photos: Path, tmp_path: Path, format: str
+) -> None:
+    first = upscale(models_file, photos, "-o", photos, "--suffix", "_x4", "--format", format)
+    assert first.returncode == 0, first.stderr
+    for options in (["-o", photos, "--suffix", "_big"], ["-o", tmp_path / "out"], ["-o", tmp_path / "out", "--overwrite"]):
+        done = upscale(models_file, photos, *options, "--json")
+        assert (told(done)["done"], told(done)["results_left_out"]) == (2, 4 if "out" in str(options) else 2), done.stderr
+        assert "results of earlier runs are left out" in done.stderr
+    named = upscale(models_file, next(photos.glob("a_x4.*")), "-o", tmp_path / "named", "--json")
+    assert told(named)["done"] == 1
+    (photos / "a.png").unlink()
+    (photos / "sub" / "b.png").unlink()
+    assert told(upscale(models_file, photos, "-o", tmp_path / "again", "--json"))["done"] == 4

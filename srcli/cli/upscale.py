@@ -255,6 +255,8 @@ def _is_outdated(job: Job) -> bool:
 
 def _plan(config: UpscaleConfig) -> tuple[list[Job], LeftOut]:
     """What to do, and what is left out."""
+    from srcli.images.metadata import is_own_result
+
     left_out = LeftOut()
     inputs = config.inputs if config.files_from is None else listed(config.files_from, null=config.null)
     jobs = plan_jobs(
@@ -265,6 +267,7 @@ def _plan(config: UpscaleConfig) -> tuple[list[Job], LeftOut]:
         format=config.format,
         suffix=config.suffix,
         overwrite=config.overwrite,
+        is_own=is_own_result,
         left_out=left_out,
     )
     tell_left_out(left_out)
