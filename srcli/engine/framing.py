@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cv2
-import numpy as np
 import torch
 from PIL import Image
 
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, depth_for, keeps_alpha
 from srcli.images.color import fix_color
-from srcli.images.levels import Array, Levels, to_floats
+from srcli.images.levels import Array, to_floats
 from srcli.images.resize import resample, resample_u8
 from srcli.images.rows import Rows, collect, make_rows, on_white, resized, rows_of
+from srcli.images.visible import visible_colors
 
 _ENLARGED_LONG_SIDE = 1024
 """Inputs that are enlarged to a model's `min_side` stop there on their longer side."""
@@ -44,29 +43,6 @@ def enlarged_size(width: int, height: int, min_side: int) -> tuple[int, int]:
     """(width, height) in pixels of an input when it comes to the model; see `prepare_canvas`."""
     factor = min(min_side / min(width, height), max(1.0, _ENLARGED_LONG_SIDE / max(width, height)))
     return (int(factor * width), int(factor * height)) if factor > 1 else (width, height)
-
-
-def visible_colors(picture: Picture) -> Levels:
-    """The colours to enlarge: what lies where nothing can be seen must not run into what can.
-
-    Returns:
-        (H, W, 1 or 3), uint8 or uint16: where alpha is 0, the colour of the nearest pixel where it is not. A view of the
-        picture's own where nothing or all is fully transparent.
-    """
-    color, alpha = picture.color_levels, picture.alpha_levels
-    if alpha is None:
-        return color
-    hidden = alpha[..., 0] == 0
-    if not hidden.any() or hidden.all():
-        return color
-    mask = hidden.view(np.uint8)
-    nearest = cv2.distanceTransformWithLabels(mask, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)[1]
-    hidden &= nearest > 0  # which it is not where an older OpenCV has lost its way: 8192 px from anything
-    of_label = np.zeros((int(nearest.max()) + 1, color.shape[2]), color.dtype)
-    of_label[nearest[~hidden]] = color[~hidden]
-    filled: Levels = color.copy()
-    filled[hidden] = of_label[nearest[hidden]]
-    return filled
 
 
 def finish(
