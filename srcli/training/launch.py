@@ -97,6 +97,12 @@ def meeting(place: Place | None) -> Iterator[None]:
         raise UsageError(f"{place.processes} processes cannot meet at `{where}`: {first_line(fault)}", hint) from fault
 
 
+def lost_another(fault: BaseException) -> bool:
+    """Whether an exception says that another process of the run is not there any more."""
+    words = ("gloo/", "DistBackendError", "DistNetworkError")
+    return any(word in f"{type(fault).__name__}: {fault}" for word in words)
+
+
 def _place(launcher: _Launcher, processes: int, environment: Mapping[str, str]) -> Place:
     rank = _number(launcher.rank, environment)
     if rank is None or rank >= processes:
