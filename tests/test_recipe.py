@@ -86,7 +86,7 @@ def test_an_unreadable_recipe_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the recipe"):
         read_recipe_file(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("steps = = 3")
-    with pytest.raises(UsageError, match="not TOML"):
+    with pytest.raises(UsageError, match="not valid TOML"):
         read_recipe_file(tmp_path / "bad.toml")
 
 

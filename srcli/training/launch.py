@@ -7,6 +7,7 @@ become `torchrun`'s, so that the processes are one run on any device.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,17 @@ def meeting(place: Place | None) -> Iterator[None]:
         hint = "start them all at once; where another run has the port, set `MASTER_PORT` to another one"
         where = ":".join(place.address)
         raise UsageError(f"{place.processes} processes cannot meet at `{where}`: {first_line(fault)}", hint) from fault
+
+
+@contextmanager
+def spread() -> Iterator[None]:
+    """Context in which a network is spread over the processes, without buffers, which all have the same.
+
+    That option goes by another name in the newest torch, which warns of the old one, the only one that others know.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        yield
 
 
 def lost_another(fault: BaseException) -> bool:

@@ -28,7 +28,7 @@ from srcli.training.data.captions import full_prompt, read_captions
 from srcli.training.data.crops import CropSettings, Sample, TrainingCrops
 from srcli.training.data.held_out import find_photos
 from srcli.training.data.sources import Source
-from srcli.training.launch import Place, find_place, meeting
+from srcli.training.launch import Place, find_place, meeting, spread
 from srcli.training.losses.critic import Critic
 from srcli.training.memory_need import decode_chunk, memory_need
 from srcli.training.objective import Objective
@@ -91,8 +91,7 @@ class Setup:
         optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
         self.schedule = get_scheduler(name, optimiser, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # what replaces it is unknown to older torch
+        with spread():
             self.trainee.trained, self.optimiser = self.accelerator.prepare(self.trainee.network, optimiser)
         self.average = EMAModel(parameters, decay=recipe.ema) if recipe.ema else None
         self.accumulated: list[nn.Module] = [self.trainee.trained]
