@@ -186,6 +186,27 @@ def test_two_processes_train_what_one_process_trains(stage: str, base: Path, pho
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_the_same_run_writes_the_same_bytes_in_another_process(base: Path, photos: Path, tmp_path: Path) -> None:
+    """So that a semantic run goes on with a pixel adapter that was trained anew."""
+    for name, seed in (("one", "1"), ("two", "2")):
+        words = ["train-pixel", "--data", photos, "-o", tmp_path / name, "--base", base, "--steps", 2, *SHORT]
+        assert in_a_process(*words, PYTHONHASHSEED=seed).returncode == 0
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        for folder in ("pixel", "checkpoints/step-00000002"):
+            assert (tmp_path / "one" / folder / file).read_bytes() == (tmp_path / "two" / folder / file).read_bytes()
+
+
+def test_a_limit_of_memory_is_told(base: Path, photos: Path, tmp_path: Path) -> None:
+    words = ["train-pixel", "--data", photos, "-o", tmp_path / "run", "--base", base, "--steps", 1, *SHORT]
+    line = f"ulimit -v 1000000; exec {shlex.join(command(*words))}"
+    done = subprocess.run(["sh", "-c", line], env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert "`ulimit -v`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_under_a_falling_rate_says_how_to_train_on(base: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "a run"
     words: list[object] = ["train-pixel", "--data", photos, "--base", base, *SHORT, "--steps", 3, "--schedule", "cosine"]
