@@ -67,6 +67,13 @@ class OutOfMemoryError(SrcliError):
     """An image does not fit into memory even at the smallest tile and batch, or a training step at its settings."""
 
 
+def says_no_memory(fault: BaseException) -> bool:
+    """Whether an exception of Python or of a library says that the memory of the host ran out, or a limit of it."""
+    words = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread", "bad_alloc")
+    kinds = (RuntimeError, OSError, ImportError)
+    return isinstance(fault, MemoryError) or (isinstance(fault, kinds) and any(word in str(fault).lower() for word in words))
+
+
 def joined_faults(title: str, faults: list[str], hint: str = "") -> str:
     """Several faults as one message: the title, then a line per fault."""
     return "\n".join([title, *(f"  - {escaped(fault)}" for fault in faults)]) + (f"\n{hint}" if hint else "")

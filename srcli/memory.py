@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from srcli.errors import says_no_memory
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -82,7 +84,7 @@ def _free_of_group(folder: Path) -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of Python, torch or its back ends says that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if says_no_memory(error) or isinstance(error, torch.OutOfMemoryError):
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    words = ("out of memory", "not enough memory", "alloc_failed")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

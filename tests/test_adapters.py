@@ -331,3 +331,11 @@ def test_a_file_with_other_tensors_is_no_adapter(key: str, tmp_path: Path) -> No
     save_file({key: torch.zeros(2)}, tmp_path / ADAPTER_FILE, {"rank": "2", "alpha": "2"})
     with pytest.raises(ModelError, match="not an adapter"):
         load_adapter(tmp_path / ADAPTER_FILE, "pixel")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_with_what_is_no_number_is_refused(value: float, tmp_path: Path) -> None:
+    tensors = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.full((3, 2), value)}
+    path = save_adapter(Adapter("pixel", tensors, AdapterInfo(2, 2.0)), tmp_path)
+    with pytest.raises(ModelError, match=r"what is no number: 1 tensor, `a\.lora_B\.weight`"):
+        load_adapter(path, "pixel")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -167,13 +169,16 @@ def test_two_processes_train_what_one_process_trains(stage: str, base: Path, pho
         words += ["--recipe", tmp_path / "recipe.toml"]
     launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launch += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m")
+    without_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     one, two = tmp_path / "one", tmp_path / "two"
     words[words.index("--batch") + 1] = "4"
     done = run(*words, "-o", one)
     assert done.returncode == 0, done.stderr
     words[words.index("--batch") + 1] = "2"
-    done = in_a_process(*words, "-o", two, launcher=launch)
+    words[words.index("--device") : words.index("--dtype")] = []  # that it is the CPU is found without being told
+    done = in_a_process(*words, "-o", two, launcher=launch, **without_gpu)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert "2 processes" in done.stderr
     assert done.stderr.count("step 6 of 6") == 1
     assert len(list((two / "checkpoints").iterdir())) == 2
@@ -181,6 +186,42 @@ def test_two_processes_train_what_one_process_trains(stage: str, base: Path, pho
         assert torch.allclose(value, adapter(two, stage)[key], atol=4e-3), key  # saved in float16
     losses = [[json.loads(line)["l2"] for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_same_run_writes_the_same_bytes_in_another_process(base: Path, photos: Path, tmp_path: Path) -> None:
+    """So that a semantic run goes on with a pixel adapter that was trained anew."""
+    for name, seed in (("one", "1"), ("two", "2")):
+        words = ["train-pixel", "--data", photos, "-o", tmp_path / name, "--base", base, "--steps", 2, *SHORT]
+        assert in_a_process(*words, PYTHONHASHSEED=seed).returncode == 0
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        for folder in ("pixel", "checkpoints/step-00000002"):
+            assert (tmp_path / "one" / folder / file).read_bytes() == (tmp_path / "two" / folder / file).read_bytes()
+
+
+def test_a_limit_of_memory_is_told(base: Path, photos: Path, tmp_path: Path) -> None:
+    words = ["train-pixel", "--data", photos, "-o", tmp_path / "run", "--base", base, "--steps", 1, *SHORT]
+    line = f"ulimit -v 1000000; exec {shlex.join(command(*words))}"
+    done = subprocess.run(["sh", "-c", line], env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert "`ulimit -v`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_under_a_falling_rate_says_how_to_train_on(base: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a run"
+    words: list[object] = ["train-pixel", "--data", photos, "--base", base, *SHORT, "--steps", 3, "--schedule", "cosine"]
+    assert run(*words, "-o", output).returncode == 0
+    words[words.index(3)] = 5
+    (tmp_path / "a run-2").mkdir()
+    done = run(*words, "-o", output, "--resume")
+    assert done.returncode == 2
+    assert "under a cosine schedule, a run that began with `--steps 3` cannot become longer" in " ".join(done.stderr.split())
+    (command,) = re.findall(r"`srcli (train-pixel [^`]+)`", done.stderr)
+    assert run(*shlex.split(command)).returncode == 0
+    saved = load_adapter(tmp_path / "a run-3" / "pixel" / "adapter_model.safetensors", "pixel")
+    assert saved.info.steps == 5
 
 
 def test_show_recipe_prints_toml_that_recipe_takes(tmp_path: Path) -> None:

@@ -160,6 +160,14 @@ def test_no_caption_at_all_is_an_error_with_an_example(tmp_path: Path, photos: l
     assert str(photos[0]) in caught.value.hint
 
 
+def test_a_photo_may_be_called_like_a_comment(tmp_path: Path) -> None:
+    photo = tmp_path / "#1.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    (tmp_path / "list.tsv").write_text("# the photos\n#2.png\tnone of them\n#1.png\ta cat\n")
+    found = read_captions(str(tmp_path / "list.tsv"), [photo], cache=tmp_path / "cache", device=torch.device("cpu"))
+    assert found.by_path == {photo: "a cat"}
+
+
 # A model -------------------------------------------------------------------------------------------------------------
 
 

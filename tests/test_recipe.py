@@ -85,9 +85,20 @@ def test_values_that_make_no_sense_are_refused(layer: dict[str, object], words: 
 def test_an_unreadable_recipe_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the recipe"):
         read_recipe_file(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("steps = = 3")
-    with pytest.raises(UsageError, match="not TOML"):
-        read_recipe_file(tmp_path / "bad.toml")
+    for content, reason in (
+        (b"steps = = 3", "not valid TOML"),
+        (b"rank = 1\nrank = 2\n", "not valid TOML"),
+        (b"targets = '\xe9'", "not UTF-8 text"),
+        (b"x = " + b"[" * 20_000, "nested too deep"),
+        (b"losses" + b".a" * 20_000 + b" = 1", "nested too deep"),
+        (b"losses" + b' . "a"' * 20_000 + b" = 1", "nested too deep"),
+        (b"steps = 1" + b"0" * 5000, "a number needs more than 64 bits"),
+    ):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(UsageError, match=reason):
+            read_recipe_file(tmp_path / "bad.toml")
+    (tmp_path / "windows.toml").write_text("rank = 3\n", encoding="utf-8-sig")
+    assert read_recipe_file(tmp_path / "windows.toml") == {"rank": 3}
 
 
 def test_a_recipe_is_built_from_its_class_alone() -> None:

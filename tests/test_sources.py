@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,51 @@ def test_pairs_are_found_by_their_path_whatever_the_suffix(tmp_path: Path) -> No
     assert source.weight == 0.5
     assert source.photos == (Photo(tmp_path / "hq/x/0.png", tmp_path / "lq/x/0.jpg"),)
     assert {each.path.name for each in skipped} == {"1.jpg", "2.png"}
+
+
+def test_partners_are_found_however_their_letters_are_spelt(tmp_path: Path) -> None:
+    composed, apart = "Zo\u00eb", "Zoe\u0308"
+    make_photos(tmp_path / "hq" / composed, 1)
+    (tmp_path / "hq" / composed / "0.png").rename(tmp_path / "hq" / composed / f"{apart}.png")
+    (tmp_path / "lq" / apart).mkdir(parents=True)
+    Image.new("RGB", (30, 22)).save(tmp_path / "lq" / apart / f"{composed}.png")
+    (source,), skipped = find_sources([f"{tmp_path / 'hq'},lq={tmp_path / 'lq'}"], 32, 4)
+    assert skipped == []
+    assert source.photos == (Photo(tmp_path / "hq" / composed / f"{apart}.png", tmp_path / "lq" / apart / f"{composed}.png"),)
+    (tmp_path / "hq" / composed / "list.txt").write_text(f"{composed}.png\n")
+    (source,), skipped = find_sources([str(tmp_path / "hq" / composed / "list.txt")], 32, 4)
+    assert (names(source), skipped) == ([f"{apart}.png"], [])
+
+
+def test_strange_names_in_a_list(tmp_path: Path) -> None:
+    make_photos(tmp_path, 3)
+    strange = ["#1.png", "~nobody.png", "line\u2028end.png"]
+    for old, new in zip(("0.png", "1.png", "2.png"), strange, strict=True):
+        (tmp_path / old).rename(tmp_path / new)
+    (tmp_path / "list").write_text("\n".join(["# a comment", "#2.png", *strange, "./#1.png", "a" * 300 + ".png"]))
+    (source,), skipped = find_sources([str(tmp_path / "list")], 32, 4)
+    assert names(source) == [*strange, "#1.png"]
+    assert [each.reason for each in skipped] == ["no such file"]
+    with pytest.raises(UsageError, match="does not exist"):
+        find_sources(["a" * 300], 32, 4)
+
+
+@pytest.mark.parametrize("end", ["", ",lq={lq}"])
+def test_a_folder_that_cannot_be_listed_is_named(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = make_photos(tmp_path / "hq", 1) / "lost+found"
+    make_photos(tmp_path / "lq", 1)
+    lost.mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if path == str(lost):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # the tests may run as root, whom nobody forbids it
+    (source,), skipped = find_sources([str(tmp_path / "hq") + end.format(lq=tmp_path / "lq")], 32, 4)
+    assert names(source) == ["0.png"]
+    assert skipped == [Skipped(lost, "cannot be listed: Permission denied")]
 
 
 def test_small_and_broken_photos_are_skipped_with_a_reason(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import stat
 import subprocess
 import sys
@@ -281,7 +282,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
     write(user_models_file(), "[broken")
-    for path, fault in ((binary, "not UTF-8 text"), (tmp_path / "missing.toml", "No such file")):
+    os.mkfifo(tmp_path / "pipe")
+    places = (binary, "not UTF-8 text"), (tmp_path / "missing.toml", "No such file"), (tmp_path, "directory")
+    for path, fault in (*places, (tmp_path / "pipe", "neither pipe nor device will do")):
         with pytest.raises(ModelError) as caught:
             load_registry(path)
         assert fault in caught.value.message

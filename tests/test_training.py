@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +217,56 @@ def test_a_checkpoint_of_other_settings_is_refused(base: Path, photos: Path, pix
     assert "`seed` was 0, is 1" in caught.value.message
 
 
-def test_a_damaged_checkpoint_is_told(base: Path, photos: Path, tmp_path: Path) -> None:
-    config = make_config("pixel", photos, tmp_path)
-    train(config, base)
-    (checkpoints(tmp_path)[-1] / "state.pt").write_bytes(b"half a file")
-    with pytest.raises(ModelError, match=r"state\.pt"):
-        train(make_config("pixel", photos, tmp_path, resume=True), base)
+def flip_a_byte(state: Path) -> None:
+    """Amid the weights, where torch itself does not see it."""
+    content = bytearray(state.read_bytes())
+    weights = torch.load(state)["state"]["weights"]
+    content[content.index(max(weights, key=torch.numel).numpy().tobytes()) + 5] ^= 0x40
+    state.write_bytes(content)
+
+
+def drop_the_weights(state: Path) -> None:
+    content = torch.load(state)
+    del content["state"]["weights"]
+    torch.save(content, state)
+
+
+def cut(state: Path) -> None:
+    state.write_bytes(state.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_byte, drop_the_weights])
+def test_a_run_goes_on_from_an_older_checkpoint_where_the_newest_is_damaged(
+    damage: Callable[[Path], None], base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(make_config("pixel", photos, tmp_path), base)
+    before = (tmp_path / "pixel" / "adapter_model.safetensors").read_bytes()
+    damage(checkpoints(tmp_path)[-1] / "state.pt")
+    train(make_config("pixel", photos, tmp_path, resume=True, save_every=1, keep=2), base)
+    (told,) = [message for message in caplog.messages if "damaged" in message]
+    assert "step-00000006" in told
+    assert told.endswith("going on from the older checkpoint of step 3")
+    assert (tmp_path / "pixel" / "adapter_model.safetensors").read_bytes() == before
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
+
+
+def test_where_no_checkpoint_is_whole_each_is_named(base: Path, photos: Path, tmp_path: Path) -> None:
+    train(make_config("pixel", photos, tmp_path), base)
+    for path in checkpoints(tmp_path):
+        cut(path / "state.pt")
+    with pytest.raises(ModelError) as caught:
+        train(make_config("pixel", photos, tmp_path, {"steps": 8}, resume=True), base)
+    assert all(str(path / "state.pt") in caught.value.message for path in checkpoints(tmp_path))
+    assert f"delete `{tmp_path / 'checkpoints'}`" in caught.value.hint
+
+
+def test_a_damaged_checkpoint_outlives_no_later_one(base: Path, photos: Path, tmp_path: Path) -> None:
+    """Whether or not the run comes as far as it: it would be in the way, and count among those to keep."""
+    train(make_config("pixel", photos, tmp_path), base)
+    cut(checkpoints(tmp_path)[-1] / "state.pt")
+    shutil.copytree(checkpoints(tmp_path)[-1], tmp_path / "checkpoints" / "step-00000009")
+    train(make_config("pixel", photos, tmp_path, {"steps": 5}, resume=True, keep=1), base)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005"]
 
 
 @pytest.mark.parametrize("stage", ["pixel", "semantic"])

@@ -11,8 +11,9 @@ from training_case import make_photos
 
 from srcli.config.degradation import Degradation
 from srcli.errors import UsageError
-from srcli.training.data.crops import CropSettings, StepOrder, TrainingCrops, finish, make_loader, random_crop
+from srcli.training.data.crops import CropSettings, Pixels, StepOrder, TrainingCrops, finish, make_loader, random_crop
 from srcli.training.data.sources import Photo, Source, find_sources
+from srcli.training.validation import fixed_samples
 
 CPU = torch.device("cpu")
 
@@ -25,6 +26,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def crops(photos: Path, **changes: object) -> TrainingCrops:
     sources, _ = find_sources([str(photos)], 32, 4)
     return TrainingCrops(sources, CropSettings(**({"crop": 32, "seed": 3} | changes)))  # type: ignore[arg-type]
+
+
+def blank(side: int) -> Pixels:
+    return Pixels(np.zeros((side, side, 3), np.uint8))
 
 
 def test_samples_depend_on_seed_and_index_alone(photos: Path) -> None:
@@ -59,7 +64,7 @@ def test_processes_share_out_the_samples_of_a_step() -> None:
 def test_every_photo_is_drawn_once_a_lap(photos: Path) -> None:
     data = crops(photos)
     drawn: list[Path] = []
-    data._levels = lambda path: drawn.append(path) or np.zeros((40, 40, 3), np.uint8)  # type: ignore[method-assign]
+    data._pixels = lambda path: drawn.append(path) or blank(40)  # type: ignore[method-assign]
     for index in range(10):
         data[index]
     assert set(Counter(drawn).values()) == {2}
@@ -70,7 +75,7 @@ def test_sources_are_drawn_by_their_weights(tmp_path: Path) -> None:
     light = Source((Photo(tmp_path / "light"),), 1.0)
     data = TrainingCrops([heavy, light], CropSettings(32))
     drawn: list[str] = []
-    data._levels = lambda path: drawn.append(path.name) or np.zeros((32, 32, 3), np.uint8)  # type: ignore[method-assign]
+    data._pixels = lambda path: drawn.append(path.name) or blank(32)  # type: ignore[method-assign]
     for index in range(400):
         data[index]
     assert 260 <= drawn.count("heavy") <= 340  # 300 expected, deviation 8.7
@@ -80,14 +85,15 @@ def test_each_source_goes_round_in_laps_of_its_own(tmp_path: Path) -> None:
     sources = [Source(tuple(Photo(tmp_path / name / str(i)) for i in range(50)), w) for name, w in (("a", 1.0), ("b", 3.0))]
     drawn: list[Path] = []
 
-    def read(path: Path) -> np.ndarray:
+    def read(path: Path) -> Pixels:
         drawn.append(path)
-        return np.zeros((32, 32, 3), np.uint8)
+        return blank(32)
 
     data = TrainingCrops(sources, CropSettings(32))
-    data._levels = read  # type: ignore[method-assign]
+    data._pixels = read  # type: ignore[method-assign]
     for index in range(300):
         data[index]
+    assert len(drawn) == 300
     for source in ("a", "b"):
         names = [path.name for path in drawn if path.parent.name == source]
         for lap in range(len(names) // 50):
@@ -100,7 +106,7 @@ def test_a_run_that_begins_late_draws_what_one_that_came_there_draws(tmp_path: P
     for order in (range(4000, 4200), (4199, 4096, 4095, 4001)):
         data = TrainingCrops(sources, CropSettings(32))
         for index in order:
-            data._levels = lambda path, i=index: drawn.append((i, path)) or np.zeros((32, 32, 3), np.uint8)  # type: ignore[misc]
+            data._pixels = lambda path, i=index: drawn.append((i, path)) or blank(32)  # type: ignore[misc]
             data[index]
     assert set(drawn[200:]) < set(drawn[:200])
 
@@ -117,7 +123,8 @@ def test_pairs_are_cropped_at_the_same_place(tmp_path: Path, lq_size: tuple[int,
     hq = np.stack([x * 2, y * 2, x * 0], -1).astype(np.uint8)
     lq = np.asarray(Image.fromarray(hq).resize(lq_size, Image.Resampling.BOX))
     for seed in range(8):
-        big, small = random_crop(hq[:88], lq[: 88 * lq_size[1] // 90], 32, 4, np.random.default_rng(seed))
+        pair = Pixels(hq[:88]), Pixels(lq[: 88 * lq_size[1] // 90])
+        big, small = random_crop(*pair, 32, 4, np.random.default_rng(seed))
         assert small is not None
         assert big.shape == (32, 32, 3)
         assert np.abs(big.mean((0, 1)) - small.mean((0, 1))).max() < 3
@@ -149,9 +156,44 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path: Path) -> None:
     sources, _ = find_sources([str(own)], 32, 4)
     for file in own.iterdir():
         file.write_bytes(b"gone bad")
-    with pytest.raises(UsageError, match="in a row cannot be read") as caught:
+    with pytest.raises(UsageError, match="2 photos in a row cannot be read") as caught:
         finish([TrainingCrops(sources, CropSettings(32))[0]], CPU)
-    assert all(str(file) in caught.value.message for file in own.iterdir())
+    assert all(f"`{file}` cannot be read" in caught.value.message for file in own.iterdir())
+
+
+def test_nothing_that_is_hidden_is_learnt(tmp_path: Path) -> None:
+    """Under full transparency lies green: crops have the colours that `upscale` gives such places."""
+    y, x = np.mgrid[0:200, 0:300]
+    disc = np.hypot(y - 150, x - 40) < 20
+    pixels = np.where(disc[..., None], (200, 60, 40, 255), (0, 255, 0, 0)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (source,), _ = find_sources([str(tmp_path)], 32, 4)
+    data = TrainingCrops([source], CropSettings(32))
+    assert {tuple(color) for index in range(8) for color in data[index].hq.reshape(-1, 3)} == {(200, 60, 40)}
+    (held_out,) = fixed_samples(source.photos, CropSettings(32))
+    assert {tuple(color) for color in held_out.hq.reshape(-1, 3)} == {(200, 60, 40)}
+
+
+def test_a_photo_of_which_nothing_can_be_seen_is_left_out(tmp_path: Path) -> None:
+    own = make_photos(tmp_path, 1)
+    Image.new("RGBA", (64, 64), (0, 255, 0, 0)).save(tmp_path / "void.png")
+    data = TrainingCrops(find_sources([str(own)], 32, 4)[0], CropSettings(32))
+    skipped = [skipped for index in range(2) for skipped in data[index].skipped]
+    assert [(each.path.name, each.reason) for each in skipped] == [("void.png", "is fully transparent")]
+
+
+def test_what_is_shown_is_never_missed(tmp_path: Path) -> None:
+    """One pixel of a large photo, beside a partner of its size or of a fourth of it."""
+    for place in ((0, 0), (199, 399), (100, 3)):
+        shown = np.zeros((200, 400), bool)
+        shown[place] = True
+        levels = np.zeros((200, 400, 3), np.uint8)
+        levels[place] = 255
+        for seed in range(4):
+            hq, _ = random_crop(Pixels(levels, shown), None, 32, 4, np.random.default_rng(seed))
+            assert hq.max() == 255
+            hq, _ = random_crop(Pixels(levels, shown), Pixels(levels[::4, ::4]), 32, 4, np.random.default_rng(seed))
+            assert hq.max() == 255
 
 
 @pytest.mark.parametrize("back", ["bicubic", "random"])

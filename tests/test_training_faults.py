@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import runpy
 import shutil
@@ -24,7 +25,7 @@ from srcli import disk
 from srcli.errors import OutOfMemoryError, TrainingError, UsageError
 from srcli.families.pisasr.trainee import PisaTrainee
 from srcli.networks.adapters import load_adapter
-from srcli.training import loop, setup, tracking
+from srcli.training import checkpoint, loop, setup, tracking
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train
 from srcli.training.losses import critic
@@ -246,6 +247,40 @@ def test_a_full_disk_anywhere_is_an_error_with_a_way_on(name: str, step: int, ba
             train(make_config("pixel", photos, tmp_path, **val), base)
     assert "make room on the disk, then repeat the command with `--resume`" in caught.value.hint
     assert train(make_config("pixel", photos, tmp_path, resume=True, **val), base) == tmp_path / "pixel"
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_written_says_why(number: int, base: Path, photos: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "whole", fail)
+        with pytest.raises(TrainingError, match=f"cannot write the checkpoint .*: {os.strerror(number)}") as caught:
+            train(make_config("pixel", photos, tmp_path, {"steps": 1}), base)
+    assert ("make room on the disk" in caught.value.hint) == (number == errno.EDQUOT)
+    assert "repeat the command with `--resume`" in caught.value.hint
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_is_told_and_an_older_one_used(
+    number: int, base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(make_config("pixel", photos, tmp_path, {"steps": 2}, save_every=1), base)
+    real = torch.load
+
+    def load(path: Path, **options: Any) -> Any:
+        if path.parent.name == "step-00000002":
+            raise OSError(number, os.strerror(number))
+        return real(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", load)
+        train(make_config("pixel", photos, tmp_path, {"steps": 2}, save_every=1, resume=True), base)
+    (told,) = [message for message in caplog.messages if "older checkpoint" in message]
+    assert os.strerror(number) in told
+    assert "of step 1" in told
 
 
 def test_a_resumed_run_on_a_full_disk_keeps_its_records(base: Path, photos: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from srcli.cli import eval as eval_command
 from srcli.cli import models, sweep, train, upscale
 from srcli.cli.app import Debug, Group, ParserError, Quiet, add_command, in_our_words
 from srcli.console import console, set_up_logging, show_error
-from srcli.errors import SrcliError
+from srcli.disk import first_line
+from srcli.errors import OutOfMemoryError, SrcliError, says_no_memory
 from srcli.families import all_stages
 from srcli.images import telling
 
@@ -69,7 +70,19 @@ def main() -> None:
     except typer.Abort:
         console.print("aborted")
         code = 1
+    except Exception as fault:
+        if not says_no_memory(fault):
+            raise
+        if logging.getLogger("srcli").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        code = _tell(_memory_ended(fault))
     sys.exit(code)
+
+
+def _memory_ended(fault: Exception) -> SrcliError:
+    """The error where memory runs out before there is a picture or a step to tell it of."""
+    hint = "close other programs, or raise the limit of this one's memory: `ulimit -v`, the batch job's, or the container's"
+    return OutOfMemoryError(f"out of memory: {first_line(fault)}", hint)
 
 
 def _tell(error: SrcliError) -> int:

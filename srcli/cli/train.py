@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import shlex
 import sys
@@ -194,11 +195,16 @@ def _train(config: TrainConfig, spec: ModelSpec) -> None:
     from srcli.store.weights import base_folder
 
     base = base_folder(spec) if spec.base.names else None
+    from srcli.training.checkpoint import LongerError
     from srcli.training.loop import STOPPED_BY_USER, train
     from srcli.training.output import begin_output
 
     begin_output(config)
-    outcome = train(config, base)
+    try:
+        outcome = train(config, base)
+    except LongerError as fault:
+        command = _further_command(config.output, fault.folder, fault.steps)
+        raise UsageError(fault.message, f"train its adapter further, into another folder: `{command}`") from fault
     if outcome is None:
         return
     if isinstance(outcome, Path):
@@ -209,6 +215,23 @@ def _train(config: TrainConfig, spec: ModelSpec) -> None:
     log.info("stopped at step %d; resume with %s", outcome.step, again)
     if outcome.reason == STOPPED_BY_USER:
         raise typer.Exit(130)
+
+
+def _further_command(output: Path, adapter: Path, steps: int) -> str:
+    """This command, to train on from an adapter into a folder beside the output."""
+    place = output.resolve() if output.name in ("", "..") else output
+    names = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
+    changed = {"--output": next(name for name in names if not name.exists()), "--start-from": adapter, "--steps": steps}
+    words = iter(sys.argv[1:])
+    kept = list[str]()
+    for word in words:
+        name = "--output" if word.startswith("-o") else word.partition("=")[0]
+        if name in changed:
+            if word in ("-o", name):
+                next(words)
+        elif word != "--resume":
+            kept.append(word)
+    return shlex.join(["srcli", *kept, *(str(part) for option in changed.items() for part in option)])
 
 
 def _tell_result(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:

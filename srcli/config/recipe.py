@@ -43,7 +43,7 @@ class Gan:
     """The adversarial loss, used where `losses.gan` is above 0."""
 
     kind: Annotated[Literal["vanilla", "hinge", "relativistic"], Field(description="vanilla, hinge or relativistic")] = "vanilla"
-    features: Annotated[int, Field(ge=1, description="channels of the discriminator's first layer")] = 64
+    features: Annotated[int, Field(ge=1, le=1 << 12, description="channels of the discriminator's first layer")] = 64
     learning_rate: Annotated[Positive, Field(description="of the discriminator")] = 1e-4
     start: Annotated[int, Field(ge=0, description="steps that the discriminator trains alone before its loss counts")] = 0
     r1: Annotated[Weight, Field(description="weight of the zero-centred gradient penalty on real pictures; 0 = none")] = 0.0
@@ -95,7 +95,7 @@ class Recipe:
     batch: Annotated[int, Field(ge=1, description="crops a step and process")] = 16
     accumulate: Annotated[int, Field(ge=1, description="batches whose gradients make one step")] = 1
     crop: Annotated[int, Field(ge=16, description="side of the crops, in output pixels")] = 512
-    rank: Annotated[int, Field(ge=1, description="of the adapter")] = 4
+    rank: Annotated[int, Field(ge=1, le=1 << 16, description="of the adapter")] = 4
     alpha: Annotated[Positive, Field(description="the adapter is scaled by alpha / rank")] = 8.0
     targets: Annotated[
         str, Field(description="regular expression of the layers that get an adapter; empty = those of the method")

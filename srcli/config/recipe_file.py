@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +14,9 @@ from pydantic.fields import FieldInfo
 from tomlkit.items import Table
 
 from srcli.config.recipe import Recipe
+from srcli.config.toml_file import TomlError, read_toml
 from srcli.errors import UsageError, joined_faults
 from srcli.families import families, recipe_class
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 _HINT = "`--show-recipe` prints every key with its meaning"
 
@@ -55,12 +50,9 @@ def read_recipe_file(file: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or is not TOML.
     """
     try:
-        content: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe `{file}`: {error.strerror}", "check the path") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the recipe `{file}` is not TOML: {error}", _HINT) from error
-    return content
+        return read_toml(file)
+    except TomlError as fault:
+        raise UsageError(f"cannot read the recipe `{file}`: {fault}", f"check the path and the file; {_HINT}") from fault
 
 
 def recipe_as_toml(recipe: Recipe, title: str) -> str:

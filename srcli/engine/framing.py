@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cv2
-import numpy as np
 import torch
 
 from srcli.images.canvas import Canvas
@@ -16,6 +14,7 @@ from srcli.images.codec import Header, Picture, depth_for, keeps_alpha
 from srcli.images.color import fix_color
 from srcli.images.levels import Array, Levels
 from srcli.images.rows import Rows, collect, make_rows, on_white, resized, rows_of
+from srcli.images.visible import visible_colors
 
 
 def prepare_canvas(picture: Picture, native_scale: int, min_side: int, enlargement: str, painted: Levels | None = None) -> Canvas:
@@ -34,29 +33,6 @@ def prepare_canvas(picture: Picture, native_scale: int, min_side: int, enlargeme
     if painted is None:
         return canvas
     return replace(canvas, painted=Canvas(painted).framed(1, min_side, "bilinear").values)
-
-
-def visible_colors(picture: Picture) -> Levels:
-    """The colours to enlarge: what lies where nothing can be seen must not run into what can.
-
-    Returns:
-        (H, W, 1 or 3), uint8 or uint16: where alpha is 0, the colour of the nearest pixel where it is not. A view of the
-        picture's own where nothing or all is fully transparent.
-    """
-    color, alpha = picture.color_levels, picture.alpha_levels
-    if alpha is None:
-        return color
-    hidden = alpha[..., 0] == 0
-    if not hidden.any() or hidden.all():
-        return color
-    mask = hidden.view(np.uint8)
-    nearest = cv2.distanceTransformWithLabels(mask, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)[1]
-    hidden &= nearest > 0  # which it is not where an older OpenCV has lost its way: 8192 px from anything
-    of_label = np.zeros((int(nearest.max()) + 1, color.shape[2]), color.dtype)
-    of_label[nearest[~hidden]] = color[~hidden]
-    filled: Levels = color.copy()
-    filled[hidden] = of_label[nearest[hidden]]
-    return filled
 
 
 def finish(

@@ -437,7 +437,7 @@ def load_adapter(path: Path, name: str) -> Adapter:
     """Read an adapter's file.
 
     Raises:
-        ModelError: damaged, not an adapter, or without rank and alpha.
+        ModelError: damaged, not an adapter, without rank and alpha, or with what is no number.
     """
     tensors, metadata = load_tensors(path)
     strange = [key for key in tensors if not key.endswith(_HALVES) and (not key.startswith(_PREFIX) or ".lora_" in key)]
@@ -445,4 +445,8 @@ def load_adapter(path: Path, name: str) -> Adapter:
         hint = f"its keys end in `.lora_A.weight` and `.lora_B.weight`, or begin with `{_PREFIX}`"
         raise ModelError(f"`{path}` is not an adapter in peft's format", hint)
     stripped = {key.removeprefix(_PREFIX): value.float() for key, value in tensors.items()}
+    broken = [key for key, value in stripped.items() if not value.isfinite().all()]
+    if broken:
+        message = f"`{path}` holds what is no number: {counted(len(broken), 'tensor')}, `{broken[0]}` for one"
+        raise ModelError(message, "it is of a training that failed: take an earlier checkpoint, or train it anew at a lower rate")
     return Adapter(name, stripped, AdapterInfo.from_metadata(metadata, path))

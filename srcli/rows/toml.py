@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+from srcli.config.toml_file import TomlError, read_toml
 
 _KINDS = {str: "text in quotes", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
 T = TypeVar("T")
-_DEEPEST = 20
-"""Tables and lists within each other: far more than a row has, far fewer than Python can follow."""
-_TOO_LARGE = 2**63
 
 
 def parse(file: Path, faults: list[str]) -> dict[str, Any]:
     """The content of a file; empty, with a fault noted, where it cannot be read."""
     try:
-        content: dict[str, Any] = tomllib.loads(read_text(file))
-        _check_reach(content)
-        return content
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise TomlError("neither pipe nor device will do, since it is read more than once")
+        return read_toml(file)
+    except TomlError as fault:
+        faults.append(f"`{file}`: {fault}")
     except OSError as fault:
         faults.append(f"`{file}`: {fault.strerror or fault}")
-    except UnicodeDecodeError:
-        faults.append(f"`{file}`: not UTF-8 text")
-    except ValueError as fault:  # also of numbers of thousands of digits
-        faults.append(f"`{file}`: not valid TOML: {fault}")
-    except RecursionError:
-        faults.append(f"`{file}`: its tables and lists are nested too deep")
     return {}
-
-
-def _check_reach(content: Any) -> None:
-    """Raises: ValueError: a number that TOML does not have. RecursionError: nested deeper than any row."""
-    level = [content]
-    for _ in range(_DEEPEST):
-        if any(isinstance(part, int) and abs(part) >= _TOO_LARGE for part in level):
-            raise ValueError("a number needs more than 64 bits")
-        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
-        level = [inner for part in parts for inner in part]
-    if level:
-        raise RecursionError
-
-
-def read_text(file: Path) -> str:
-    """A file's text, UTF-8, without the byte-order mark that some editors of Windows put before it."""
-    return file.read_bytes().decode("utf-8-sig")
 
 
 @dataclass

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from srcli.config.toml_file import read_text
 from srcli.disk import write_whole
 from srcli.errors import ModelError
 from srcli.rows.spec import raise_faults, read_row, specs_of, user_rows_folder
-from srcli.rows.toml import parse, read_text
+from srcli.rows.toml import parse
 
 
 def add_user_row(name: str, row: Mapping[str, Any], file: Path | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import warnings
@@ -272,9 +273,9 @@ def load_pickle(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old protocols and storages, which is the file's affair
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as fault:
-        raise _unreadable(path, fault) from fault
     except Exception as fault:  # a damaged file makes the unpickler raise nearly anything
+        if isinstance(fault, OSError) and fault.errno != errno.EINVAL:  # as torch seeks a place before a short file's beginning
+            raise _unreadable(path, fault) from fault
         asked = re.search(r"GLOBAL ([\w.]+)", str(fault))
         if asked:
             raise ModelError(

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from srcli.config.sweep import Crop
-from srcli.engine.framing import visible_colors
 from srcli.images.codec import Picture, encode
 from srcli.images.files import is_done
 from srcli.images.levels import to_depth
 from srcli.images.rows import collect, resized, rows_of
+from srcli.images.visible import visible_colors
 
 U8 = npt.NDArray[np.uint8]
 

@@ -8,8 +8,10 @@ output/<stage>/                     the finished adapter
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,32 @@ from typing import Any
 import torch
 
 from srcli.disk import DISK_FULL, first_line, whole
-from srcli.errors import ModelError, TrainingError
+from srcli.errors import ModelError, TrainingError, joined_faults
 from srcli.store.weights import load_pickle
+
+log = logging.getLogger("srcli")
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.pt"
 _NAME = re.compile(r"step-(\d+)")
+
+
+NEEDED = {"weights", "optimiser", "schedule", "rng", "best"}
+"""Of a checkpoint's state."""
+
+
+class LongerError(ModelError):
+    """A run cannot become longer, because its learning rate has fallen towards its last step.
+
+    Attributes:
+        folder: the checkpoint that it could begin anew from.
+        steps: how many more it was to have from there.
+    """
+
+    def __init__(self, folder: Path, schedule: str, began_with: int, steps: int) -> None:
+        message = f"under a {schedule} schedule, a run that began with `--steps {began_with}` cannot become longer"
+        super().__init__(message, f"train its adapter further: another `--output`, `--start-from {folder}` and `--steps {steps}`")
+        self.folder, self.steps = folder, steps
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,9 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, save: Callable[[Path],
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TrainingError(f"cannot write the checkpoint `{folder}`: {reason}", room_hint(error)) from error
-    for old in checkpoints(output)[:-keep]:
+    saved = checkpoints(output)
+    newest = saved.index(folder)
+    for old in [*saved[: max(0, newest + 1 - keep)], *saved[newest + 1 :]]:  # newer ones were damaged: see `newest_checkpoint`
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -74,28 +98,68 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def load_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Checkpoint:
-    """Read a checkpoint.
+def newest_checkpoint(output: Path, *, shown: bool = True) -> tuple[Path, Checkpoint] | None:
+    """The newest whole checkpoint of a run, and its folder; None where there is none at all. Newer, damaged ones are told.
+
+    Args:
+        output: of the run.
+        shown: False tells nothing.
 
     Raises:
-        ModelError: damaged, or of a run with other settings; every difference is named.
+        ModelError: all are damaged.
     """
-    content = load_pickle(folder / STATE_FILE)
+    damaged: list[ModelError] = []
+    for folder in reversed(checkpoints(output)):
+        try:
+            found = _read(folder)
+        except ModelError as error:
+            damaged.append(error)
+            continue
+        for fault in damaged if shown else ():
+            log.warning("%s: going on from the older checkpoint of step %d", fault.message, found.step)
+        return folder, found
+    if damaged:
+        hint = f"begin anew: give another `--output`, or delete `{output / FOLDER}`"
+        raise ModelError(joined_faults("no checkpoint can be gone on from:", [fault.message for fault in damaged]), hint)
+    return None
+
+
+def _read(folder: Path) -> Checkpoint:
+    """Raises: ModelError: it is damaged."""
+    file = folder / STATE_FILE
+    content = load_pickle(file)
     try:
         found = Checkpoint(int(content["step"]), dict(content["state"]), dict(content["settings"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"`{folder / STATE_FILE}` is no checkpoint of srcli", "delete its folder: an older one will do"
-        ) from error
-    changed = [
-        f"`{key}` was {found.settings[key]!r}, is {value!r}"
-        for key, value in settings.items()
-        if key in found.settings and found.settings[key] != value  # an older srcli may have known fewer
-    ]
-    if changed:
-        message = f"`{folder}` is of a run with other settings: {'; '.join(changed)}"
-        raise ModelError(message, "repeat the first command with `--resume`, or give another `--output`")
+        with zipfile.ZipFile(file) as parts:  # torch leaves it unseen where a few bytes are other ones
+            whole_file = parts.testzip() is None
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"`{file}` is damaged or no checkpoint of srcli") from error
+    if not whole_file or not found.state.keys() >= NEEDED:
+        raise ModelError(f"`{file}` is damaged")
     return found
+
+
+def check_settings(folder: Path, found: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Whether a run may go on from a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        found: its content.
+        settings: of the run.
+
+    Raises:
+        LongerError: the run began under a learning rate that fell to 0 by its last step, and is to have more steps now.
+        ModelError: its settings are others; every difference is named.
+    """
+    changed = [
+        key for key, value in settings.items() if key in found.settings and found.settings[key] != value
+    ]  # an older srcli may have known fewer
+    if changed == ["steps"] and settings["steps"] > found.settings["steps"]:
+        raise LongerError(folder, found.settings["schedule"], found.settings["steps"], settings["steps"] - found.step)
+    if changed:
+        words = "; ".join(f"`{key}` was {found.settings[key]!r}, is {settings[key]!r}" for key in changed)
+        message = f"`{folder}` is of a run with other settings: {words}"
+        raise ModelError(message, "repeat the first command with `--resume`, or give another `--output`")
 
 
 def room_hint(error: Exception) -> str:

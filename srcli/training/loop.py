@@ -19,11 +19,12 @@ from srcli.disk import held
 from srcli.errors import TrainingError, UsageError
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
-from srcli.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from srcli.training.checkpoint import Checkpoint, check_settings, checkpoints, newest_checkpoint, save_checkpoint
 from srcli.training.data.crops import Batch, Sample, StepOrder, finish, make_loader
 from srcli.training.data.sources import Skipped, tell_skipped
+from srcli.training.launch import lost_another
 from srcli.training.memory_need import out_of_memory
-from srcli.training.output import cannot_go_on
+from srcli.training.output import alone_after, cannot_go_on
 from srcli.training.setup import Setup, make_accelerator, settings_of, shared_state
 from srcli.training.signals import StopSignals
 from srcli.training.tracking import Means, Progress, Tracker
@@ -106,6 +107,8 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory(config, self.accelerator, f"at step {self.step + 1}", self.setup.chunk) from error
+            if lost_another(error):
+                raise alone_after(self.step) from error
             raise
         return Stopped(self.step, STOPPED_BY_USER if stop.interrupted else STOPPED_BY_SYSTEM, processes)
 
@@ -297,7 +300,7 @@ def train(config: TrainConfig, base: Path | None) -> Path | Stopped | None:
 
 def _ready(config: TrainConfig, base: Path | None, accelerator: Any) -> Run:
     """The run before its first step; whether it may go on is seen before anything is loaded."""
-    begun = _begun(config, accelerator.num_processes) if config.resume else None
+    begun = _begun(config, accelerator) if config.resume else None
     try:
         return Run(Setup(config, base, accelerator), begun)
     except (RuntimeError, MemoryError) as error:
@@ -306,18 +309,24 @@ def _ready(config: TrainConfig, base: Path | None, accelerator: Any) -> Run:
         raise
 
 
-def _begun(config: TrainConfig, processes: int) -> Checkpoint | None:
-    """The newest checkpoint of the output folder, if there is one.
+def _begun(config: TrainConfig, accelerator: Any) -> Checkpoint | None:
+    """The newest checkpoint of the output folder that is whole, if there is one.
 
     Raises:
-        UsageError: it is past the steps that are asked for.
-        ModelError: damaged, or of a run with other settings.
+        UsageError: it is past the steps that are asked for, or not the same in all processes.
+        ModelError: none is whole, or it is of a run with other settings.
     """
-    saved = checkpoints(config.output)
-    if not saved:
+    newest = newest_checkpoint(config.output, shown=accelerator.is_main_process)
+    folder, found = newest or (config.output, None)
+    step = torch.tensor([found.step if found else 0], device=accelerator.device)
+    steps = sorted(set(accelerator.gather(step).tolist()))
+    if len(steps) > 1:
+        message = f"processes find the run at different steps: {', '.join(map(str, steps))}"
+        raise UsageError(message, "`--output` must be one folder, that all machines see and can read")
+    if found is None:
         return None
-    found = load_checkpoint(saved[-1], settings_of(config, processes))
+    check_settings(folder, found, settings_of(config, accelerator.num_processes))
     if found.step > config.recipe.steps:
-        message = f"`{saved[-1]}` is past `--steps {config.recipe.steps}`"
+        message = f"`{folder}` is past `--steps {config.recipe.steps}`"
         raise UsageError(message, f"it is an adapter as it is; to train on, give more steps than {found.step}")
     return found

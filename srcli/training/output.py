@@ -31,3 +31,9 @@ def cannot_go_on(step: int, error: OSError) -> TrainingError:
     """The error of a run whose files failed it, after `step` steps; what it had saved is as it was."""
     where = f" (`{error.filename}`)" if error.filename else ""
     return TrainingError(f"cannot go on after step {step}: {error.strerror or error}{where}", room_hint(error))
+
+
+def alone_after(step: int) -> TrainingError:
+    """The error of a process that has lost another one of its run, after `step` steps."""
+    hint = "its own messages say why; repeat the command with `--resume`: it goes on from the last checkpoint"
+    return TrainingError(f"cannot go on after step {step}: another process of this run has ended", hint)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from srcli.training.data.captions import full_prompt, read_captions
 from srcli.training.data.crops import CropSettings, Sample, TrainingCrops
 from srcli.training.data.held_out import find_photos
 from srcli.training.data.sources import Source
+from srcli.training.launch import Place, find_place, meeting, spread
 from srcli.training.losses.critic import Critic
 from srcli.training.memory_need import decode_chunk, memory_need
 from srcli.training.objective import Objective
@@ -89,7 +91,8 @@ class Setup:
         optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
         self.schedule = get_scheduler(name, optimiser, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps)
-        self.trainee.trained, self.optimiser = self.accelerator.prepare(self.trainee.network, optimiser)
+        with spread():
+            self.trainee.trained, self.optimiser = self.accelerator.prepare(self.trainee.network, optimiser)
         self.average = EMAModel(parameters, decay=recipe.ema) if recipe.ema else None
         self.accumulated: list[nn.Module] = [self.trainee.trained]
 
@@ -227,19 +230,35 @@ def make_accelerator(config: TrainConfig) -> Any:
     """Accelerate's view of device, processes and precision.
 
     Raises:
-        UsageError: a device or precision that is not there.
+        UsageError: a device or precision that is not there, or processes that cannot be one run.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
-    if config.device not in ("auto", "cpu"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(choose_device(config.device))
-    return Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=_precision(config),
-        gradient_accumulation_steps=config.recipe.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    device, place = choose_device(config.device), find_place(os.environ)
+    with patch_environment(**_variables(config, device, place)), meeting(place), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # that each process has its share of the cores
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=_precision(config, device),
+            gradient_accumulation_steps=config.recipe.accumulate,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+
+
+def _variables(config: TrainConfig, device: torch.device, place: Place | None) -> dict[str, str]:
+    """What accelerate reads of the environment.
+
+    Raises:
+        UsageError: several processes are to share one device.
+    """
+    if place is None:
+        named = {} if config.device in ("auto", "cpu") else {"ACCELERATE_TORCH_DEVICE": str(device)}
+        return {"LOCAL_RANK": "-1", **named}  # one process needs no group, even if `torchrun` has started it
+    if device.type == "mps" or ":" in config.device:
+        hint = "use `--device cuda` or `--device cpu`, or start one process"
+        raise UsageError(f"{place.processes} processes cannot share `{device}`", hint)
+    return place.as_torchrun(torch.cuda.device_count())
 
 
 @contextlib.contextmanager
@@ -256,9 +275,8 @@ def shared_state() -> Iterator[None]:
         GradientState._reset_state()
 
 
-def _precision(config: TrainConfig) -> str:
+def _precision(config: TrainConfig, device: torch.device) -> str:
     """Accelerate's name of the mixed precision."""
-    device = choose_device(config.device)
     if config.dtype == "auto":
         return "bf16" if bf16_pays(device) else "no"
     if config.dtype == "fp16" and device.type == "cpu":

@@ -21,7 +21,7 @@ from srcli.training.data.crops import (
     enlarged,
     finish,
     random_crop,
-    read_levels,
+    read_photo,
     to_levels,
 )
 from srcli.training.data.sources import Photo, tell_skipped, unreadable
@@ -55,11 +55,11 @@ def fixed_samples(photos: Sequence[Photo], settings: CropSettings) -> list[Sampl
     for number, photo in enumerate(photos):
         rng = np.random.default_rng([settings.seed, _STREAM, number])
         try:
-            hq, lq = read_levels(photo.hq), read_levels(photo.lq) if photo.lq else None
+            full, partner = read_photo(photo.hq), read_photo(photo.lq) if photo.lq else None
         except ImageError as error:
             skipped.append(unreadable(photo.hq, error))
             continue
-        hq, lq = random_crop(hq, lq, settings.crop, settings.scale, rng)
+        hq, lq = random_crop(full, partner, settings.crop, settings.scale, rng)
         lq = enlarged(lq, settings.crop) if lq is not None else degraded(hq, draw_for(settings, rng))
         samples.append(Sample(number, hq, lq, None, settings.prompts.get(photo.hq, ""), []))
     tell_skipped(skipped)

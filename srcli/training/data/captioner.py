@@ -17,6 +17,7 @@ from srcli.console import counted
 from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.images.codec import decode
+from srcli.images.visible import visible_rgb_u8
 
 log = logging.getLogger("srcli")
 
@@ -87,7 +88,7 @@ def _load_model(name: str) -> tuple[Any, Any]:
 
 def _picture(photo: Path) -> Image.Image:
     """RGB, 8 bits, upright, at most `LONGEST_SIDE_PX`."""
-    picture = Image.fromarray(decode(photo).rgb_u8)
+    picture = Image.fromarray(visible_rgb_u8(decode(photo)))
     picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BICUBIC)
     return picture
 

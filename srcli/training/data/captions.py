@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -108,8 +108,8 @@ def _from_list(file: Path, photos: Sequence[Path]) -> dict[str, str]:
     if not file.is_file():
         raise UsageError(f"the list of captions `{file}` is {'a folder' if file.is_dir() else 'missing'}", _SOURCES)
     faults: list[str] = []
-    entries = _entries(file, faults)
     index = _Index(photos)
+    entries = _entries(file, faults, named=lambda path: bool(index.find(path, file.parent)))
     lines: dict[str, int] = {}
     found: dict[str, str] = {}
     for line, path, caption in entries:
@@ -128,8 +128,13 @@ def _from_list(file: Path, photos: Sequence[Path]) -> dict[str, str]:
 _LINE_HINT = "a line is the photo's path, one tab, and the caption, in UTF-8; # begins a comment"
 
 
-def _entries(file: Path, faults: list[str], errors: str = "strict") -> list[tuple[int, str, str]]:
-    """Line number, path and caption of each line that counts; the others' faults, in as few words as possible."""
+def _entries(
+    file: Path, faults: list[str], errors: str = "strict", named: Callable[[str], bool] = lambda path: False
+) -> list[tuple[int, str, str]]:
+    """Line number, path and caption of each line that counts; the others' faults, in as few words as possible.
+
+    A line that begins with # is a comment, unless a photo is `named` so.
+    """
     entries: list[tuple[int, str, str]] = []
     wrong: dict[str, list[int]] = {"not UTF-8": [], "without a tab": [], "with more than one tab": [], "without a path": []}
     try:
@@ -142,9 +147,9 @@ def _entries(file: Path, faults: list[str], errors: str = "strict") -> list[tupl
         except UnicodeDecodeError:
             wrong["not UTF-8"].append(number)
             continue
-        if not line.strip() or line.startswith("#"):
-            continue
         path, *captions = line.split("\t")
+        if not line.strip() or (line.startswith("#") and not (captions and named(path.strip()))):
+            continue
         if not captions:
             wrong["without a tab"].append(number)
         elif len(captions) > 1:

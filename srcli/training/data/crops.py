@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from srcli.config.degradation import Degradation
+from srcli.console import counted
 from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import decode
 from srcli.images.resize import resample_u8
+from srcli.images.visible import visible_rgb_u8
 from srcli.training.data.sources import Photo, Skipped, Source, unreadable
 from srcli.training.degrade import engine
 from srcli.training.degrade.draws import Draws, draw
@@ -31,7 +33,30 @@ CACHE_BYTES = 1 << 30
 _TRIES = 20
 _BLOCK = 4096
 """Samples whose sources are drawn at once."""
+_SHOWN_LEAST = 0.5
+"""Share of a crop's pixels that are not fully transparent, where the photo allows it."""
 Levels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A photo as `upscale` sees it.
+
+    Attributes:
+        levels: (H, W, 3), uint8, RGB, upright; where nothing can be seen, the colour of the nearest pixel that can.
+        shown: (H, W), bool: where anything can be seen; None where all can.
+    """
+
+    levels: Levels
+    shown: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.levels.nbytes + (0 if self.shown is None else self.shown.nbytes)
+
+    def share_shown(self, top: int, left: int, side: int) -> float:
+        """Of the pixels of a square window."""
+        return 1.0 if self.shown is None else float(self.shown[top : top + side, left : left + side].mean())
 
 
 @dataclass(frozen=True)
@@ -95,17 +120,17 @@ class TrainingCrops(Dataset[Sample]):
         self.settings = settings
         weights = np.array([source.weight for source in sources], dtype=np.float64)
         self._turns = _Turns(weights / weights.sum(), settings.seed)
-        self._cache: OrderedDict[Path, Levels] = OrderedDict()
+        self._cache: OrderedDict[Path, Pixels] = OrderedDict()
         self._cached_bytes = 0
 
     def __getitem__(self, index: int) -> Sample:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, 1, index])
         source, turn = self._turns.of(index)
-        photo, hq, lq, skipped = self._readable(self.sources[source], turn)
-        if not hq.size:
-            return Sample(index, hq, None, None, "", skipped)
-        hq, lq = random_crop(hq, lq, settings.crop, settings.scale, rng)
+        photo, full, partner, skipped = self._readable(self.sources[source], turn)
+        if not full.levels.size:
+            return Sample(index, full.levels, None, None, "", skipped)
+        hq, lq = random_crop(full, partner, settings.crop, settings.scale, rng)
         draws = None
         if lq is not None:
             lq = enlarged(lq, settings.crop)
@@ -115,7 +140,7 @@ class TrainingCrops(Dataset[Sample]):
             lq = degraded(hq, draw_for(settings, rng))
         return Sample(index, hq, lq, draws, settings.prompts.get(photo.hq, ""), skipped)
 
-    def _readable(self, source: Source, turn: int) -> tuple[Photo, Levels, Levels | None, list[Skipped]]:
+    def _readable(self, source: Source, turn: int) -> tuple[Photo, Pixels, Pixels | None, list[Skipped]]:
         """The photo of a source at its `turn`, counted from 0, or the next one of its lap that can be read."""
         lap, place = divmod(turn, len(source.photos))
         order = np.random.default_rng([self.settings.seed, 0, lap]).permutation(len(source.photos))
@@ -123,21 +148,21 @@ class TrainingCrops(Dataset[Sample]):
         for attempt in range(min(_TRIES, len(order))):
             photo = source.photos[order[(place + attempt) % len(order)]]
             try:
-                return photo, self._levels(photo.hq), self._levels(photo.lq) if photo.lq else None, skipped
+                return photo, self._pixels(photo.hq), self._pixels(photo.lq) if photo.lq else None, skipped
             except ImageError as error:
                 skipped.append(unreadable(photo.hq, error))
-        return photo, np.zeros((0, 0, 3), np.uint8), None, skipped
+        return photo, Pixels(np.zeros((0, 0, 3), np.uint8)), None, skipped
 
-    def _levels(self, path: Path) -> Levels:
+    def _pixels(self, path: Path) -> Pixels:
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
-        levels = read_levels(path)
-        self._cache[path] = levels
-        self._cached_bytes += levels.nbytes
+        pixels = read_photo(path)
+        self._cache[path] = pixels
+        self._cached_bytes += pixels.nbytes
         while self._cached_bytes > self.settings.cache_bytes and len(self._cache) > 1:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return levels
+        return pixels
 
 
 class _Turns:
@@ -223,8 +248,9 @@ def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
     """
     for sample in samples:
         if not sample.hq.size:
-            faults = [f"`{each.path}`: {each.reason}" for each in sample.skipped]
-            raise UsageError(joined_faults(f"{len(faults)} photos in a row cannot be read:", faults), "check the data")
+            faults = [f"`{each.path}` {each.reason}" for each in sample.skipped]
+            title = f"{counted(len(faults), 'photo')} in a row cannot be read:"
+            raise UsageError(joined_faults(title, faults), "take them out of `--data`, or put good ones in their place")
     hq = _on_device([sample.hq for sample in samples], device)
     lq = torch.empty_like(hq)
     ready = [i for i, sample in enumerate(samples) if sample.lq is not None]
@@ -239,14 +265,35 @@ def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
     return Batch(lq * 2 - 1, hq * 2 - 1, [sample.index for sample in samples], prompts)
 
 
-def random_crop(hq: Levels, lq: Levels | None, crop: int, scale: int, rng: np.random.Generator) -> tuple[Levels, Levels | None]:
-    """The same random window of a photo and of its LQ partner (of its size, or `scale` times smaller), flipped half the time."""
-    ratio = 1 if lq is None or lq.shape == hq.shape else scale
-    top = int(rng.integers((hq.shape[0] - crop) // ratio + 1))
-    left = int(rng.integers((hq.shape[1] - crop) // ratio + 1))
+def random_crop(hq: Pixels, lq: Pixels | None, crop: int, scale: int, rng: np.random.Generator) -> tuple[Levels, Levels | None]:
+    """The same random window of a photo and of its LQ partner (of its size, or `scale` times smaller), flipped half the time.
+
+    Half of it at least can be seen, if that is easily found; something always.
+    """
+    ratio = 1 if lq is None or lq.levels.shape == hq.levels.shape else scale
+    top, left = _place(hq, lq, crop, ratio, rng)
     flip = bool(rng.random() < 0.5)
-    window = _window(hq, top * ratio, left * ratio, crop, flip)
-    return window, None if lq is None else _window(lq, top, left, crop // ratio, flip)
+    window = _window(hq.levels, top * ratio, left * ratio, crop, flip)
+    return window, None if lq is None else _window(lq.levels, top, left, crop // ratio, flip)
+
+
+def _place(hq: Pixels, lq: Pixels | None, crop: int, ratio: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a window in cells of `ratio` pixels: of the places tried, the first that is shown enough, or the best."""
+    height, width = hq.levels.shape[:2]
+    last = ((height - crop) // ratio, (width - crop) // ratio)
+    best, most = (0, 0), 0.0
+    for _ in range(_TRIES):
+        top, left = int(rng.integers(last[0] + 1)), int(rng.integers(last[1] + 1))
+        shown = min(hq.share_shown(top * ratio, left * ratio, crop), lq.share_shown(top, left, crop // ratio) if lq else 1.0)
+        if shown >= _SHOWN_LEAST:
+            return top, left
+        if shown > most:
+            best, most = (top, left), shown
+    if most or hq.shown is None:
+        return best
+    y, x = divmod(int(rng.choice(np.flatnonzero(hq.shown))), width)  # around a pixel that can be seen
+    half = crop // ratio // 2
+    return min(max(y // ratio - half, 0), last[0]), min(max(x // ratio - half, 0), last[1])
 
 
 def draw_for(settings: CropSettings, rng: np.random.Generator) -> Draws:
@@ -264,13 +311,18 @@ def enlarged(lq: Levels, side: int) -> Levels:
     return lq if lq.shape[0] == side else resample_u8(lq, (side, side))
 
 
-def read_levels(path: Path) -> Levels:
-    """A photo as (H, W, 3), uint8, RGB, upright.
+def read_photo(path: Path) -> Pixels:
+    """A photo as `upscale` sees it, in 8 bits.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it cannot be read, or nothing of it can be seen.
     """
-    return decode(path).rgb_u8
+    picture = decode(path)
+    alpha = picture.alpha_levels
+    shown = None if alpha is None or alpha.all() else alpha[..., 0] > 0
+    if shown is not None and not shown.any():
+        raise ImageError(f"`{path}` is fully transparent", "leave it out")
+    return Pixels(visible_rgb_u8(picture), shown)
 
 
 def to_levels(picture: Tensor) -> Levels:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from srcli.console import counted
 from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import probe
 from srcli.images.suffixes import INPUT_SUFFIXES
+from srcli.rows.base import expanded, is_folder
 
 log = logging.getLogger("srcli")
 
@@ -110,16 +113,16 @@ def _parse(text: str) -> _Asked:
         UsageError: no path, or an unknown or faulty option behind a comma.
     """
     path, options = text, list[str]()
-    while "," in path and not Path(path).expanduser().exists():
+    while "," in path and not _is_there(expanded(path)):
         path, _, option = path.rpartition(",")
         options.insert(0, option)
     if not path:
         raise UsageError(f"the source `{text}` names no path", SOURCE_HINT)
-    asked = _Asked(Path(path).expanduser())
+    asked = _Asked(expanded(path))
     for option in options:
         key, _, value = option.partition("=")
         if key == "lq" and value:
-            asked = replace(asked, lq=Path(value).expanduser())
+            asked = replace(asked, lq=expanded(value))
         elif key == "weight":
             asked = replace(asked, weight=_weight(value, text))
         else:
@@ -139,11 +142,12 @@ def _weight(value: str, text: str) -> float:
 
 def _photos(asked: _Asked) -> list[Photo | Skipped]:
     path = asked.path
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if _is_photo(file, path)]
-        return _paired(found, path, asked.lq) if asked.lq else [Photo(file) for file in found]
-    if not path.is_file():
-        raise UsageError(f"`{path}` does not exist", SOURCE_HINT)
+    if is_folder(path):
+        found, unlisted = _walked(path)
+        photos = _paired(found, path, asked.lq) if asked.lq else [Photo(file) for file in found]
+        return [*unlisted, *photos]
+    if not _is_file(path):
+        raise UsageError(f"`{path}` {'is neither a folder nor a file' if _is_there(path) else 'does not exist'}", SOURCE_HINT)
     if asked.lq is not None:
         raise UsageError(f"`{path}` has `lq=`, which only a folder can have; a list file holds pairs as HQ<tab>LQ", SOURCE_HINT)
     if path.suffix.lower() in INPUT_SUFFIXES:
@@ -151,41 +155,73 @@ def _photos(asked: _Asked) -> list[Photo | Skipped]:
     return list(_listed(path))
 
 
-def _is_photo(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.suffix.lower() in INPUT_SUFFIXES and file.is_file()
+def _walked(folder: Path) -> tuple[list[Path], list[Skipped]]:
+    """The photos below a folder, in order, and what of it could not be listed; nothing hidden, no links to folders."""
+    files: list[Path] = []
+    unlisted: list[Skipped] = []
+
+    def note(error: OSError) -> None:
+        unlisted.append(Skipped(Path(error.filename), f"cannot be listed: {error.strerror}"))
+
+    for where, folders, names in os.walk(folder, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(where) / name for name in names if not name.startswith("."))
+        files += [path for path in paths if path.suffix.lower() in INPUT_SUFFIXES and _is_file(path)]
+    return sorted(files), unlisted
+
+
+def _is_there(path: Path) -> bool:
+    """As `Path.exists`, and False also for what is too long for a path or may not be looked at."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def _is_file(path: Path) -> bool:
+    """As `Path.is_file`, and False where `_is_there` is."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def _paired(photos: Sequence[Path], folder: Path, lq_folder: Path) -> list[Photo | Skipped]:
     """Partners by their path below the folders, whatever the suffix."""
-    if not lq_folder.is_dir():
+    if not is_folder(lq_folder):
         raise UsageError(f"`{lq_folder}` is not a folder", SOURCE_HINT)
-    partners: dict[Path, list[Path]] = {}
-    for file in sorted(lq_folder.rglob("*")):
-        if _is_photo(file, lq_folder):
-            partners.setdefault(file.relative_to(lq_folder).with_suffix(""), []).append(file)
-    pairs: list[Photo | Skipped] = []
+    files, unlisted = _walked(lq_folder)
+    partners: dict[str, list[Path]] = {}
+    for file in files:
+        partners.setdefault(_stem(file, lq_folder), []).append(file)
+    pairs: list[Photo | Skipped] = list(unlisted)
     for photo in photos:
-        found = partners.get(photo.relative_to(folder).with_suffix(""), [])
+        found = partners.get(_stem(photo, folder), [])
         if len(found) == 1:
             pairs.append(Photo(photo, found[0]))
         else:
-            pairs.append(Skipped(photo, f"has {len(found) or 'no'} partners in `{lq_folder}`" if found else "has no LQ partner"))
+            pairs.append(Skipped(photo, f"has {len(found)} partners in `{lq_folder}`" if found else "has no LQ partner"))
     return pairs
+
+
+def _stem(photo: Path, folder: Path) -> str:
+    """What partners share: equal for names that look equal, since some systems take letters with marks apart."""
+    return unicodedata.normalize("NFC", photo.relative_to(folder).with_suffix("").as_posix())
 
 
 def _listed(file: Path) -> Iterator[Photo | Skipped]:
     """The lines of a list file; relative paths start from its folder."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read `{file}` as a list of photos: {error}", SOURCE_HINT) from error
     for line in lines:
-        if not line.strip() or line.startswith("#"):
+        paths = [_as_on_disk(file.parent, part.strip()) for part in line.split("\t") if part.strip()]
+        if not paths or (line.startswith("#") and not _is_file(paths[0])):  # a file may be called `#1.png`
             continue
-        paths = [file.parent / Path(part.strip()).expanduser() for part in line.split("\t") if part.strip()]
-        missing = next((path for path in paths if not path.is_file()), None)
+        missing = next((path for path in paths if not _is_file(path)), None)
         yield Skipped(missing, "no such file") if missing else Photo(*paths[:2])
+
+
+def _as_on_disk(folder: Path, text: str) -> Path:
+    """The file that a list means: letters with marks may be spelt otherwise than on the disk."""
+    spellings = (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+    paths = [folder / expanded(spelling) for spelling in spellings]
+    return next((path for path in paths if _is_file(path)), paths[0])
 
 
 def _usable(found: Sequence[Photo | Skipped], crop: int, scale: int) -> tuple[list[Photo], list[Skipped]]:

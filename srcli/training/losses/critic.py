@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from srcli.config.recipe import Gan
+from srcli.training.launch import spread
 from srcli.training.losses.adversarial import (
     UNetDiscriminator,
     discriminator_loss,
@@ -37,7 +38,8 @@ class Critic:
         self.network = network.to(accelerator.device).to(memory_format=torch.channels_last)
         self._trained: nn.Module = self.network
         if accelerator.num_processes > 1:
-            self._trained = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
+            with spread():
+                self._trained = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=BETAS)
 
     def judge(self, sr: Tensor, hq: Tensor) -> Tensor:
