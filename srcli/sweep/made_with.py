@@ -36,6 +36,7 @@ def made_with(spec: ModelSpec, config: SweepConfig, dtype: torch.dtype) -> dict[
         "tile": config.tile or spec.tile,
         "overlap": spec.overlap if config.overlap is None else config.overlap,
         "tiling": spec.tiling,
+        "margin": spec.margin,
         "crop_border": config.crop_border,
     }
 
