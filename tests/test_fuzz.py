@@ -1,6 +1,6 @@
 """Damaged files of every format: cut, flipped, spliced. They give a picture or a reason, quietly, in bounded time and memory.
 
-The same files in every run. `SRCLI_FUZZ=random pytest -m slow tests/test_fuzz.py` tries others, and prints what reproduces a fault.
+The same files in every run. `SRCLI_FUZZ=random pytest -m slow tests/test_fuzz.py` tries others and prints what fails.
 """
 
 from __future__ import annotations
