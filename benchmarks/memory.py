@@ -9,8 +9,8 @@ Each run is a process of its own. Prints, of the host, the largest resident set 
 the network's working memory too), of a GPU the most that torch had allocated and reserved there. The thin network, of
 `full_size.py /tmp/thin --divisor 8`, shows what grows with the picture and not with the network, at sizes that would take a CPU
 hours at full width. On two cores the first example takes about 20 minutes, a megapixel at full size 10 to 80 seconds.
-`--formats` takes off what a run over a picture of 64 x 64 pixels needs, and divides by height x width x channels x bytes of the input;
-without a dial of `tiny` turned up the networks' own memory stays out of it, and a megapixel takes seconds.
+`--formats` takes off what a run over a picture of 64 x 64 pixels needs, and divides by height x width x channels x bytes of the
+input. The dials of `tiny` are at 0, so that the network's own memory stays out of it and a megapixel takes seconds.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def by_format(inputs: list[float], options: list[str]) -> None:
             height = round((megapixels * 1e6 / 1.5) ** 0.5)
             size = (round(1.5 * height), height)
             taken, decoded = peak_of(name, size, options) - floor, size[0] * size[1] * 3 * FILES[name][1] / 1e9
-            print(
-                f"{name}, {size[0]}x{size[1]}: {taken:.2f} GB more than {floor:.2f}, {taken / decoded:.1f} x decoded", flush=True
-            )
+            ratio = f"{taken / decoded:.1f} times the decoded picture"
+            print(f"{name}, {size[0]}x{size[1]}: {floor:.2f} GB and {taken:.2f} more, {ratio}", flush=True)
 
 
 FILES: dict[str, tuple[str, int, dict[str, Any]]] = {
