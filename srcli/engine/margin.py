@@ -30,7 +30,7 @@ def mirrored(latent: Tensor, tile: Tile, margin: int, patch: int) -> Tensor:
     rows, upside_down = _reflected(top, tile.height, height)
     columns, reversed_ = _reflected(left, tile.width, width)
     cells = latent[:, rows.to(latent.device)][:, :, columns.to(latent.device)]
-    pixels = cells.unflatten(0, (-1, patch, patch))
+    pixels = cells.view(-1, patch, patch, *cells.shape[1:])
     pixels[..., upside_down, :] = pixels[..., upside_down, :].flip(1)
     pixels[..., reversed_] = pixels[..., reversed_].flip(2)
     return cells
