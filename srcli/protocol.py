@@ -361,6 +361,10 @@ class Restorer(Protocol):
     """`fixed`: tiles of one size, the last of a row moved back, as PiSA-SR; `even`: all as small as their number allows;
     `context`: even, and of overlaps all but the `FADE_CELLS` in the middle is only looked at; `whole`: so, where memory forces
     tiles at all."""
+    margin: int
+    """Output pixels by which passes see the latent mirrored beyond its edges; 0 for not at all."""
+    patch: int
+    """Pixels a side that a cell of the latent holds in its channels, as `pixel_unshuffle` lays them; 1 where it holds none."""
     color_fix: str
     """The method's default colour fix."""
     cell_bytes: int

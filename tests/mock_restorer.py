@@ -19,7 +19,8 @@ class MockRestorer:
     factor = 4
     native_scale = input_scale = 4
     enlargement = "bicubic"
-    min_side = 0
+    min_side = margin = 0
+    patch = 4
     tile, overlap, tiling = 64, 16, "fixed"
     color_fix = "none"
     cell_bytes = 1000

@@ -32,12 +32,12 @@ class Sharpener:
     """On the raw input: its latent is the enlarged picture in cells of 4x4 pixels, its answers are of other channels."""
 
     factor, channels, answer_channels, input_scale, enlargement, cell_bytes = 4, 48, 3, 1, "bicubic", 1000
-    answers_pixels, parents = False, {}
+    answers_pixels, parents, patch = False, {}, 4
 
     def __init__(self, spec, options):
         self.name, self.device, self.dtype, self.native_scale = spec.name, options.device, torch.float32, spec.native_scale
         self.min_side, self.tile, self.overlap = spec.min_side, spec.tile, spec.overlap
-        self.tiling, self.color_fix = spec.tiling, spec.color_fix
+        self.tiling, self.margin, self.color_fix = spec.tiling, spec.margin, spec.color_fix
         self.decoder = (Part(lambda z, exact=False: functional.pixel_shuffle(z, 4), 3, 1, 4),)
 
     def encoder(self, encoding=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -393,7 +394,9 @@ def test_real_esrgans_networks_are_as_in_ncnn(model: str, golden: str) -> None:
 
 
 def _script(path: Path) -> None:
-    torch.jit.save(torch.jit.script(nn.Conv2d(3, 3, 1)), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's of its own format, in some versions
+        torch.jit.save(torch.jit.script(nn.Conv2d(3, 3, 1)), path)
 
 
 def _sparse(path: Path) -> None:

@@ -159,7 +159,7 @@ def _as_data(spec: ModelSpec) -> dict[str, Any]:
     for key, value in spec.own.items():
         head, _, last = key.rpartition(".")
         (data.setdefault(head, {}) if head else data)[last] = value
-    plain = ("tile", "overlap", "tiling", "min_side", "color_fix", "training", "licence", "source")
+    plain = ("tile", "overlap", "tiling", "margin", "min_side", "color_fix", "training", "licence", "source")
     return data | {key: getattr(spec, key) for key in plain} | {"origin": str(spec.origin)}
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from srcli.engine.blend import Blend
+from srcli.engine.margin import mirrored
 from srcli.engine.parents import Parents
 from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
@@ -170,7 +171,15 @@ class Engine:
 
     def _grid(self, height: int, width: int) -> Grid:
         factor = self.restorer.factor
-        return self.limits.grid(-(-height // factor), -(-width // factor))
+        return self._grid_lat(-(-height // factor), -(-width // factor))
+
+    def _grid_lat(self, height: int, width: int) -> Grid:
+        """Tiles of a latent of so many cells, and of what passes see beyond its edges."""
+        return self.limits.grid(height + 2 * self._margin_lat, width + 2 * self._margin_lat)
+
+    @property
+    def _margin_lat(self) -> int:
+        return -(-self.restorer.margin // self.restorer.factor)
 
     @torch.inference_mode()
     def mix(self, pictures: Sequence[Plane]) -> list[Mixture]:
@@ -303,22 +312,22 @@ class Engine:
 
     def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
         """One pass's answers to whole latents, tiles blended; on the device where there is but one tile."""
-        grids = [self.limits.grid(*latent.shape[1:]) for latent in latents]
+        grids = [self._grid_lat(*latent.shape[1:]) for latent in latents]
         if self.limits.tiling == "whole" and any(len(grid.tiles) > 1 for grid in grids) and not self._told_of_tiles:
             self._told_of_tiles = True
             log.warning("`%s` should see whole pictures, and goes over some in tiles for want of memory", self.restorer.name)
-        channels, context = self.restorer.answer_channels, self.limits.context_lat
-        blends = [
-            Blend(grid, channels, latent.shape[1], latent.shape[2], context) for grid, latent in zip(grids, latents, strict=True)
-        ]
+        channels, context, margin = self.restorer.answer_channels, self.limits.context_lat, self._margin_lat
+        sizes = [(latent.shape[1] + 2 * margin, latent.shape[2] + 2 * margin) for latent in latents]
+        blends = [Blend(grid, channels, *size, context) for grid, size in zip(grids, sizes, strict=True)]
         jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
         run = partial(self.restorer.predict_pass, key)
         for batch in _batches(jobs, self.limits.batch):
-            cut = [latents[i][:, t.top : t.top + t.height, t.left : t.left + t.width] for i, t in batch]
+            cut = [mirrored(latents[i], tile, margin, self.restorer.patch) for i, tile in batch]
             results = self._call(run, torch.stack(cut).to(self.restorer.device), "predict")
             for (index, tile), result in zip(batch, results, strict=True):
                 blends[index].add(tile, result)
-        return [blend.plane for blend in blends]
+        inside = [(slice(margin, height - margin), slice(margin, width - margin)) for height, width in sizes]
+        return [blend.plane[:, rows, columns] for blend, (rows, columns) in zip(blends, inside, strict=True)]
 
     def _call(self, call: Callable[..., Tensor], batch: Tensor, step: str) -> Tensor:
         """`call(batch)`, with the tiles that half precision spoilt done again in float32."""

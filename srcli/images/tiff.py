@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -110,15 +111,13 @@ def _directories(tags: Image.Exif) -> dict[int, ImageFileDirectory_v2]:
     """The Exif and GPS directories, as far as there are any and Pillow can write them."""
     found = {}
     for tag in _POINTERS:
-        try:
+        with suppress(Exception):  # Pillow fails in many ways on broken tags, and metadata must not cost the image
             directory = ImageFileDirectory_v2(ifh=b"II*\0\x08\0\0\0")
             for key, value in directory_of(tags, tag).items():
                 directory[key] = value
             if len(directory):
                 directory.tobytes(8)  # a trial
                 found[tag] = directory
-        except Exception:  # Pillow fails in many ways on broken tags, and metadata must not cost the image
-            continue
     return found
 
 

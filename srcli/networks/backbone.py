@@ -45,6 +45,8 @@ class Autoencoder(Protocol):
     """Pixels a latent cell, in both axes; picture sides must be multiples of it."""
     channels: int
     """Channels of the latent."""
+    patch: int
+    """Pixels a side that a cell holds in its channels, as `pixel_unshuffle` lays them; 1 where it holds none."""
     network: nn.Module
     """What holds the weights, for `.to`; may hold none."""
 
@@ -70,7 +72,7 @@ class PatchAutoencoder:
     """
 
     def __init__(self, patch_size: int = 4, scaling_factor: float = 2.0) -> None:
-        self.factor = patch_size
+        self.factor = self.patch = patch_size
         self.channels = 3 * patch_size**2
         self.scaling_factor = scaling_factor
         self.network: nn.Module = nn.Identity()
@@ -108,6 +110,8 @@ class KLAutoencoder:
     Args:
         network: in any dtype; pictures and latents are converted to it, and to float32 back.
     """
+
+    patch = 1
 
     def __init__(self, network: Vae) -> None:
         self.network: nn.Module = network

@@ -72,6 +72,8 @@ class ModelSpec:
     """Output pixels."""
     tiling: str
     """How tiles are laid: one of `TILINGS`."""
+    margin: int
+    """Output pixels beyond the edges of a picture that the network is shown, mirrored."""
     min_side: int
     """Input pixels; inputs with a shorter side are enlarged to it first. 0 for never."""
     color_fix: str
@@ -234,6 +236,7 @@ def _read_spec(name: str, row: Any, file: Path, faults: list[str]) -> ModelSpec:
         tile=table.number("tile", usual["tile"], min(usual["tile"], 1)),
         overlap=table.number("overlap", usual["overlap"], 0),
         tiling=table.choice("tiling", usual["tiling"], TILINGS),
+        margin=table.number("margin", 0, 0),
         min_side=table.number("min_side", 0, 0),
         color_fix=table.choice("color_fix", usual["color_fix"], COLOR_FIXES),
         training=table.get("training", {}),

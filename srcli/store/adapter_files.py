@@ -62,7 +62,7 @@ def row_of_run(
         head, _, last = key.rpartition(".")
         (row.setdefault(head, {}) if head else row)[last] = value
     row |= {"tile": spec.tile, "overlap": spec.overlap, "tiling": spec.tiling}
-    row |= {"min_side": spec.min_side, "color_fix": spec.color_fix}
+    row |= {"margin": spec.margin, "min_side": spec.min_side, "color_fix": spec.color_fix}
     return row | {"training": {**spec.training, stage: dict(recipe)}}
 
 

@@ -46,6 +46,7 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
         "tile": spec.tile,
         "overlap": spec.overlap,
         "tiling": spec.tiling,
+        "margin": spec.margin,
     }
 
 

@@ -53,7 +53,7 @@ class NetworkRestorer:
     """
 
     enlargement = "bicubic"
-    input_scale = 1
+    input_scale = patch = 1
     channels = 3
     answers_pixels = True
     parents: Mapping[Hashable, Parent] = {}
@@ -65,7 +65,7 @@ class NetworkRestorer:
         self.dtype = _dtype_for(network, options, spec.name)
         self.native_scale = self.factor = scale = spec.native_scale
         self.answer_channels = 3 * scale**2
-        self.min_side, self.color_fix = spec.min_side, spec.color_fix
+        self.min_side, self.margin, self.color_fix = spec.min_side, spec.margin, spec.color_fix
         self._network = network
         self.cell_bytes = self.dtype.itemsize * _probe(network, scale, spec)
         network.model.to(self.device, self.dtype)

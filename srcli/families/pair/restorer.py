@@ -26,8 +26,8 @@ class PairRestorer:
         options: device, and the settings that say which parents are needed; dtype is that of the parents.
     """
 
-    factor, channels, answer_channels, cell_bytes = 1, 3, 3, 24
-    min_side = 0
+    factor, channels, answer_channels, patch, cell_bytes = 1, 3, 3, 1, 24
+    min_side = margin = 0
     enlargement = "bicubic"
     answers_pixels = True
     dtype = torch.float32

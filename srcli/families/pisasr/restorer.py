@@ -65,7 +65,7 @@ class PisaRestorer:
         self.name = spec.name
         self.device, self.dtype = options.device, options.dtype
         self.native_scale = self.input_scale = spec.native_scale
-        self.min_side = spec.min_side
+        self.min_side, self.margin, self.patch = spec.min_side, spec.margin, autoencoder.patch
         self.tile, self.overlap, self.tiling, self.color_fix = spec.tile, spec.overlap, spec.tiling, spec.color_fix
         self.factor = autoencoder.factor
         self.channels = self.answer_channels = autoencoder.channels
