@@ -392,7 +392,10 @@ class Restorer(Protocol):
         ...
 
     def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        """z_sr from z_lq, (channels, h, w), and the blended prediction, (answer_channels, h, w); cell by cell."""
+        """z_sr from z_lq, (channels, h, w), and the blended prediction, (answer_channels, h, w); cell by cell.
+
+        It may write into the prediction, but not into the latent.
+        """
         ...
 
 

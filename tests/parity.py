@@ -90,7 +90,7 @@ class Parity:
         run = np.load(self.folder / case["run"]["file"])
 
         (latent,) = engine._encode([lq], restorer.encoder())
-        (residual,) = engine._predict(engine.mix([lq]), [latent])
+        (residual,) = engine._predict([lq], engine.mix([lq]), [latent])
         (sr,) = engine.restore([lq])
         windows = np.stack([sr[:, y : y + 40, x : x + 40].numpy() for x, y in case["run"]["windows_xy"]])
         levels, fraction = None, None

@@ -58,10 +58,10 @@ class MixingEngine(Engine):
             if step not in known:
                 known[step] = self._with_less_memory(partial(self._compute, step, picture, known), [picture])
         latent = known[(mixture.encoding,)]
-        total = Sum(self._nothing(latent), mixture, self._painted(picture))
+        total = Sum(mixture, self._painted(picture))
         for key in mixture.passes:
-            total.add(key, known[(mixture.encoding, key)])
-        restored = self.restorer.apply(latent, total.prediction)
+            total.add(key, known[(mixture.encoding, key)], keep=True)
+        restored = self.restorer.apply(latent, total.of(self._nothing, latent))
         return self._with_less_memory(lambda: self._decode([restored], [picture])[0], [picture])
 
     def _compute(self, step: Step, picture: Plane, known: dict[Step, Tensor]) -> Tensor:

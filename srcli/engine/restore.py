@@ -252,8 +252,9 @@ class Engine:
             for index, latent in zip(alike, encoded, strict=True):
                 latents[index] = latent
         predictions = self._predict(pictures, mixtures, latents)
-        restored = [self.restorer.apply(*both) for both in zip(latents, predictions, strict=True)]
-        del latents, predictions
+        restored = []
+        while latents:  # each is let go of when it is used
+            restored.append(self.restorer.apply(latents.pop(0), predictions.pop(0)))
         return self._decode(restored, pictures)
 
     def _encode(self, pictures: Sequence[Plane], parts: Sequence[Part]) -> list[Tensor]:
@@ -277,16 +278,13 @@ class Engine:
 
     def _predict(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture], latents: Sequence[Tensor]) -> list[Tensor]:
         """The weighted sums of the passes' answers, in float32: for each pass all tiles, so that its weights stay at hand."""
-        sums = [
-            Sum(self._nothing(latent), mixture, self._painted(picture))
-            for latent, mixture, picture in zip(latents, mixtures, pictures, strict=True)
-        ]
+        sums = [Sum(mixture, self._painted(picture)) for mixture, picture in zip(mixtures, pictures, strict=True)]
         for key in dict.fromkeys(key for mixture in mixtures for key in mixture.passes):
             users = [index for index, mixture in enumerate(mixtures) if key in mixture.passes]
             answers = self._answers(key, [pictures[index] for index in users], [latents[index] for index in users])
-            for index, answer in zip(users, answers, strict=True):
-                sums[index].add(key, answer)
-        return [each.prediction for each in sums]
+            for index in users:
+                sums[index].add(key, answers.pop(0), keep=False)
+        return [each.of(self._nothing, latent) for each, latent in zip(sums, latents, strict=True)]
 
     def _answers(self, key: Hashable, pictures: Sequence[Plane], latents: Sequence[Tensor]) -> list[Tensor]:
         """One pass's answers to whole pictures, or their latents."""
@@ -307,7 +305,7 @@ class Engine:
         return functional.avg_pool2d(plane, factor)
 
     def _nothing(self, latent: Tensor) -> Tensor:
-        """The prediction before any pass."""
+        """The prediction without any pass."""
         return latent.new_zeros(self.restorer.answer_channels, *latent.shape[1:])
 
     def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
@@ -352,25 +350,38 @@ class Engine:
         return result
 
 
-@dataclass(frozen=True)
 class Sum:
-    """A picture's prediction while it is summed up."""
+    """A picture's prediction while it is summed up.
 
-    prediction: Tensor
-    """(answer_channels, h, w), float32; 0 at the beginning."""
-    mixture: Mixture
-    painted: Tensor | None
-    """The picture's map, laid as answers are; None where it has none."""
+    Args:
+        mixture: its passes and their weights.
+        painted: its map, laid as answers are; None where it has none.
+    """
 
-    def add(self, key: Hashable, answer: Tensor) -> None:
-        """A pass's answer by its weight; where there is a map, by that between its black and its white."""
-        answer = answer.to(self.prediction.device)
-        white, black = self.mixture.weights.get(key, 0.0), (self.mixture.black or {}).get(key, 0.0)
-        if self.painted is None:
-            self.prediction.add_(answer, alpha=white)
-            return
-        self.prediction.add_(answer, alpha=black)
-        self.prediction.addcmul_(answer, self.painted.to(answer.device), value=white - black)
+    def __init__(self, mixture: Mixture, painted: Tensor | None) -> None:
+        self._mixture, self._painted = mixture, painted
+        self._total: Tensor | None = None
+
+    def add(self, key: Hashable, answer: Tensor, *, keep: bool) -> None:
+        """A pass's answer, (answer_channels, h, w), by its weight: where there is a map, by that between its black and white.
+
+        Unless it is to be kept as it is, the first one becomes the sum.
+        """
+        white, black = self._mixture.weights.get(key, 0.0), (self._mixture.black or {}).get(key, 0.0)
+        weight: float | Tensor = white
+        if self._painted is not None:
+            weight = self._painted.to(answer.device) * (white - black) + black
+        if self._total is None:
+            shared = 0 in answer.stride()  # an expanded answer has its values once for several places
+            self._total = answer * weight if keep or shared else answer.mul_(weight)
+        elif isinstance(weight, Tensor):
+            self._total.addcmul_(answer.to(self._total.device), weight.to(self._total.device))
+        else:
+            self._total.add_(answer.to(self._total.device), alpha=weight)
+
+    def of(self, nothing: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
+        """The prediction for a latent, where its device is: a tensor of its own, which may be written into."""
+        return nothing(latent) if self._total is None else self._total.to(latent.device)
 
 
 def map_of(picture: Plane) -> Picture | None:

@@ -87,7 +87,7 @@ class PisaRestorer:
         return answer.to(latent.dtype)
 
     def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
-        return latent - prediction
+        return torch.sub(latent, prediction, out=prediction)
 
     def mix(self, settings: Settings, picture: Picture) -> Mixture:
         """Passes are (adapters, timestep), whatever the picture."""
