@@ -1,10 +1,10 @@
-"""Strips of crops: input | bicubic | λ_sem 0 | default | reference, one row per photo.
+"""Strips of crops: input | bicubic | λ_sem 0 | default | reference, or other settings and models; one row per photo.
 
     python scripts/make_strip.py STRIP.png LQ_FOLDER HQ_FOLDER NAME:LEFT,TOP,SIDE [NAME:LEFT,TOP,SIDE ...]
 
-The model's two columns are made by `srcli upscale`. Prints nothing; writes the strip as PNG. Takes as long as upscaling the
-photos twice. `scripts/measure_tiny.py --keep` writes LQ files. Do not publish strips of photos whose licence forbids it: of what
-srcli is measured on, `realsr-open` is for research only.
+The columns in the middle are made by `srcli upscale`. Prints nothing; writes the strip as PNG. Takes as long as upscaling the
+photos so often. HQ_FOLDER may be `-` for no reference. `scripts/measure_tiny.py --keep` writes LQ files. Do not publish strips of
+photos whose licence forbids it: of what srcli is measured on, `realsr-open` is for research only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CELL, SCALE = 320, 4
-COLUMNS = ("input", "bicubic", "lambda_semantic 0", "default", "reference")
+COLUMNS = ("lambda_semantic 0=--lambda-semantic 0", "default=")
 
 
 def main() -> None:
@@ -33,17 +33,27 @@ def main() -> None:
         "crops", nargs="+", metavar="NAME:LEFT,TOP,SIDE", help="a file's name without its ending; a square in the input's pixels"
     )
     parser.add_argument("--options", default="", help="more options of `srcli upscale`, in one string")
+    parser.add_argument(
+        "--column",
+        action="append",
+        metavar="TITLE=OPTIONS",
+        help="a column by such options of `srcli upscale`; repeat it (those of the first line if not given)",
+    )
     args = parser.parse_args()
     crops = {name: tuple(map(int, box.split(","))) for name, box in (each.rsplit(":", 1) for each in args.crops)}
     from srcli.images.sheet import make_sheet, save_sheet
 
+    columns = dict(each.split("=", 1) for each in args.column or COLUMNS)
+    reference = [] if str(args.hq) == "-" else [args.hq]
     with tempfile.TemporaryDirectory() as work:
-        inputs, options = [find(args.lq, name) for name in crops], args.options.split()
-        default = upscale(inputs, Path(work) / "default", options)
-        fidelity = upscale(inputs, Path(work) / "fidelity", [*options, "--lambda-semantic", "0"])
-        large = (fidelity, default, args.hq)
+        inputs = [find(args.lq, name) for name in crops]
+        made = [
+            upscale(inputs, Path(work) / str(number), [*args.options.split(), *options.split()])
+            for number, options in enumerate(columns.values())
+        ]
+        large = (*made, *reference)
         rows = [row(box, find(args.lq, name), [find(folder, name) for folder in large]) for name, box in crops.items()]
-    save_sheet(make_sheet(rows, COLUMNS), args.strip)
+    save_sheet(make_sheet(rows, ("input", "bicubic", *columns, *(["reference"] if reference else []))), args.strip)
 
 
 def find(folder: Path, name: str) -> Path:
