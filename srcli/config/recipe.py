@@ -33,6 +33,7 @@ class Losses:
     psnr: Annotated[Weight, Field(description="decibels that each picture's PSNR is short of 40 dB")] = 0.0
     ssim: Annotated[Weight, Field(description="1 - SSIM of luma")] = 0.0
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
+    features: Annotated[Weight, Field(description="distance of a feature network's answers; needs the extra `features`")] = 0.0
     gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
     frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
     grid: Annotated[Weight, Field(description="steps that are uneven over the latent cells' grid, beyond the reference's")] = 0.0
@@ -47,6 +48,26 @@ class Gan:
     learning_rate: Annotated[Positive, Field(description="of the discriminator")] = 1e-4
     start: Annotated[int, Field(ge=0, description="steps that the discriminator trains alone before its loss counts")] = 0
     r1: Annotated[Weight, Field(description="weight of the zero-centred gradient penalty on real pictures; 0 = none")] = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Features:
+    """The distance of features, used where `losses.features` is above 0."""
+
+    network: Annotated[
+        Literal["efficientnet-lite0", "efficientnet-lite1"],
+        Field(description="efficientnet-lite0 or efficientnet-lite1; `srcli eval` measures by the latter"),
+    ] = "efficientnet-lite0"
+    weights: Annotated[
+        tuple[Weight, Weight, Weight, Weight, Weight], Field(description="of the network's depths, the finest first")
+    ] = (1.0,) * 5
+
+    @field_validator("weights")
+    @classmethod
+    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not any(value):
+            raise ValueError("are all 0: there is nothing to compare")
+        return value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -107,6 +128,7 @@ class Recipe:
     clip_norm: Annotated[Weight, Field(description="largest norm of the gradient; 0 = no clipping")] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1, description="decay of the average that is saved; 0 = save the last weights")] = 0.0
     losses: Losses = Field(default_factory=Losses)
+    features: Features = Field(default_factory=Features)
     gan: Gan = Field(default_factory=Gan)
     frequency: Frequency = Field(default_factory=Frequency)
     references: References = Field(default_factory=References)

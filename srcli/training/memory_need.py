@@ -14,7 +14,7 @@ from srcli.config.training import TrainConfig
 from srcli.errors import OutOfMemoryError
 from srcli.protocol import Trainee
 from srcli.training.checkpoint import checkpoints
-from srcli.training.data.crops import Batch
+from srcli.training.data.crops import Batch, crop_settings
 
 _PROBE_CELLS = 16
 """Side of the latent that is measured, at least; most of what is saved grows with the area (attention keeps no matrix)."""
@@ -56,13 +56,14 @@ def memory_need(
     """
     recipe = config.recipe
     side = trainee.factor * _probe_cells(recipe.frequency.patch if recipe.losses.frequency else 0, trainee.factor)
+    lq_side = side * crop_settings(config).lq_side // recipe.crop
     growth = (recipe.crop / side) ** 2
     device = next(trainee.network.parameters()).device
 
     def restore(count: int) -> Tensor:
-        blank = torch.zeros(count, 3, side, side, device=device)
+        lq, hq = (torch.zeros(count, 3, each, each, device=device) for each in (lq_side, side))
         prompts = [str(config.told.get("prompt", ""))] * count
-        return trainee.forward(trainee.prepare(Batch(blank, blank, list(range(count)), prompts)))
+        return trainee.forward(trainee.prepare(Batch(lq, hq, list(range(count)), prompts)))
 
     z_sr, one = _saved_bytes(lambda: restore(1))
     _, two = _saved_bytes(lambda: restore(2))

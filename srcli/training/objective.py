@@ -14,9 +14,18 @@ import torch
 from torch import Tensor
 
 from srcli.config.recipe import Recipe
+from srcli.networks.features import FeatureNetwork
 from srcli.protocol import Batch, Trainee
 from srcli.training.losses.critic import Critic
-from srcli.training.losses.pictures import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
+from srcli.training.losses.pictures import (
+    feature_loss,
+    frequency_loss,
+    grid_loss,
+    mean_absolute,
+    mean_squared,
+    psnr_loss,
+    ssim_loss,
+)
 from srcli.training.losses.references import sharpened
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -29,13 +38,22 @@ class Objective:
         recipe: weights and settings.
         trainee: decodes, and has losses of its own.
         lpips: where `losses.lpips` is above 0.
+        features: where `losses.features` is.
         critic: where `losses.gan` is above 0.
         chunk: pictures decoded at once.
     """
 
-    def __init__(self, recipe: Recipe, trainee: Trainee, lpips: Perceptual | None, critic: Critic | None, chunk: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        trainee: Trainee,
+        lpips: Perceptual | None,
+        features: FeatureNetwork | None,
+        critic: Critic | None,
+        chunk: int,
+    ) -> None:
         self.recipe, self.trainee = recipe, trainee
-        self.lpips, self.critic, self.chunk = lpips, critic, chunk
+        self.lpips, self.features, self.critic, self.chunk = lpips, features, critic, chunk
 
     def gradient(self, z_sr: Tensor, batch: Batch, step: int, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Value and gradient of the weighted sum.
@@ -101,6 +119,8 @@ class Objective:
             losses["grid"] = grid_loss(sr, hq, self.trainee.factor)
         if self.lpips is not None:
             losses["lpips"] = self.lpips(sr, hq).mean()
+        if self.features is not None:
+            losses["features"] = feature_loss(sr, hq, self.features, recipe.features.weights)
         if self.critic is not None and step >= recipe.gan.start:
             losses["gan"] = self.critic.judge(sr, hq)
         return losses

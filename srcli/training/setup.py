@@ -20,16 +20,20 @@ from srcli.errors import ModelError, UsageError
 from srcli.families import families, load_trainee
 from srcli.memory import free_bytes, keep_large_blocks
 from srcli.networks.device import bf16_pays, choose_device
+from srcli.networks.features import FeatureNetwork, efficientnet_lite
 from srcli.networks.perceptual import lpips_network
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
+from srcli.training.checkpoint import checkpoints
 from srcli.training.data.captions import full_prompt, read_captions
-from srcli.training.data.crops import CropSettings, Sample, TrainingCrops
+from srcli.training.data.crops import Batch, Sample, TrainingCrops, crop_settings, finish
 from srcli.training.data.held_out import find_photos
 from srcli.training.data.sources import Source
 from srcli.training.losses.critic import Critic
 from srcli.training.memory_need import decode_chunk, memory_need
 from srcli.training.objective import Objective
+from srcli.training.output import cannot_go_on
+from srcli.training.ranks import read_ranks, write_ranks
 from srcli.training.validation import fixed_samples
 
 log = logging.getLogger("srcli")
@@ -65,21 +69,45 @@ class Setup:
         self.trainee = load_trainee(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
         trained_on = [photo.hq for source in sources for photo in source.photos]
         prompts = self._prompts([*trained_on, *(photo.hq for photo in held_out)])
-        settings = CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, prompts=prompts)
+        settings = crop_settings(config, prompts)
         self.fixed: list[Sample] = fixed_samples(held_out, settings) if self._main else []
         on_device = self.accelerator.device.type == "cuda"
         self.crops = TrainingCrops(sources, replace(settings, degrade_later=on_device))
         self._drawn_from = _digest(sources)
         self.lpips = lpips_network(self.accelerator.device) if recipe.losses.lpips else None
+        self.features = self._feature_network()
         self.critic = Critic(recipe.gan, config.seed, self.accelerator) if recipe.losses.gan else None
         self.chunk = decode_chunk(config, self.trainee)
-        self.objective = Objective(recipe, self.trainee, self.lpips, self.critic, self.chunk)
+        self.objective = Objective(recipe, self.trainee, self.lpips, self.features, self.critic, self.chunk)
+        self._settle()
         self._state_memory()
         self._make_optimiser()
 
     @property
     def _main(self) -> bool:
         return bool(self.accelerator.is_main_process)
+
+    def _feature_network(self) -> FeatureNetwork | None:
+        recipe = self.config.recipe
+        if not recipe.losses.features:
+            return None
+        return efficientnet_lite(recipe.features.network, self.accelerator.device, "`--features`")
+
+    def _settle(self) -> None:
+        """Let the trainee decide by the first batches, or as it did where the run goes on."""
+        config, device = self.config, self.accelerator.device
+        known = read_ranks(config.output) if config.resume and checkpoints(config.output) else {}
+
+        def batch(number: int) -> Batch:
+            first = number * config.recipe.batch
+            return finish([self.crops[index] for index in range(first, first + config.recipe.batch)], device)
+
+        ranks = self.trainee.settle(known, batch, lambda z_sr, batch: self.objective.gradient(z_sr, batch, step=-1)[0])
+        if ranks and self._main:
+            try:
+                write_ranks(config.output, ranks)
+            except OSError as error:
+                raise cannot_go_on(0, error) from error
 
     def _make_optimiser(self) -> None:
         from diffusers.optimization import get_scheduler
@@ -116,7 +144,8 @@ class Setup:
     # Memory ----------------------------------------------------------------------------------------------------------
 
     def _state_memory(self) -> None:
-        others = [part for part in (self.lpips, self.critic.network if self.critic else None) if part is not None]
+        networks = (self.lpips, self.features, self.critic.network if self.critic else None)
+        others = [part for part in networks if part is not None]
 
         def losses(sr: Tensor, hq: Tensor) -> Tensor:
             return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60).values()) or [sr.mean()]).sum()

@@ -9,9 +9,30 @@ the second is trained on the first, and their dials are PiSA-SR's (Sun et al., C
 
 from __future__ import annotations
 
-from srcli.protocol import Base, Dial, Family, Slot
+from typing import Any
+
+from srcli.protocol import Base, Dial, Family, Slot, Stage, StageOption
 
 PIXEL, SEMANTIC = ADAPTERS = ("pixel", "semantic")
+
+_DEFAULTS: dict[str, Any] = {"batch": 8, "crop": 192, "steps": 2000, "learning_rate": 5e-4, "schedule": "cosine", "warmup": 50}
+"""Of both stages."""
+_OPTIONS = (
+    StageOption(
+        "layers",
+        "Kinds of layers that get an adapter: some of conv, attention, mlp, with commas.",
+        "layers",
+        str,
+        panel="Training (the recipe)",
+    ),
+    StageOption(
+        "budget",
+        "Numbers that `--rank auto` shares out; 0 for as many as rank 8 everywhere has.",
+        "budget",
+        int,
+        panel="Training (the recipe)",
+    ),
+)
 
 FAMILY = Family(
     title="super-resolution network",
@@ -25,6 +46,32 @@ FAMILY = Family(
         Slot(SEMANTIC, "an adapter for detail, which builds on the pixel adapter", required=False),
     ),
     base=Base.ONE_FILE,
+    stages={
+        PIXEL: Stage(
+            """Of a network in one file: an adapter for the damage of real photos.
+
+            The network stays as it is; the adapter is merged into it for use, so that
+            it costs nothing there. With pairs of real photos (`--data HQ,lq=LQ`) LQ has
+            the network's input size.
+
+            Example: srcli train-pixel --model 4x-net.safetensors --data ~/photos -o runs/pixel
+            """,
+            defaults={**_DEFAULTS, "losses": {"l2": 0.0, "l1": 1.0}},
+            options=_OPTIONS,
+        ),
+        SEMANTIC: Stage(
+            """Of a network in one file: an adapter for detail, on its frozen pixel adapter.
+
+            Absolute error, the distance of features, and an adversarial loss.
+
+            Example: srcli train-semantic --model 4x-net.safetensors --pixel runs/pixel --data ~/photos -o runs/semantic
+            """,
+            defaults={**_DEFAULTS, "losses": {"l2": 0.0, "l1": 1.0, "features": 0.5, "gan": 0.05}},
+            needs=(PIXEL,),
+            options=_OPTIONS,
+        ),
+    },
+    raw_input=True,
     defaults={"tile": 0, "overlap": 0, "tiling": "context", "color_fix": "none"},
     files=(".safetensors", ".pth", ".pt", ".ckpt", ".bin"),
 )

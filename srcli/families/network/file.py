@@ -87,9 +87,13 @@ def without_remerging(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for place, child in list(parent.named_children()):
             if hasattr(child, "eval_conv") and hasattr(child, "update_params"):
-                child.update_params()
-                rectified = nn.Sequential(child.eval_conv, nn.LeakyReLU(_SPAN_SLOPE)) if child.has_relu else child.eval_conv
-                parent.add_module(place, rectified)
+                span: Any = child
+                span.update_params()
+                parent.add_module(place, _with_slope(span.eval_conv) if span.has_relu else span.eval_conv)
+
+
+def _with_slope(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.LeakyReLU(_SPAN_SLOPE))
 
 
 def _tensors(path: Path) -> dict[str, Any]:
