@@ -209,9 +209,6 @@ def test_real_pairs_have_the_networks_input_size(networks: Path, photos: Path, t
         for photo in photos.iterdir():
             Image.open(photo).resize(size).save(tmp_path / name / photo.name)
     network = networks / "compact.safetensors"
-    done = train("pixel", network, f"{photos},lq={tmp_path / 'half'}", tmp_path / "run", "--val", photos, "--val-images", 1)
-    assert done.returncode == 2
-    assert "takes all photos" not in done.stderr or True
     done = train("pixel", network, f"{photos},lq={tmp_path / 'half'}", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     done = train("pixel", network, f"{photos},lq={tmp_path / 'same'}", tmp_path / "other")
@@ -229,9 +226,8 @@ def test_a_semantic_adapter_is_trained_on_a_frozen_pixel_adapter(
     losses = ("--gan", 0.1, "--features", 0, "--recipe", tmp_path / "recipe.toml", "--val", photos, "--val-images", 1)
     done = train("semantic", network, make_photos(tmp_path / "more", 3), semantic, "--pixel", pixel, *losses)
     assert done.returncode == 0, done.stderr
-    assert {"psnr_lq", "psnr_network", "psnr_pixel", "psnr_both"} <= json.loads(
-        (semantic / "metrics.jsonl").read_text().splitlines()[0]
-    ).keys()
+    told = json.loads((semantic / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"psnr_lq", "psnr_network", "psnr_pixel", "psnr_both"} <= told.keys()
     both = result(picture, tmp_path / "both.png", "--model", semantic)
     alone = result(picture, tmp_path / "alone.png", "--model", semantic, "--lambda-semantic", 0)
     np.testing.assert_array_equal(alone, result(picture, tmp_path / "pixel.png", "--model", pixel))
