@@ -15,6 +15,8 @@ from commands import Done, srcli
 from PIL import Image
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
+from spandrel.architectures.PLKSR import PLKSR
+from spandrel.architectures.RCAN import RCAN
 from spandrel.architectures.SAFMN import SAFMN
 from spandrel.architectures.SPAN import SPAN
 from spandrel.architectures.SwinIR import SwinIR
@@ -203,6 +205,32 @@ def test_training_lowers_the_loss_and_goes_on_where_it_was_with_its_ranks(networ
         assert torch.equal(value, trained(tmp_path / "two").tensors[key]), key
 
 
+def test_a_run_does_not_go_on_with_another_network(networks: Path, photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "net.safetensors"
+    own.write_bytes((networks / "compact.safetensors").read_bytes())
+    assert train("pixel", own, photos, tmp_path / "run", "--steps", 1).returncode == 0
+    torch.manual_seed(4)
+    save_file(MAKE["compact"]().state_dict(), own)
+    done = train("pixel", own, photos, tmp_path / "run", "--steps", 2, "--resume")
+    assert (done.returncode, "is of another network: its file is not what it was" in done.stderr) == (2, True), done.stderr
+
+
+def test_training_begins_with_a_trained_adapter_of_any_ranks(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network, auto = networks / "safmn.safetensors", ("--rank", "auto")
+    assert train("pixel", network, photos, tmp_path / "first", *auto).returncode == 0
+    done = train("pixel", network, photos, tmp_path / "more", *auto, "--steps", 1, "--start-from", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    first, more = trained(tmp_path / "first"), trained(tmp_path / "more")
+    assert more.ranks == first.ranks
+    assert (first.info.steps, more.info.steps) == (6, 7)
+    for key, value in first.tensors.items():
+        assert torch.allclose(value, more.tensors[key], atol=0.02), key
+    assert (
+        "the adapter to start from has rank"
+        in train("pixel", network, photos, tmp_path / "other", "--rank", 1, "--start-from", tmp_path / "first").stderr
+    )
+
+
 def test_real_pairs_have_the_networks_input_size(networks: Path, photos: Path, tmp_path: Path) -> None:
     for name, size in (("half", (60, 45)), ("same", (120, 90))):
         (tmp_path / name).mkdir()
@@ -277,6 +305,22 @@ def test_what_cannot_be_trained_is_refused_by_name(
     done = train(stage, networks / "compact.safetensors", photos, tmp_path / "run", *options)
     assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_networks_that_overwrite_what_they_are_asked_with_are_trained(photos: Path, tmp_path: Path) -> None:
+    """PLKSR overwrites channels in evaluation mode, RCAN its input."""
+    for name, network in (
+        ("plksr", PLKSR(dim=16, n_blocks=1, upscaling_factor=2)),
+        ("rcan", RCAN(scale=2, n_feats=8, n_resgroups=1, n_resblocks=1, reduction=4)),
+    ):
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+        done = train(
+            "pixel", tmp_path / f"{name}.safetensors", photos, tmp_path / name, "--lr", 1e-9, "--val", photos, "--val-images", 1
+        )
+        assert done.returncode == 0, done.stderr
+        told = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        views = [(line["psnr_network"], line["psnr_pixel"]) for line in told if line["kind"] == "val"]
+        assert [after for _, after in views] == pytest.approx([before for before, _ in views], abs=1e-3)
 
 
 def test_a_network_without_gradients_is_refused(

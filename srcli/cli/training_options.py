@@ -20,6 +20,10 @@ def _training(help: str, *names: str, panel: str = TRAINING, **more: Any) -> Any
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
 
 
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 Data = Annotated[
     list[str] | None,
     typer.Option(
@@ -53,8 +57,12 @@ BatchSize = Annotated[int | None, _training("Crops in a batch, of each process."
 Accumulate = Annotated[int | None, _training("Batches that make one step.")]
 Crop = Annotated[int | None, _training("Side of the crops in output pixels.")]
 Rank = Annotated[
-    str | None,
-    _training("Rank of the adapter: how much it can learn, and its size; or `auto`, where the method has that.", metavar="N"),
+    Any | None,
+    _training(
+        "Rank of the adapter: how much it can learn, and its size; or `auto`, where the method has that.",
+        metavar="N",
+        parser=_number_or_word,
+    ),
 ]
 Alpha = Annotated[float | None, _training("Strength of the adapter, which is scaled by alpha / rank.")]
 Targets = Annotated[str | None, _training("Regular expression of the layers that get an adapter.", metavar="REGEX")]

@@ -60,6 +60,7 @@ class Setup:
 
     def __init__(self, config: TrainConfig, base: Path | None, accelerator: Any = None) -> None:
         self.config = config
+        self._base_sum = sha256_of(base) if base is not None and base.is_file() else ""
         recipe = config.recipe
         self.accelerator = accelerator or make_accelerator(config)
         torch.manual_seed(config.seed)  # of the adapter's first weights, the same in all processes
@@ -181,6 +182,7 @@ class Setup:
             "optimiser": self.optimiser.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "drawn from": self._drawn_from,
+            "base": self._base_sum,
             "rng": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
@@ -197,8 +199,11 @@ class Setup:
         """Go on from what `state` returned.
 
         Raises:
-            ModelError: the base has other layers than it had then.
+            ModelError: the base is not what it was then.
         """
+        if state.get("base", self._base_sum) != self._base_sum:
+            message = "the checkpoint to go on from is of another network: its file is not what it was"
+            raise ModelError(message, "put that file back, or give another `--output`")
         if [value.shape for value in state["weights"]] != [parameter.shape for parameter in self.trainee.parameters]:
             message = "the checkpoint to go on from is of an adapter of other layers: the base is not what it was"
             raise ModelError(message, "give another `--output`, and the old one as `--start-from`")

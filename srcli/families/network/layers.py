@@ -20,7 +20,7 @@ from srcli.networks.lora import LoraLayer, can_have_lora
 
 log = logging.getLogger("srcli")
 
-_ATTENTION = re.compile(r"attn|attention|qkv|\bto_(q|k|v|out)\b|\bw?[qkv]\b")
+_ATTENTION = re.compile(r"attn|attention|msa|qkv|\bto_(q|k|v|out)\b|\bw?[qkv]\b")
 """What the names of a layer, or of the modules around it, or of their classes, have where it is one of attention."""
 _NAMED = 4
 
@@ -66,7 +66,7 @@ def layers_of(model: nn.Module) -> list[Layer]:
             inside |= set(module.modules()) - {module}
         if name and module not in inside and (isinstance(module, LoraLayer) or can_have_lora(module)):
             found.append(Layer(name, _kind(name, module, names), module))
-    return found
+    return [layer for layer in found if layer.own.numel()]  # some architectures have layers of no channels at small sizes
 
 
 def _kind(name: str, module: nn.Module, names: Mapping[str, nn.Module]) -> str:
@@ -124,14 +124,24 @@ def gradients_of(layers: Sequence[Layer], run: Callable[[], Tensor]) -> tuple[Te
     for weight in weights:
         weight.requires_grad_(True)
     try:
-        return torch.autograd.grad(run().sum(), weights, allow_unused=True)
+        return differentiate(run, weights)
+    finally:
+        for weight, before in zip(weights, frozen, strict=True):
+            weight.requires_grad_(before)
+
+
+def differentiate(run: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """The gradients of the sum of what `run` gives with respect to parameters that want some; None where it does not hang on one.
+
+    Raises:
+        ModelError: there is no gradient at all.
+    """
+    try:
+        return torch.autograd.grad(run().sum(), parameters, allow_unused=True)
     except Exception as fault:  # what a network does with tensors that want gradients may raise anything
         if is_out_of_memory(fault):
             raise
         raise ModelError(f"torch cannot differentiate the network: {first_line(fault)}", _OTHER) from fault
-    finally:
-        for weight, before in zip(weights, frozen, strict=True):
-            weight.requires_grad_(before)
 
 
 def _kinds(layers: Sequence[Layer]) -> list[str]:

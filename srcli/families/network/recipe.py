@@ -17,11 +17,9 @@ RANK = 8
 
 
 def _read_rank(value: Any) -> Any:
-    """A number may come as text, from the command line."""
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if number != AUTO and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+    if value != AUTO and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f'must be a whole number above 0, or "{AUTO}"')
-    return number
+    return value
 
 
 @dataclass(frozen=True, config=STRICT)

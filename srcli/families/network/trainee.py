@@ -11,13 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from srcli.config.training import TrainConfig
 from srcli.errors import ModelError
 from srcli.families.network import PIXEL, SEMANTIC
 from srcli.families.network.file import adapter_for, read, without_remerging
-from srcli.families.network.layers import Layer, allotted, chosen, importance, layers_of, tell_cut, uniform_ranks
+from srcli.families.network.layers import Layer, allotted, chosen, differentiate, importance, layers_of, tell_cut, uniform_ranks
 from srcli.families.network.recipe import AUTO, RANK, NetworkRecipe
 from srcli.networks.adapters import (
     Adapter,
@@ -79,7 +81,7 @@ class NetworkTrainee:
         self._names = [PIXEL, SEMANTIC] if PIXEL in config.adapters else [config.stage]
         for name, path in config.adapters.items():
             attach_frozen(self.network, self._adapter(path, name))
-        self._layers = chosen(layers_of(self.network), self.recipe.layers, self.recipe.targets, self._try)
+        self._layers = self._choose()
         if config.gradient_checkpointing and not recomputed(self.network):
             log.warning("`--gradient-checkpointing` saves nothing: %s has no blocks", self._name)
         self._ranks: dict[str, int] = {}
@@ -96,9 +98,40 @@ class NetworkTrainee:
         warn_of_strange_base(adapter, (self.config.base_name,))
         return adapter
 
+    def _choose(self) -> list[Layer]:
+        def choose() -> list[Layer]:
+            return chosen(layers_of(self.network), self.recipe.layers, self.recipe.targets, self._try)
+
+        try:
+            return choose()
+        except ModelError:
+            if not self._train_as_it_answers():
+                raise
+            return choose()
+
+    @torch.no_grad()
+    def _train_as_it_answers(self) -> bool:
+        """Leave evaluation mode if the answers stay: some overwrite in it what gradients need, or take one picture alone."""
+        expected = torch.cat([self._answer(self.network, picture[None]) for picture in self._pictures])
+        self.network.train()
+        for module in self.network.modules():
+            if isinstance(module, (_BatchNorm, _DropoutNd)):
+                module.eval()
+        try:
+            same = torch.allclose(self._try(), expected, atol=1e-4)
+        except Exception:  # what a network does in training may raise anything; it is refused for what it did before
+            same = False
+        if not same:
+            self.network.eval()
+        return same
+
+    @property
+    def _pictures(self) -> Tensor:
+        """Two small ones, (2, 3, h, w), always the same."""
+        return torch.rand(2, 3, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0)).to(self._device)
+
     def _try(self) -> Tensor:
-        """The answer to a small picture, with gradients."""
-        return self._answer(self.network, torch.rand(1, 3, _PROBE, _PROBE, device=self._device))
+        return self._answer(self.network, self._pictures)
 
     # Ranks -----------------------------------------------------------------------------------------------------------
 
@@ -122,6 +155,7 @@ class NetworkTrainee:
             fill(self.network, start, self._info)
             self.steps_before = start.info.steps
         self._use(self._names)
+        differentiate(self._try, self.parameters)
         merge_where_it_pays(self.network, self.config.stage)
         trained, whole = self._numbers(self._ranks), sum(each.numel() for each in self.network.parameters())
         words = "training %d numbers in %d layers of %s, %.1f %% of its own"
@@ -207,7 +241,7 @@ class NetworkTrainee:
         height, width = planes.shape[2:]
         padded = _padded(planes, *self._descriptor.size_requirements.get_padding(width, height))
         with self.autocast():
-            answer: Tensor = self._descriptor._call_fn(network, padded)
+            answer: Tensor = self._descriptor._call_fn(network, padded.clone())  # some write into it
         answer = answer[..., : height * self.factor, : width * self.factor].float()
         return answer.reshape(len(picture), 3, *answer.shape[2:]) * 2 - 1
 
