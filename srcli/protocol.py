@@ -445,13 +445,13 @@ class Trainee(Protocol):
     """Whether pictures are best decoded one by one, since the decoder's graph is large."""
 
     def settle(
-        self, known: Mapping[str, int], batches: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
+        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
     ) -> Sequence[LayerRank]:
         """Decide on what data alone can decide: which layers get how much of what may be trained.
 
         Args:
             known: layers' ranks that an earlier part of the run has decided on.
-            batches: number -> one of the first batches of the run.
+            sample: index -> that sample of the run, alone in its batch: so it is the same however steps are split into batches.
             gradient: the gradient of the recipe's losses at the z_sr of a batch.
 
         Returns:

@@ -344,6 +344,12 @@ def test_networks_that_overwrite_what_they_are_asked_with_are_trained(photos: Pa
         assert [after for _, after in views] == pytest.approx([before for before, _ in views], abs=1e-3)
 
 
+def test_enlarging_damaged_photos_is_refused_where_nothing_is_enlarged(networks: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('degradation.resize_back = "random"\n')
+    done = train("pixel", networks / "compact.safetensors", photos, tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
+    assert (done.returncode, "`degradation.resize_back` has no effect" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_network_without_gradients_is_refused(
     networks: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

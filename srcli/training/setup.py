@@ -95,15 +95,14 @@ class Setup:
         return efficientnet_lite(recipe.features.network, self.accelerator.device, "`--features`")
 
     def _settle(self) -> None:
-        """Let the trainee decide by the first batches, or as it did where the run goes on."""
+        """Let the trainee decide by the first samples, or as it did where the run goes on."""
         config, device = self.config, self.accelerator.device
         known = read_ranks(config.output) if config.resume and checkpoints(config.output) else {}
 
-        def batch(number: int) -> Batch:
-            first = number * config.recipe.batch
-            return finish([self.crops[index] for index in range(first, first + config.recipe.batch)], device)
+        def sample(index: int) -> Batch:
+            return finish([self.crops[index]], device)
 
-        ranks = self.trainee.settle(known, batch, lambda z_sr, batch: self.objective.gradient(z_sr, batch, step=-1)[0])
+        ranks = self.trainee.settle(known, sample, lambda z_sr, batch: self.objective.gradient(z_sr, batch, step=-1)[0])
         if ranks and self._main:
             try:
                 write_ranks(config.output, ranks)

@@ -9,9 +9,12 @@ the second is trained on the first, and their dials are PiSA-SR's (Sun et al., C
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srcli.protocol import Base, Dial, Family, Slot, Stage, StageOption
+
+if TYPE_CHECKING:
+    from srcli.config.training import TrainConfig
 
 PIXEL, SEMANTIC = ADAPTERS = ("pixel", "semantic")
 
@@ -34,6 +37,13 @@ _OPTIONS = (
     ),
 )
 
+
+def _faults(config: TrainConfig) -> list[str]:
+    if config.recipe.degradation.resize_back == "bicubic":
+        return []
+    return ["`degradation.resize_back` has no effect: networks in one file take their input as small as it is"]
+
+
 FAMILY = Family(
     title="super-resolution network",
     dials=(
@@ -48,7 +58,7 @@ FAMILY = Family(
     base=Base.ONE_FILE,
     stages={
         PIXEL: Stage(
-            """Of a network in one file: an adapter for the damage of real photos.
+            """Train a pixel adapter of a network in one file, for the damage of real photos.
 
             The network stays as it is; the adapter is merged into it for use, so that
             it costs nothing there. With pairs of real photos (`--data HQ,lq=LQ`) LQ has
@@ -58,17 +68,19 @@ FAMILY = Family(
             """,
             defaults={**_DEFAULTS, "losses": {"l2": 0.0, "l1": 1.0}},
             options=_OPTIONS,
+            check=_faults,
         ),
         SEMANTIC: Stage(
-            """Of a network in one file: an adapter for detail, on its frozen pixel adapter.
+            """Train a semantic adapter of a network in one file, for detail, on its frozen pixel adapter.
 
-            Absolute error, the distance of features, and an adversarial loss.
+            By the absolute error, the distance of features and an adversarial loss.
 
             Example: srcli train-semantic --model 4x-net.safetensors --pixel runs/pixel --data ~/photos -o runs/semantic
             """,
             defaults={**_DEFAULTS, "losses": {"l2": 0.0, "l1": 1.0, "features": 0.5, "gan": 0.05}},
             needs=(PIXEL,),
             options=_OPTIONS,
+            check=_faults,
         ),
     },
     raw_input=True,

@@ -170,14 +170,14 @@ def tell_cut(layers: Sequence[Layer], rank: int) -> None:
 
 
 def importance(layers: Sequence[Layer], runs: Sequence[Callable[[], Tensor]]) -> list[float]:
-    """How much the loss hangs on each layer's weights: Σ |w · ∂L/∂w| over them, a mean over batches; in shares of all.
+    """How much the loss hangs on each layer's weights: Σ |w · ∂L/∂w| over them and over samples, as a share of all.
 
     The first-order Taylor expansion of what the loss changes by where a weight is taken away: Molchanov, Mallya, Tyree, Frosio,
     Kautz, "Importance estimation for neural network pruning", 2019, eq. 8 (who square it), as a sum over a layer.
 
     Args:
         layers: of the network.
-        runs: each something whose sum has the gradient of a batch's loss.
+        runs: each something whose sum has the gradient of a sample's loss.
 
     Raises:
         UsageError: the loss hangs on none of them.

@@ -41,7 +41,7 @@ log = logging.getLogger("srcli")
 
 _PROBE = 16
 """Side of the picture that a network is tried on."""
-_BATCHES = 4
+_SAMPLES = 16
 """That importance is measured on."""
 
 
@@ -78,6 +78,7 @@ class NetworkTrainee:
         without_remerging(self._descriptor.model)
         self.network: nn.Module = self._descriptor.model.to(device)
         self.trained: Any = self.network
+        self._own_numbers = sum(parameter.numel() for parameter in self.network.parameters())
         self._names = [PIXEL, SEMANTIC] if PIXEL in config.adapters else [config.stage]
         for name, path in config.adapters.items():
             attach_frozen(self.network, self._adapter(path, name))
@@ -136,7 +137,7 @@ class NetworkTrainee:
     # Ranks -----------------------------------------------------------------------------------------------------------
 
     def settle(
-        self, known: Mapping[str, int], batches: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
+        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
     ) -> Sequence[LayerRank]:
         """Attach the adapter: with ranks by importance where the recipe wants them and none are known."""
         start = self.config.start_from and self._adapter(self.config.start_from, self.config.stage)
@@ -147,7 +148,7 @@ class NetworkTrainee:
         elif start or known:
             self._ranks = dict(start.ranks if start else known)
         else:
-            measured = importance(self._layers, [partial(self._weighed, batches, gradient, n) for n in range(_BATCHES)])
+            measured = importance(self._layers, [partial(self._weighed, sample, gradient, index) for index in range(_SAMPLES)])
             self._ranks = allotted(self._layers, measured, self.recipe.budget or self._numbers(uniform_ranks(self._layers, RANK)))
         torch.manual_seed(self.config.seed)
         self.parameters = attach(self.network, self.config.stage, self._ranks, self._info.alpha)
@@ -157,15 +158,15 @@ class NetworkTrainee:
         self._use(self._names)
         differentiate(self._try, self.parameters)
         merge_where_it_pays(self.network, self.config.stage)
-        trained, whole = self._numbers(self._ranks), sum(each.numel() for each in self.network.parameters())
+        trained = self._numbers(self._ranks)
         words = "training %d numbers in %d layers of %s, %.1f %% of its own"
-        log.info(words, trained, sum(rank > 0 for rank in self._ranks.values()), self._name, 100 * trained / (whole - trained))
+        log.info(words, trained, sum(rank > 0 for rank in self._ranks.values()), self._name, 100 * trained / self._own_numbers)
         ranked = zip(self._layers, measured, strict=True) if measured else ()
         return [LayerRank(each.name, each.kind, share, self._ranks[each.name], self._numbers_of(each)) for each, share in ranked]
 
-    def _weighed(self, batches: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor], number: int) -> Tensor:
-        """Something whose gradient is that of the losses of a batch."""
-        batch = batches(number)
+    def _weighed(self, sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor], index: int) -> Tensor:
+        """Something whose gradient is that of the losses of a sample."""
+        batch = sample(index)
         z_sr = self._answer(self.network, self.prepare(batch))
         return z_sr * gradient(z_sr, batch)
 

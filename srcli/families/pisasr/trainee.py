@@ -129,7 +129,7 @@ class PisaTrainee:
         return str(self.config.told["prompts.negative"])
 
     def settle(
-        self, known: Mapping[str, int], batches: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
+        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
     ) -> Sequence[LayerRank]:
         """All is decided already."""
         return ()
