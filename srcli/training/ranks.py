@@ -73,7 +73,7 @@ def _plot(file: Path, ranks: Sequence[LayerRank]) -> None:
     left.barh(places, [100 * each.importance for each in ranks], color="#4c78a8")
     right.barh(places, [each.rank for each in ranks], color="#f58518")
     left.set_yticks(places, names, fontsize=6)
-    left.invert_yaxis()
+    left.set_ylim(len(ranks) - 0.4, -0.6)
     left.set_xlabel("share of the importance in %")
     right.set_xlabel("rank")
     with whole(file) as stream:

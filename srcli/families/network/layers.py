@@ -20,7 +20,7 @@ from srcli.networks.lora import LoraLayer, can_have_lora
 
 log = logging.getLogger("srcli")
 
-_ATTENTION = re.compile(r"attn|attention|msa|qkv|\bto_(q|k|v|out)\b|\bw?[qkv]\b")
+_ATTENTION = re.compile(r"attn|attention|msa|qkv|\bto_(q|k|v|out)\b|\bw?[qkv]\b|\bproj\b")
 """What the names of a layer, or of the modules around it, or of their classes, have where it is one of attention."""
 _NAMED = 4
 
