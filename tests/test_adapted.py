@@ -15,6 +15,7 @@ import torch
 from commands import Done, srcli
 from PIL import Image
 from safetensors.torch import save_file
+from spandrel import ImageModelDescriptor
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.PLKSR import PLKSR
 from spandrel.architectures.RCAN import RCAN
@@ -128,6 +129,28 @@ def test_a_map_leads_the_strength_alone(networks: Path, photo: np.ndarray, tmp_p
     bare, off = upscaled("bare"), upscaled("off", "--pixel", file, "--lambda-pixel", 0)
     np.testing.assert_array_equal(bare, off)
     assert not np.array_equal(bare, upscaled("on", "--pixel", file))
+
+
+def test_a_sweep_asks_the_network_once_a_setting(
+    networks: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, picture = networks / "compact.safetensors", tmp_path / "a.png"
+    adapters = [word for each in ("pixel", "semantic") for word in (f"--{each}", make_adapter(network, tmp_path, each))]
+    Image.fromarray(photo).save(picture)
+    plain = ("--model", network, *adapters, "--device", "cpu", "--dtype", "fp32")
+    asked, call = [], ImageModelDescriptor.__call__
+    monkeypatch.setattr(ImageModelDescriptor, "__call__", lambda own, x: asked.append(x.shape[-1]) or call(own, x))
+    done = srcli(
+        "sweep", picture, "-o", tmp_path / "s", *plain, "--lambda-pixel", "0,1", "--lambda-semantic", "0,0.5,2", "--save-images"
+    )
+    assert done.returncode == 0, done.stderr
+    assert asked.count(photo.shape[1]) == 6
+    swept = {np.asarray(Image.open(each)).tobytes() for each in (tmp_path / "s" / "images").rglob("a.png")}
+    assert len(swept) == 6
+    assert (
+        result(picture, tmp_path / "b.png", "--model", network, *adapters, "--lambda-pixel", 0, "--lambda-semantic", 2).tobytes()
+        in swept
+    )
 
 
 def test_an_adapter_of_another_network_is_refused(networks: Path, photo: np.ndarray, tmp_path: Path) -> None:
