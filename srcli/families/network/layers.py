@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ log = logging.getLogger("srcli")
 _ATTENTION = re.compile(r"attn|attention|msa|qkv|\bto_(q|k|v|out)\b|\bw?[qkv]\b|\bproj\b")
 """What the names of a layer, or of the modules around it, or of their classes, have where it is one of attention."""
 _NAMED = 4
+_OTHER = "take another network, or other layers: `--targets`, `--layers`"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """As it works: with the adapters that are attached already."""
-        return self.module.get_parameter("weight") if "weight" in self.module._parameters else self.module.weight  # type: ignore[return-value]
+        return cast(Tensor, self.module.weight)
 
     @property
     def own(self) -> nn.Parameter:
@@ -108,9 +110,6 @@ def chosen(layers: Sequence[Layer], kinds: Collection[str], targets: str, run: C
     if lost:
         log.warning("no adapter for %s that training cannot reach: %s", counted(len(lost), "layer"), _listed(lost))
     return reached
-
-
-_OTHER = "take another network, or other layers: `--targets`, `--layers`"
 
 
 def gradients_of(layers: Sequence[Layer], run: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
