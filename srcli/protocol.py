@@ -178,6 +178,8 @@ class Family:
     """Keys of older rows, and where the same stands now."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of every row's keys, where they are other than every family's."""
+    raw_input: bool = False
+    """Whether training gives its networks the input as it is, instead of enlarged to the result's size."""
     files: tuple[str, ...] = ()
     """Suffixes of files that are models without a row; the family's `file.py` says what their rows would be."""
 
@@ -406,19 +408,34 @@ class Batch(Protocol):
     """Samples on the device."""
 
     lq: Tensor
-    """(N, 3, crop, crop), RGB, float32 in [-1, 1], enlarged to the size of `hq`; as is `hq`."""
+    """(N, 3, crop, crop), RGB, float32 in [-1, 1], enlarged to the size of `hq`; of a family with `raw_input` as it is."""
     hq: Tensor
+    """(N, 3, crop, crop), RGB, float32 in [-1, 1]."""
     indices: list[int]
     """Of the samples: the seeds of what is drawn for each."""
     prompts: list[str]
     """Positive prompts; empty where the stage has no use for them."""
 
 
+@dataclass(frozen=True)
+class LayerRank:
+    """What a layer of an adapted network got."""
+
+    name: str
+    kind: str
+    """`conv`, `attention` or `mlp`."""
+    importance: float
+    """Its share in that of all layers."""
+    rank: int
+    parameters: int
+    """That are trained for it."""
+
+
 class Trainee(Protocol):
     """What one stage trains, and all that the loop has to know of it.
 
-    A step is prepared = prepare(batch); z = forward(prepared); the losses of decode(z) and losses(z, batch) go back to z and on
-    through `network`; before_step(), the optimiser's step, after_step().
+    First comes settle(). A step is prepared = prepare(batch); z = forward(prepared); the losses of decode(z) and losses(z, batch)
+    go back to z and on through `network`; before_step(), the optimiser's step, after_step().
     """
 
     network: nn.Module
@@ -433,6 +450,24 @@ class Trainee(Protocol):
     """Pixels a latent cell: crops are multiples of it."""
     decodes_alone: bool
     """Whether pictures are best decoded one by one, since the decoder's graph is large."""
+
+    def settle(
+        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
+    ) -> Sequence[LayerRank]:
+        """Decide on what data alone can decide: which layers get how much of what may be trained.
+
+        Args:
+            known: layers' ranks that an earlier part of the run has decided on.
+            sample: index -> that sample of the run, alone in its batch: so it is the same however steps are split into batches.
+            gradient: the gradient of the recipe's losses at the z_sr of a batch.
+
+        Returns:
+            what was measured and decided; empty where there was nothing to decide.
+
+        Raises:
+            UsageError: the recipe allows no decision.
+        """
+        ...
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which networks compute in the run's precision."""

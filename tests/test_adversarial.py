@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import io
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from srcli.errors import UsageError
+from srcli.config.recipe import Gan
+from srcli.errors import ModelError, UsageError
+from srcli.networks.features import efficientnet_lite
 from srcli.training.losses.adversarial import (
     GanKind,
     UNetDiscriminator,
@@ -16,6 +19,8 @@ from srcli.training.losses.adversarial import (
     generator_loss,
     gradient_penalty,
 )
+from srcli.training.losses.critic import Critic
+from srcli.training.losses.projected import augmented
 
 KINDS: list[GanKind] = ["vanilla", "hinge", "relativistic"]
 
@@ -23,6 +28,53 @@ KINDS: list[GanKind] = ["vanilla", "hinge", "relativistic"]
 def make(seed: int = 0, features: int = 4) -> UNetDiscriminator:
     torch.manual_seed(seed)
     return UNetDiscriminator(features)
+
+
+def test_a_target_below_1_is_the_cross_entropy_with_it() -> None:
+    real, fake = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
+    entropy = nn.functional.binary_cross_entropy_with_logits
+    expected = entropy(real, torch.full_like(real, 0.8)) + entropy(fake, torch.zeros_like(fake))
+    assert torch.allclose(discriminator_loss(real, fake, "vanilla", 0.8), expected)
+    assert torch.allclose(generator_loss(fake, None, "vanilla", 0.8), entropy(fake, torch.full_like(fake, 0.8)))
+
+
+def test_heads_on_a_feature_network_learn_to_tell_pictures_apart() -> None:
+    try:
+        network = efficientnet_lite("efficientnet-lite0", torch.device("cpu"), "this test")
+    except ModelError as fault:
+        pytest.skip(fault.message)
+    alone = {
+        "device": "cpu",
+        "num_processes": 1,
+        "gradient_accumulation_steps": 1,
+        "sync_gradients": True,
+        "mixed_precision": "no",
+    }
+    judge = Critic(Gan(network="efficientnet-lite0", features=8, learning_rate=3e-3), 0, SimpleNamespace(**alone), network)
+    hq = pictures(4, 48, 48)
+    sr = nn.functional.avg_pool2d(hq, 3, 1, 1)
+    told = [float(judge.learn(sr, hq, range(4 * step, 4 * step + 4))["discriminator"]) for step in range(30)]
+    assert sum(told[-5:]) < 0.7 * sum(told[:5])
+    leaf = sr.clone().requires_grad_()
+    loss = judge.judge(leaf, hq, range(4))
+    assert float(loss.detach()) > float(judge.judge(hq, sr, range(4)))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert gradient.any()
+
+
+def test_augmentation_is_the_same_for_both_and_passes_gradients_on() -> None:
+    one = pictures(1, 32, 48).repeat(6, 1, 1, 1).requires_grad_()
+    shown = augmented(torch.cat([one, one]), 0, range(6))
+    first, second = shown.chunk(2)
+    assert torch.equal(first, second)
+    assert len({float(each.detach().mean()) for each in first}) == 6
+    cut = (first == 0).all(1).float().mean((1, 2))
+    assert float(cut.min()) > 0.06
+    assert float(cut.max()) < 0.5
+    assert torch.equal(first[2:], augmented(torch.cat([one[2:], one[2:]]), 0, range(2, 6)).chunk(2)[0])
+    (gradient,) = torch.autograd.grad(shown.sum(), one)
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 def pictures(count: int = 2, height: int = 16, width: int = 24, seed: int = 1) -> Tensor:

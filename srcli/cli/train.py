@@ -19,6 +19,7 @@ from srcli.cli.family_options import stage_options, with_needed_adapters, with_s
 from srcli.cli.options import Device, Dtype, ModelsFile
 from srcli.errors import UsageError
 from srcli.families import all_stages
+from srcli.protocol import Base
 
 if TYPE_CHECKING:
     from srcli.config.recipe import Recipe
@@ -59,6 +60,7 @@ def training_command(stage: str) -> Callable[..., None]:
         psnr: o.PsnrWeight = None,
         ssim: o.SsimWeight = None,
         lpips: o.Lpips = None,
+        features: o.FeaturesWeight = None,
         gan: o.GanWeight = None,
         frequency: o.FrequencyWeight = None,
         grid: o.GridWeight = None,
@@ -98,6 +100,9 @@ def run_training(stage: str, given: Mapping[str, Any]) -> None:
         raise UsageError(message, f"its trainings: {trainings}; another model is given as `--model`")
     _refuse_foreign(spec, stage, given)
     if given["base"] is not None:
+        if spec.declared.base is not Base.DIFFUSERS:
+            message = f"the model `{spec.name}` ({spec.declared.title}) takes no `--base`: it is one file"
+            raise UsageError(message, "name that file, or a row for it, as `--model`")
         spec = replace_base(spec, given["base"])
     recipe = _recipe(spec, stage, given)
     if given["show_recipe"]:
@@ -192,9 +197,9 @@ def _config(spec: ModelSpec, stage: str, given: Mapping[str, Any], recipe: Recip
 
 
 def _train(config: TrainConfig, spec: ModelSpec) -> None:
-    from srcli.store.weights import base_folder
+    from srcli.store.weights import base_place
 
-    base = base_folder(spec) if spec.base.names else None
+    base = base_place(spec) if spec.base.names else None
     from srcli.training.checkpoint import LongerError
     from srcli.training.loop import STOPPED_BY_USER, train
     from srcli.training.output import begin_output

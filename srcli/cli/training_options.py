@@ -20,6 +20,10 @@ def _training(help: str, *names: str, panel: str = TRAINING, **more: Any) -> Any
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
 
 
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 Data = Annotated[
     list[str] | None,
     typer.Option(
@@ -52,7 +56,14 @@ Steps = Annotated[int | None, _training("Updates of the adapter; the recipe's if
 BatchSize = Annotated[int | None, _training("Crops in a batch, of each process.", "--batch")]
 Accumulate = Annotated[int | None, _training("Batches that make one step.")]
 Crop = Annotated[int | None, _training("Side of the crops in output pixels.")]
-Rank = Annotated[int | None, _training("Rank of the adapter: how much it can learn, and its size.")]
+Rank = Annotated[
+    Any | None,
+    _training(
+        "Rank of the adapter: how much it can learn, and its size; or `auto`, where the method has that.",
+        metavar="N",
+        parser=_number_or_word,
+    ),
+]
 Alpha = Annotated[float | None, _training("Strength of the adapter, which is scaled by alpha / rank.")]
 Targets = Annotated[str | None, _training("Regular expression of the layers that get an adapter.", metavar="REGEX")]
 LearningRate = Annotated[float | None, _training("Peak of AdamW's learning rate.", "--lr", "--learning-rate")]
@@ -65,6 +76,9 @@ L1 = Annotated[float | None, _training("Weight of the absolute error.", "--l1", 
 PsnrWeight = Annotated[float | None, _training("Weight of the decibels missing to a PSNR of 40.", "--psnr", panel=LOSSES)]
 SsimWeight = Annotated[float | None, _training("Weight of the SSIM loss: 1 - SSIM of the luma.", "--ssim", panel=LOSSES)]
 Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli models fetch lpips-vgg`.", panel=LOSSES)]
+FeaturesWeight = Annotated[
+    float | None, _training("Weight of the distance of features; needs the extra `features`.", "--features", panel=LOSSES)
+]
 GanWeight = Annotated[float | None, _training("Weight of the adversarial loss.", "--gan", panel=LOSSES)]
 FrequencyWeight = Annotated[float | None, _training("Weight of the frequency-domain loss.", "--frequency", panel=LOSSES)]
 GridWeight = Annotated[float | None, _training("Weight of the loss against a grid of latent cells.", "--grid", panel=LOSSES)]

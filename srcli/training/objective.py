@@ -7,16 +7,25 @@ decoder's activations of the whole batch (at 512² 6 GB a picture in float32, 3 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from srcli.config.recipe import Recipe
+from srcli.networks.features import FeatureNetwork
 from srcli.protocol import Batch, Trainee
 from srcli.training.losses.critic import Critic
-from srcli.training.losses.pictures import frequency_loss, grid_loss, mean_absolute, mean_squared, psnr_loss, ssim_loss
+from srcli.training.losses.pictures import (
+    feature_loss,
+    frequency_loss,
+    grid_loss,
+    mean_absolute,
+    mean_squared,
+    psnr_loss,
+    ssim_loss,
+)
 from srcli.training.losses.references import sharpened
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -29,13 +38,22 @@ class Objective:
         recipe: weights and settings.
         trainee: decodes, and has losses of its own.
         lpips: where `losses.lpips` is above 0.
+        features: where `losses.features` is.
         critic: where `losses.gan` is above 0.
         chunk: pictures decoded at once.
     """
 
-    def __init__(self, recipe: Recipe, trainee: Trainee, lpips: Perceptual | None, critic: Critic | None, chunk: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        trainee: Trainee,
+        lpips: Perceptual | None,
+        features: FeatureNetwork | None,
+        critic: Critic | None,
+        chunk: int,
+    ) -> None:
         self.recipe, self.trainee = recipe, trainee
-        self.lpips, self.critic, self.chunk = lpips, critic, chunk
+        self.lpips, self.features, self.critic, self.chunk = lpips, features, critic, chunk
 
     def gradient(self, z_sr: Tensor, batch: Batch, step: int, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Value and gradient of the weighted sum.
@@ -57,7 +75,7 @@ class Objective:
         for part in _chunks(len(leaf), self.chunk):
             sr = self.trainee.decode(leaf[part])
             share = sr.shape[0] / len(leaf)
-            losses = self.picture_losses(sr, hq[part], step)
+            losses = self.picture_losses(sr, hq[part], step, batch.indices[part])
             _add(values, losses, share)
             if losses:
                 (self._weighted(losses) * (share * scale)).backward()  # type: ignore[no-untyped-call]
@@ -75,7 +93,7 @@ class Objective:
 
         None where the adversarial loss is the only one: what a discriminator thinks at different times cannot be compared.
         """
-        losses = self.picture_losses(self.trainee.decode(z_sr), self.references(batch.hq), step=-1)
+        losses = self.picture_losses(self.trainee.decode(z_sr), self.references(batch.hq), -1, batch.indices)
         losses |= self.trainee.losses(z_sr, batch)
         return float(self._weighted(losses)) if losses else None
 
@@ -83,8 +101,11 @@ class Objective:
         """What the results are to look like, as the recipe has it: (N, 3, H, W), RGB, float32 in [-1, 1]."""
         return sharpened(hq, self.recipe.references.sharpening, self.recipe.references.sigma_px)
 
-    def picture_losses(self, sr: Tensor, hq: Tensor, step: int) -> dict[str, Tensor]:
-        """The losses that compare pictures, (N, 3, H, W), RGB, about [-1, 1]; a negative step leaves the adversarial one out."""
+    def picture_losses(self, sr: Tensor, hq: Tensor, step: int, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The losses that compare pictures of samples; a negative step leaves the adversarial one out.
+
+        Pictures are (N, 3, H, W), RGB, about [-1, 1].
+        """
         recipe, weights = self.recipe, self.recipe.losses
         losses = {}
         if weights.l2:
@@ -101,8 +122,10 @@ class Objective:
             losses["grid"] = grid_loss(sr, hq, self.trainee.factor)
         if self.lpips is not None:
             losses["lpips"] = self.lpips(sr, hq).mean()
+        if self.features is not None:
+            losses["features"] = feature_loss(sr, hq, self.features, recipe.features.weights)
         if self.critic is not None and step >= recipe.gan.start:
-            losses["gan"] = self.critic.judge(sr, hq)
+            losses["gan"] = self.critic.judge(sr, hq, indices)
         return losses
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from srcli.config.training import TrainConfig
 from srcli.disk import make_output_folder
 from srcli.images.sheet import make_sheet, save_sheet
-from srcli.training.data.crops import CropSettings, TrainingCrops, finish, to_levels
+from srcli.training.data.crops import TrainingCrops, crop_settings, enlarged, finish, to_levels
 from srcli.training.data.held_out import find_photos
 
 
@@ -24,9 +24,9 @@ def write_preview(config: TrainConfig, count: int) -> Path:
     """
     make_output_folder(config.output)
     sources, _ = find_photos(config)
-    crops = TrainingCrops(sources, CropSettings(config.recipe.crop, config.scale, config.seed, config.recipe.degradation))
+    crops = TrainingCrops(sources, crop_settings(config))
     batch = finish([crops[index] for index in range(count)], torch.device("cpu"))
-    pairs = [[to_levels(lq), to_levels(hq)] for lq, hq in zip(batch.lq, batch.hq, strict=True)]
+    pairs = [[enlarged(to_levels(lq), config.recipe.crop), to_levels(hq)] for lq, hq in zip(batch.lq, batch.hq, strict=True)]
     if len(pairs) % 2 and len(pairs) > 1:
         pairs.append([pairs[0][0] * 0 + 40] * 2)
     rows = [pairs[i] + pairs[i + 1] for i in range(0, len(pairs), 2)] if len(pairs) > 1 else pairs

@@ -21,17 +21,21 @@ from srcli.errors import ModelError, UsageError
 from srcli.families import families, load_trainee
 from srcli.memory import free_bytes, keep_large_blocks
 from srcli.networks.device import bf16_pays, choose_device
+from srcli.networks.features import FeatureNetwork, efficientnet_lite
 from srcli.networks.perceptual import lpips_network
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
+from srcli.training.checkpoint import checkpoints
 from srcli.training.data.captions import full_prompt, read_captions
-from srcli.training.data.crops import CropSettings, Sample, TrainingCrops
+from srcli.training.data.crops import Batch, Sample, TrainingCrops, crop_settings, finish
 from srcli.training.data.held_out import find_photos
 from srcli.training.data.sources import Source
 from srcli.training.launch import Place, find_place, meeting, spread
 from srcli.training.losses.critic import Critic
 from srcli.training.memory_need import decode_chunk, memory_need
 from srcli.training.objective import Objective
+from srcli.training.output import cannot_go_on
+from srcli.training.ranks import read_ranks, write_ranks
 from srcli.training.validation import fixed_samples
 
 log = logging.getLogger("srcli")
@@ -58,6 +62,7 @@ class Setup:
 
     def __init__(self, config: TrainConfig, base: Path | None, accelerator: Any = None) -> None:
         self.config = config
+        self._base_sum = sha256_of(base) if base is not None and base.is_file() else ""
         recipe = config.recipe
         self.accelerator = accelerator or make_accelerator(config)
         torch.manual_seed(config.seed)  # of the adapter's first weights, the same in all processes
@@ -67,21 +72,52 @@ class Setup:
         self.trainee = load_trainee(config, base, self.accelerator.device, _PRECISIONS[self.accelerator.mixed_precision])
         trained_on = [photo.hq for source in sources for photo in source.photos]
         prompts = self._prompts([*trained_on, *(photo.hq for photo in held_out)])
-        settings = CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, prompts=prompts)
+        settings = crop_settings(config, prompts)
         self.fixed: list[Sample] = fixed_samples(held_out, settings) if self._main else []
         on_device = self.accelerator.device.type == "cuda"
         self.crops = TrainingCrops(sources, replace(settings, degrade_later=on_device))
         self._drawn_from = _digest(sources)
         self.lpips = lpips_network(self.accelerator.device) if recipe.losses.lpips else None
-        self.critic = Critic(recipe.gan, config.seed, self.accelerator) if recipe.losses.gan else None
+        self._feature_networks: dict[str, FeatureNetwork] = {}
+        self.features = self._feature_network(recipe.features.network, "`--features`") if recipe.losses.features else None
+        self.critic = self._make_critic()
         self.chunk = decode_chunk(config, self.trainee)
-        self.objective = Objective(recipe, self.trainee, self.lpips, self.critic, self.chunk)
+        self.objective = Objective(recipe, self.trainee, self.lpips, self.features, self.critic, self.chunk)
+        self._settle()
         self._state_memory()
         self._make_optimiser()
 
     @property
     def _main(self) -> bool:
         return bool(self.accelerator.is_main_process)
+
+    def _feature_network(self, name: str, needed_by: str) -> FeatureNetwork:
+        """One for all that want it."""
+        if name not in self._feature_networks:
+            self._feature_networks[name] = efficientnet_lite(name, self.accelerator.device, needed_by)
+        return self._feature_networks[name]
+
+    def _make_critic(self) -> Critic | None:
+        gan = self.config.recipe.gan
+        if not self.config.recipe.losses.gan:
+            return None
+        projected = None if gan.network == "unet" else self._feature_network(gan.network, "`gan.network`")
+        return Critic(gan, self.config.seed, self.accelerator, projected)
+
+    def _settle(self) -> None:
+        """Let the trainee decide by the first samples, or as it did where the run goes on."""
+        config, device = self.config, self.accelerator.device
+        known = read_ranks(config.output) if config.resume and checkpoints(config.output) else {}
+
+        def sample(index: int) -> Batch:
+            return finish([self.crops[index]], device)
+
+        ranks = self.trainee.settle(known, sample, lambda z_sr, batch: self.objective.gradient(z_sr, batch, step=-1)[0])
+        if ranks and self._main:
+            try:
+                write_ranks(config.output, ranks)
+            except OSError as error:
+                raise cannot_go_on(0, error) from error
 
     def _make_optimiser(self) -> None:
         from diffusers.optimization import get_scheduler
@@ -119,10 +155,11 @@ class Setup:
     # Memory ----------------------------------------------------------------------------------------------------------
 
     def _state_memory(self) -> None:
-        others = [part for part in (self.lpips, self.critic.network if self.critic else None) if part is not None]
+        networks = (self.lpips, *self._feature_networks.values(), self.critic.network if self.critic else None)
+        others = [part for part in networks if part is not None]
 
         def losses(sr: Tensor, hq: Tensor) -> Tensor:
-            return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60).values()) or [sr.mean()]).sum()
+            return torch.stack(list(self.objective.picture_losses(sr, hq, 1 << 60, range(len(sr))).values()) or [sr.mean()]).sum()
 
         need = memory_need(self.config, self.trainee, others, losses)
         if self._main:
@@ -155,6 +192,7 @@ class Setup:
             "optimiser": self.optimiser.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "drawn from": self._drawn_from,
+            "base": self._base_sum,
             "rng": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
@@ -171,8 +209,11 @@ class Setup:
         """Go on from what `state` returned.
 
         Raises:
-            ModelError: the base has other layers than it had then.
+            ModelError: the base is not what it was then.
         """
+        if state.get("base", self._base_sum) != self._base_sum:
+            message = "the checkpoint to go on from is of another network: its file is not what it was"
+            raise ModelError(message, "put that file back, or give another `--output`")
         if [value.shape for value in state["weights"]] != [parameter.shape for parameter in self.trainee.parameters]:
             message = "the checkpoint to go on from is of an adapter of other layers: the base is not what it was"
             raise ModelError(message, "give another `--output`, and the old one as `--start-from`")

@@ -60,7 +60,7 @@ def fixed_samples(photos: Sequence[Photo], settings: CropSettings) -> list[Sampl
             skipped.append(unreadable(photo.hq, error))
             continue
         hq, lq = random_crop(full, partner, settings.crop, settings.scale, rng)
-        lq = enlarged(lq, settings.crop) if lq is not None else degraded(hq, draw_for(settings, rng))
+        lq = enlarged(lq, settings.lq_side) if lq is not None else degraded(hq, draw_for(settings, rng))
         samples.append(Sample(number, hq, lq, None, settings.prompts.get(photo.hq, ""), []))
     tell_skipped(skipped)
     if photos and not samples:
@@ -83,7 +83,7 @@ def validate(samples: Sequence[Sample], trainee: Trainee, objective: Objective, 
     for sample in samples:
         batch = finish([sample], device)
         assert sample.lq is not None
-        pictures = {"lq": sample.lq}
+        pictures = {"lq": enlarged(sample.lq, len(sample.hq))}
         for label, z_sr in trainee.views(batch).items():
             with torch.no_grad():
                 pictures[label] = to_levels(trainee.decode(z_sr)[0])

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from srcli.errors import ModelError
 from srcli.families.network.ncnn import read_ncnn
-from srcli.store.weights import load_pickle, load_tensors
+from srcli.networks.adapters import Adapter, check_base_sum, load_adapter
+from srcli.store.weights import load_pickle, load_tensors, sha256_of
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
 _PURPOSES = {"FaceSR": "restores cropped faces", "Inpainting": "fills masked parts of pictures"}
 _HINT = "take a network for super-resolution or restoration of single pictures, as a `.safetensors` or `.pth` file"
+_SPAN_SLOPE = 0.05
+"""Of the leaky ReLU that some of SPAN's layers end with."""
 _held: dict[Path, ImageModelDescriptor[Any]] = {}
 """The network that `row` has read last, for `take`."""
 
@@ -61,6 +65,35 @@ def read(path: Path) -> ImageModelDescriptor[Any]:
         raise ModelError(f"`{path}` takes {channels[0]} channels and gives {channels[1]}, and pictures have 3 or 1", _HINT)
     network.model.float().eval().requires_grad_(False)
     return network
+
+
+def adapter_for(base: Path, path: Path, name: str) -> Adapter:
+    """An adapter's file, for the network in the file `base`.
+
+    Raises:
+        ModelError: it is damaged, no adapter, or one of another network.
+    """
+    adapter = load_adapter(path, name)
+    check_base_sum(adapter, path, base, sha256_of(base))
+    return adapter
+
+
+def without_remerging(model: nn.Module) -> None:
+    """Have a network compute with weights that adapters reach, to the same answer.
+
+    SPAN's layers merge three convolutions and a shortcut into one at every call in evaluation mode, past every gradient and over
+    whatever was put into that one's weights: it takes their place.
+    """
+    for parent in list(model.modules()):
+        for place, child in list(parent.named_children()):
+            if hasattr(child, "eval_conv") and hasattr(child, "update_params"):
+                span: Any = child
+                span.update_params()
+                parent.add_module(place, _with_slope(span.eval_conv) if span.has_relu else span.eval_conv)
+
+
+def _with_slope(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.LeakyReLU(_SPAN_SLOPE))
 
 
 def _tensors(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@
 
 as two passes with the weights λ and 1 - λ; one of weight 0 is not run. A network of one channel is asked for each channel of a
 picture, which keeps colours as sharp as it can; where all three are equal, once.
+
+With adapters its weights are W + λ_pix · ΔP + λ_sem · ΔS: one pass at any of these numbers, which are its key.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from torch.nn import functional
 
 from srcli.disk import first_line
 from srcli.errors import ModelError
-from srcli.families.network.file import take
+from srcli.families.network import ADAPTERS, PIXEL, SEMANTIC
+from srcli.families.network.file import adapter_for, take, without_remerging
+from srcli.networks.adapters import Adapter
+from srcli.networks.mixed import MixedWeights
 from srcli.protocol import FADE_CELLS, LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
-from srcli.store.weights import base_file
+from srcli.store.weights import adapter_path, base_file
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("srcli")
 
 ANSWER, ENLARGED = "answer", "enlarged"
+"""Passes; with adapters, the network's answer is the tuple of their weights."""
 MOST_SIGHT = 48
 """Input pixels around a tile that are computed with it, at most: RRDBNet, which sees hundreds, is 50 dB from the whole there."""
 TILE_BYTES = 1 << 30
@@ -47,9 +53,10 @@ class NetworkRestorer:
         spec: the model's row.
         options: device, dtype and settings.
         network: float32, on the CPU; it is changed.
+        adapters: of the row, in the order of `ADAPTERS`.
 
     Raises:
-        ModelError: its answer to a small picture is not what the row and its own description say.
+        ModelError: its answer to a small picture is not what the row and its own description say, or an adapter does not fit it.
     """
 
     enlargement = "bicubic"
@@ -58,7 +65,9 @@ class NetworkRestorer:
     answers_pixels = True
     parents: Mapping[Hashable, Parent] = {}
 
-    def __init__(self, spec: ModelSpec, options: LoadOptions, network: ImageModelDescriptor[Any]) -> None:
+    def __init__(
+        self, spec: ModelSpec, options: LoadOptions, network: ImageModelDescriptor[Any], adapters: Sequence[Adapter] = ()
+    ) -> None:
         from spandrel import ModelTiling
 
         self.name, self.device = spec.name, options.device
@@ -68,6 +77,8 @@ class NetworkRestorer:
         self.min_side, self.margin, self.color_fix = spec.min_side, spec.margin, spec.color_fix
         self._network = network
         self.cell_bytes = self.dtype.itemsize * _probe(network, scale, spec)
+        self._lambdas = tuple(f"lambda_{adapter.name}" for adapter in adapters)
+        self._mixed = MixedWeights(network.model, adapters, self.device)
         network.model.to(self.device, self.dtype)
         self._call: Callable[[Tensor], Tensor] = network
         self.encoder_part = Part(_as_it_is, 3, 1, 1, cell_bytes=12)
@@ -83,11 +94,14 @@ class NetworkRestorer:
 
     def mix(self, settings: Settings, picture: Picture) -> Mixture:
         """The same for every picture."""
-        weights = {ANSWER: settings["strength"], ENLARGED: 1 - settings["strength"]}
+        answer = tuple(settings[name] for name in self._lambdas) or ANSWER
+        weights: dict[Hashable, float] = {answer: settings["strength"], ENLARGED: 1 - settings["strength"]}
         return Mixture({key: weight for key, weight in weights.items() if weight})
 
     def predict_pass(self, key: Hashable, latent: Tensor, *, exact: bool = False) -> Tensor:
         picture = (latent + 1) / 2
+        if isinstance(key, tuple):
+            self._mixed.take(key)
         if key == ENLARGED:
             answer = enlarge(picture, self.native_scale)
         elif exact and self.dtype != torch.float32:
@@ -118,14 +132,20 @@ def load(spec: ModelSpec, options: LoadOptions) -> NetworkRestorer:
     """Build the restorer of a row.
 
     Raises:
-        ModelError: the file is missing, damaged, no such network, or of another scale than the row says.
+        ModelError: a file is missing, damaged, no such network or adapter, or of another scale or network than the row says.
     """
     path = base_file(spec)
     network = take(path)
     if network.scale != spec.native_scale:
         message = f"`{path}` enlarges {network.scale} times, and the row of model `{spec.name}` says {spec.native_scale}"
         raise ModelError(message, f"correct `native_scale` in `{spec.origin}`")
-    return NetworkRestorer(spec, options, network)
+    adapters = [adapter_for(path, adapter_path(spec, name), name) for name in ADAPTERS if name in spec.adapters]
+    if SEMANTIC in spec.adapters and PIXEL not in spec.adapters:
+        message = f"the semantic adapter of `{spec.name}` builds on a pixel adapter, and there is none"
+        raise ModelError(message, "give the one that it was trained on as `--pixel`, or the run's folder as `--model`")
+    if adapters:
+        without_remerging(network.model)
+    return NetworkRestorer(spec, options, network, adapters)
 
 
 def enlarge(picture: Tensor, scale: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ from srcli.networks.adapters import (
 )
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
 from srcli.networks.merged import merge_where_it_pays
-from srcli.protocol import Batch
+from srcli.protocol import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 
 _NULL_PROMPT_STREAM = 4
@@ -127,6 +127,12 @@ class PisaTrainee:
     @property
     def _negative(self) -> str:
         return str(self.config.told["prompts.negative"])
+
+    def settle(
+        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
+    ) -> Sequence[LayerRank]:
+        """All is decided already."""
+        return ()
 
     # A step ----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from srcli.config.degradation import Degradation
+from srcli.config.training import TrainConfig
 from srcli.console import counted
 from srcli.errors import ImageError, UsageError, joined_faults
+from srcli.families import families
 from srcli.images.codec import decode
 from srcli.images.resize import resample_u8
 from srcli.images.visible import visible_rgb_u8
 from srcli.training.data.sources import Photo, Skipped, Source, unreadable
 from srcli.training.degrade import engine
-from srcli.training.degrade.draws import Draws, draw
+from srcli.training.degrade.draws import RAW, Draws, draw
 from srcli.training.signals import ASKING
 
 CACHE_BYTES = 1 << 30
@@ -68,6 +70,7 @@ class CropSettings:
         scale: output sides over input sides.
         seed: of all chance.
         how: the degradation.
+        raw: LQ crops stay `scale` times smaller, instead of being enlarged.
         degrade_later: leave the degradation to `finish`, which does it for a batch on the device.
         prompts: the positive prompt of each photo by its path; "" for others.
         cache_bytes: decoded photos are kept up to this many bytes in each worker.
@@ -77,14 +80,20 @@ class CropSettings:
     scale: int = 4
     seed: int = 0
     how: Degradation = field(default_factory=Degradation)
+    raw: bool = False
     degrade_later: bool = False
     prompts: Mapping[Path, str] = field(default_factory=dict)
     cache_bytes: int = CACHE_BYTES
 
+    @property
+    def lq_side(self) -> int:
+        """Of LQ crops, in pixels."""
+        return self.crop // self.scale if self.raw else self.crop
+
 
 @dataclass
 class Sample:
-    """One crop: hq (crop, crop, 3), uint8, RGB; lq the same, or None where `draws` tell how it is still to be made."""
+    """One crop: hq (crop, crop, 3), uint8, RGB; lq the same, smaller if raw, or None where `draws` tell how it is to be made."""
 
     index: int
     hq: Levels
@@ -99,7 +108,8 @@ class Batch:
     """A batch ready for the networks.
 
     Attributes:
-        lq, hq: (N, 3, crop, crop), RGB, float32 in [-1, 1], on the device.
+        lq: (N, 3, side, side), RGB, float32 in [-1, 1], on the device; the side is `CropSettings.lq_side`.
+        hq: (N, 3, crop, crop), likewise.
         indices: of the samples; the seeds of what is drawn later for each.
         prompts: positive prompts.
     """
@@ -133,7 +143,7 @@ class TrainingCrops(Dataset[Sample]):
         hq, lq = random_crop(full, partner, settings.crop, settings.scale, rng)
         draws = None
         if lq is not None:
-            lq = enlarged(lq, settings.crop)
+            lq = enlarged(lq, settings.lq_side)
         elif settings.degrade_later:
             draws = draw_for(settings, rng)
         else:
@@ -252,17 +262,25 @@ def finish(samples: Sequence[Sample], device: torch.device) -> Batch:
             title = f"{counted(len(faults), 'photo')} in a row cannot be read:"
             raise UsageError(joined_faults(title, faults), "take them out of `--data`, or put good ones in their place")
     hq = _on_device([sample.hq for sample in samples], device)
-    lq = torch.empty_like(hq)
+    found: dict[int, Tensor] = {}
     ready = [i for i, sample in enumerate(samples) if sample.lq is not None]
     if ready:
-        lq[ready] = _on_device([level for sample in samples if (level := sample.lq) is not None], device)
+        found.update(
+            zip(ready, _on_device([level for sample in samples if (level := sample.lq) is not None], device), strict=True)
+        )
     rest = {i: sample.draws for i, sample in enumerate(samples) if sample.draws is not None}
     if rest:
         with ThreadPoolExecutor() as pool:  # a photo waits for the device and the codec several times
-            made = pool.map(_degraded, [hq[i] for i in rest], rest.values())
-        lq[list(rest)] = torch.stack(list(made))
+            found.update(zip(rest, pool.map(_degraded, [hq[i] for i in rest], rest.values()), strict=True))
+    lq = torch.stack([found[i] for i in range(len(samples))])
     prompts = [sample.prompt for sample in samples]
     return Batch(lq * 2 - 1, hq * 2 - 1, [sample.index for sample in samples], prompts)
+
+
+def crop_settings(config: TrainConfig, prompts: Mapping[Path, str] | None = None) -> CropSettings:
+    """Those of a run, whose photos have these positive prompts."""
+    recipe, raw = config.recipe, families()[config.family].raw_input
+    return CropSettings(recipe.crop, config.scale, config.seed, recipe.degradation, raw, prompts=prompts or {})
 
 
 def random_crop(hq: Pixels, lq: Pixels | None, crop: int, scale: int, rng: np.random.Generator) -> tuple[Levels, Levels | None]:
@@ -298,16 +316,17 @@ def _place(hq: Pixels, lq: Pixels | None, crop: int, ratio: int, rng: np.random.
 
 def draw_for(settings: CropSettings, rng: np.random.Generator) -> Draws:
     """What happens to one crop."""
-    return draw(rng, (settings.crop, settings.crop), settings.scale, settings.how)
+    draws = draw(rng, (settings.crop, settings.crop), settings.scale, settings.how)
+    return replace(draws, back_mode=RAW) if settings.raw else draws
 
 
 def degraded(hq: Levels, draws: Draws) -> Levels:
-    """(H, W, 3), uint8, RGB, to its LQ picture, enlarged to the same size; the same in any process and number of threads."""
+    """(H, W, 3), uint8, RGB, to its LQ picture, enlarged as it was drawn; the same in any process and number of threads."""
     return engine.to_levels(_degraded(engine.from_levels(hq), draws))
 
 
 def enlarged(lq: Levels, side: int) -> Levels:
-    """An LQ crop at output size, as at inference."""
+    """A crop of (H, W, 3), uint8, RGB, brought to a side as an input at inference; as it is where it has that."""
     return lq if lq.shape[0] == side else resample_u8(lq, (side, side))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from srcli.config.training import TrainConfig
 from srcli.console import counted
 from srcli.errors import UsageError
+from srcli.families import families
 from srcli.training.data.sources import Photo, Source, find_sources, tell_skipped
 
 log = logging.getLogger("srcli")
@@ -23,13 +24,13 @@ def find_photos(config: TrainConfig, *, shown: bool = True) -> tuple[list[Source
     Raises:
         UsageError: a source that cannot be used, or of which `--val` takes all photos.
     """
-    crop, scale = config.recipe.crop, config.scale
-    sources, skipped = find_sources(config.data, crop, scale)
+    crop, scale, raw = config.recipe.crop, config.scale, families()[config.family].raw_input
+    sources, skipped = find_sources(config.data, crop, scale, raw=raw)
     held_out: list[Photo] = []
     if config.val == "":
         sources, held_out = hold_out(sources, config.val_images, config.seed)
     elif config.val != "none":
-        found, more = find_sources([config.val], crop, scale)
+        found, more = find_sources([config.val], crop, scale, raw=raw)
         skipped += more
         held_out = [photo for source in found for photo in source.photos][: config.val_images]
         sources = _apart(sources, held_out, config, shown=shown)

@@ -58,13 +58,14 @@ class _Asked:
     weight: float = 1.0
 
 
-def find_sources(texts: Sequence[str], crop: int, scale: int) -> tuple[list[Source], list[Skipped]]:
+def find_sources(texts: Sequence[str], crop: int, scale: int, *, raw: bool = False) -> tuple[list[Source], list[Skipped]]:
     """All usable photos of the sources, from the headers of their files.
 
     Args:
         texts: as given to `--data`.
         crop: side of the crops in output pixels; photos with a shorter side are skipped.
         scale: output sides over input sides, for LQ partners that are not as large as their photo.
+        raw: all LQ partners have to be that much smaller.
 
     Returns:
         The sources in the order given, and what was skipped.
@@ -76,7 +77,7 @@ def find_sources(texts: Sequence[str], crop: int, scale: int) -> tuple[list[Sour
     for text in texts:
         try:
             asked = _parse(text)
-            photos, unusable = _usable(_photos(asked), crop, scale)
+            photos, unusable = _usable(_photos(asked), crop, scale, raw)
         except UsageError as error:
             faults.append(error.message)
             continue
@@ -224,10 +225,10 @@ def _as_on_disk(folder: Path, text: str) -> Path:
     return next((path for path in paths if _is_file(path)), paths[0])
 
 
-def _usable(found: Sequence[Photo | Skipped], crop: int, scale: int) -> tuple[list[Photo], list[Skipped]]:
+def _usable(found: Sequence[Photo | Skipped], crop: int, scale: int, raw: bool) -> tuple[list[Photo], list[Skipped]]:
     photos, skipped = [], []
     for each in found:
-        fault = each if isinstance(each, Skipped) else _fault(each, crop, scale)
+        fault = each if isinstance(each, Skipped) else _fault(each, crop, scale, raw)
         if fault is None and isinstance(each, Photo):
             photos.append(each)
         elif fault is not None:
@@ -235,7 +236,7 @@ def _usable(found: Sequence[Photo | Skipped], crop: int, scale: int) -> tuple[li
     return photos, skipped
 
 
-def _fault(photo: Photo, crop: int, scale: int) -> Skipped | None:
+def _fault(photo: Photo, crop: int, scale: int, raw: bool) -> Skipped | None:
     sizes = []
     for path in (photo.hq, photo.lq):
         if path is None:
@@ -251,7 +252,10 @@ def _fault(photo: Photo, crop: int, scale: int) -> Skipped | None:
         return Skipped(photo.hq, f"{width}x{height} is smaller than {partner}: are HQ and LQ swapped?")
     if min(width, height) < crop:
         return Skipped(photo.hq, f"{width}x{height} is smaller than the crop of {crop}")
-    allowed = {(width, height), (width // scale, height // scale)}
-    if photo.lq and sizes[1] not in allowed:
+    smaller = (width // scale, height // scale)
+    if photo.lq and raw and sizes[1] != smaller:
+        wanted = f"which the model, enlarging {scale} times, needs as {smaller[0]}x{smaller[1]}"
+        return Skipped(photo.lq, f"{sizes[1][0]}x{sizes[1][1]} is the LQ partner of a photo of {width}x{height}, {wanted}")
+    if photo.lq and sizes[1] not in (smaller, (width, height)):
         return Skipped(photo.lq, f"{sizes[1][0]}x{sizes[1][1]} is neither the size of its photo nor a {scale}th of it")
     return None

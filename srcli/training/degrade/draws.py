@@ -21,6 +21,8 @@ Size = tuple[int, int]
 
 INFERENCE = "inference"
 """The mode of `resize_back` that enlarges as `srcli upscale` does."""
+RAW = "raw"
+"""The mode that leaves the degraded photo as small as it is."""
 _SEEDS = 1 << 63
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srcli.training.degrade.draws import INFERENCE, Draws, Noise, Size, StageDraws
+from srcli.training.degrade.draws import INFERENCE, RAW, Draws, Noise, Size, StageDraws
 from srcli.training.degrade.kernels import Kernel
 
 Levels = npt.NDArray[np.uint8]
@@ -55,11 +55,14 @@ def resize_back(lq: Tensor, size: Size, mode: str) -> Tensor:
     Args:
         lq: (3, h, w), RGB, float32 in [0, 1].
         size: height and width of the result.
-        mode: `inference` (Pillow's bicubic on 8-bit levels, as `srcli upscale` enlarges its input), or a mode of `resize`.
+        mode: `inference` (Pillow's bicubic on 8-bit levels, as `srcli upscale` enlarges its input), a mode of `resize`, or `raw`,
+            which enlarges nothing.
 
     Returns:
         (3, H, W), RGB, float32 in [0, 1], on the grid of 8-bit levels.
     """
+    if mode == RAW:
+        return lq
     if mode != INFERENCE:
         return (resize(lq, size, mode).clamp(0, 1) * 255).round() / 255
     levels = (lq[None] * 255).round()

@@ -34,9 +34,9 @@ class UNetDiscriminator(nn.Module):
         widths = [features << level for level in range(_LEVELS + 1)]
         steps = [(widths[level], widths[level + 1]) for level in range(_LEVELS)]
         self.first = nn.Conv2d(in_channels, features, 3, padding=1)
-        self.down = nn.ModuleList([_normed(narrow, wide, 4, 2) for narrow, wide in steps])
-        self.up = nn.ModuleList([_normed(wide, narrow, 3, 1) for narrow, wide in reversed(steps)])
-        self.refine = nn.ModuleList([_normed(features, features, 3, 1) for _ in range(2)])
+        self.down = nn.ModuleList([normed(narrow, wide, 4, 2) for narrow, wide in steps])
+        self.up = nn.ModuleList([normed(wide, narrow, 3, 1) for narrow, wide in reversed(steps)])
+        self.refine = nn.ModuleList([normed(features, features, 3, 1) for _ in range(2)])
         self.last = nn.Conv2d(features, 1, 3, padding=1)
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -79,7 +79,8 @@ class _FullPrecisionNorm(nn.Conv2d):
         return functional.conv2d(x, weight, None, self.stride, self.padding)
 
 
-def _normed(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Module:
+def normed(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Module:
+    """A convolution with spectral norm, padded by 1, without bias."""
     return spectral_norm(_FullPrecisionNorm(channels_in, channels_out, kernel, stride, padding=1, bias=False))
 
 
@@ -87,17 +88,21 @@ def _activate(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.2)
 
 
-def generator_loss(fake: Tensor, real: Tensor | None, kind: GanKind) -> Tensor:
+def generator_loss(fake: Tensor, real: Tensor | None, kind: GanKind, target: float = 1.0) -> Tensor:
     """What the restorer minimises, with D = logits and softplus(x) = log(1 + eˣ).
 
         vanilla:       mean softplus(-D(fake))                (Goodfellow et al. 2014, the non-saturating form)
         hinge:         -mean D(fake)                          (Lim and Ye 2017)
         relativistic:  mean softplus(D(real) - D(fake))       (Jolicoeur-Martineau 2018; Huang et al., "R3GAN", 2024, eq. 2)
 
+    The vanilla one is the cross entropy with a target of 1; with another target t it is mean t·softplus(-D) + (1 - t)·softplus(D)
+    (one-sided label smoothing: Salimans et al., "Improved techniques for training GANs", 2016; vision-aided GANs take t = 0.8).
+
     Args:
         fake: logits of our pictures, any shape.
         real: logits of the references, paired with `fake`: the same shape; only the relativistic loss needs them.
         kind: which loss.
+        target: of what is to look real; vanilla only.
 
     Returns:
         a scalar, float32.
@@ -107,7 +112,7 @@ def generator_loss(fake: Tensor, real: Tensor | None, kind: GanKind) -> Tensor:
     """
     fake = fake.float()
     if kind == "vanilla":
-        return functional.softplus(-fake).mean()
+        return _looks_real(fake, target)
     if kind == "hinge":
         return -fake.mean()
     if kind == "relativistic":
@@ -115,7 +120,7 @@ def generator_loss(fake: Tensor, real: Tensor | None, kind: GanKind) -> Tensor:
     raise _unknown(kind)
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind) -> Tensor:
+def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind, target: float = 1.0) -> Tensor:
     """What the discriminator minimises; sources as for `generator_loss`.
 
         vanilla:       mean softplus(-D(real)) + mean softplus(D(fake))    (cross entropy with targets 1 and 0)
@@ -126,6 +131,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind) -> Tensor:
         real: logits of the references, any shape.
         fake: logits of our pictures, detached from the restorer; the same shape.
         kind: which loss.
+        target: as for `generator_loss`.
 
     Returns:
         a scalar, float32.
@@ -135,7 +141,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind) -> Tensor:
     """
     real, fake = real.float(), fake.float()
     if kind == "vanilla":
-        return functional.softplus(-real).mean() + functional.softplus(fake).mean()
+        return _looks_real(real, target) + functional.softplus(fake).mean()
     if kind == "hinge":
         return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
     if kind == "relativistic":
@@ -162,6 +168,12 @@ def gradient_penalty(discriminator: nn.Module, pictures: Tensor) -> Tensor:
         logits: Tensor = discriminator(pictures)
         (slope,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
     return 0.5 * slope.square().sum() / logits.numel()
+
+
+def _looks_real(logits: Tensor, target: float) -> Tensor:
+    """Mean cross entropy with a target."""
+    loss = functional.softplus(-logits).mean()
+    return loss if target == 1 else target * loss + (1 - target) * functional.softplus(logits).mean()
 
 
 def _paired(real: Tensor | None, fake: Tensor) -> Tensor:

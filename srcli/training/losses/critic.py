@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srcli.config.recipe import Gan
+from srcli.networks.features import FeatureNetwork
 from srcli.training.launch import spread
 from srcli.training.losses.adversarial import (
     UNetDiscriminator,
@@ -16,6 +18,7 @@ from srcli.training.losses.adversarial import (
     generator_loss,
     gradient_penalty,
 )
+from srcli.training.losses.projected import ProjectedDiscriminator, augmented
 
 BETAS = (0.9, 0.99)
 
@@ -25,14 +28,18 @@ class Critic:
 
     Args:
         settings: kind, size, learning rate, penalty.
-        seed: of its first weights.
+        seed: of its first weights, and of augmentation.
         accelerator: tells device, precision, processes and when to step.
+        features: the frozen network on the device, where the settings want one.
     """
 
-    def __init__(self, settings: Gan, seed: int, accelerator: Any) -> None:
+    def __init__(self, settings: Gan, seed: int, accelerator: Any, features: FeatureNetwork | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = UNetDiscriminator(settings.features)
+            network: nn.Module = (
+                ProjectedDiscriminator(features, settings.features) if features else UNetDiscriminator(settings.features)
+            )
+        self._augments, self._seed = features is not None, seed
         self.settings = settings
         self.accelerator = accelerator
         self.network = network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -42,27 +49,32 @@ class Critic:
                 self._trained = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=BETAS)
 
-    def judge(self, sr: Tensor, hq: Tensor) -> Tensor:
-        """What the adapter is to lower, a scalar: (N, 3, H, W) each, RGB, about [-1, 1]; gradients reach `sr` only."""
-        needs_real = self.settings.kind == "relativistic"
+    def judge(self, sr: Tensor, hq: Tensor, indices: Sequence[int]) -> Tensor:
+        """What the adapter is to lower, a scalar, for samples of these indices.
+
+        Pictures are (N, 3, H, W), RGB, about [-1, 1]; gradients reach `sr` only.
+        """
+        settings, pictures = self.settings, self._shown(sr, hq, indices)
         self.network.requires_grad_(False)
         try:
             with self._autocast(sr):
-                fake = self.network(sr)
-                real = self.network(hq) if needs_real else None
+                fake = _depths(self.network(pictures[0]))
+                real = _depths(self.network(pictures[1])) if settings.kind == "relativistic" else [None] * len(fake)
         finally:
             self.network.requires_grad_(True)
-        return generator_loss(fake, real, self.settings.kind)
+        losses = [generator_loss(*both, settings.kind, settings.target) for both in zip(fake, real, strict=True)]
+        return torch.stack(losses).mean()
 
-    def learn(self, sr: Tensor, hq: Tensor) -> dict[str, Tensor]:
-        """Learn from restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.
+    def learn(self, sr: Tensor, hq: Tensor, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Learn from samples' restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.
 
         Where the gradient is no number, the loss that is returned is none either.
         """
-        count = len(sr)
+        settings = self.settings
         with self._autocast(sr):
-            logits = self._trained(torch.cat([hq, sr])).float()
-        loss = discriminator_loss(logits[:count], logits[count:], self.settings.kind)
+            logits = _depths(self._trained(torch.cat(self._shown(hq, sr, indices))))
+        halves = [depth.float().chunk(2) for depth in logits]
+        loss = torch.stack([discriminator_loss(real, fake, settings.kind, settings.target) for real, fake in halves]).mean()
         values = {"discriminator": loss.detach()}
         if self.settings.r1:
             penalty = gradient_penalty(self.network, hq.float())
@@ -76,6 +88,10 @@ class Critic:
             self.optimiser.zero_grad()
         return values
 
+    def _shown(self, one: Tensor, other: Tensor, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """What the network is to see of pictures and of the same ones otherwise: augmented alike, if at all."""
+        return augmented(torch.cat([one, other]), self._seed, indices).chunk(2) if self._augments else (one, other)
+
     def _autocast(self, picture: Tensor) -> torch.autocast:
         """bfloat16 where the run has it; never float16, whose loss scale belongs to the adapter's optimiser."""
         return torch.autocast(picture.device.type, torch.bfloat16, enabled=self.accelerator.mixed_precision == "bf16")
@@ -87,3 +103,8 @@ class Critic:
     def load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _depths(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A network's logits, depth by depth."""
+    return logits if isinstance(logits, tuple) else (logits,)

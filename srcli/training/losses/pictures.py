@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from srcli.errors import UsageError
 from srcli.images.fidelity import SSIM_WINDOW, Y_OF_RGB, ssim_window
+from srcli.networks.features import FeatureNetwork, feature_distance
 
 FrequencyMode = Literal["complex", "amplitude"]
 
@@ -152,6 +154,21 @@ def frequency_loss(sr: Tensor, hq: Tensor, *, mode: FrequencyMode = "complex", p
     difference = _soft_modulus(_spectrum(sr, patch)) - _soft_modulus(_spectrum(hq, patch))
     weighed = torch.maximum(excess * difference, -difference)
     return _spectral_mean(weighed, patch or sr.shape[-1])
+
+
+def feature_loss(sr: Tensor, hq: Tensor, network: FeatureNetwork, weights: Sequence[float]) -> Tensor:
+    """`feature_distance` of pictures by a frozen network: the mean over them, a scalar, float32.
+
+    Args:
+        sr: (N, 3, H, W), RGB, about [-1, 1].
+        hq: the same shape, in [-1, 1].
+        network: whose answers.
+        weights: of its depths.
+
+    Raises:
+        RuntimeError: pictures smaller than the network takes.
+    """
+    return feature_distance(network, (sr + 1) / 2, (hq + 1) / 2, weights).mean()
 
 
 def grid_loss(sr: Tensor, hq: Tensor, period: int) -> Tensor:
