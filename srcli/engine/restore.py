@@ -23,7 +23,7 @@ from srcli.engine.parents import Parents
 from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
-from srcli.memory import free_bytes, is_out_of_memory
+from srcli.memory import free_bytes, host_limit_hint, is_out_of_memory
 from srcli.protocol import FADE_CELLS, Mixture, Part, Picture, Restorer, Settings
 
 log = logging.getLogger("srcli")
@@ -231,7 +231,8 @@ class Engine:
                 smaller = self.limits.smaller()
                 if smaller is None:
                     sizes = ", ".join(f"{width}x{height}" for height, width in map(size_of, pictures))
-                    hint = "use `--device cpu`, a smaller `--scale`, or close other programs that use this memory"
+                    ways = "use `--device cpu`, a smaller `--scale`, or close other programs that use this memory"
+                    hint = host_limit_hint(self.restorer.device.type) + ways
                     raise OutOfMemoryError(f"not enough memory for an output of {sizes} pixels", hint) from error
             self._shrink(smaller)
 

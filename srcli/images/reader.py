@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import io
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -45,8 +44,6 @@ _GAIN_MAP = "its gain map, which makes HDR of it, is left out"
 
 # Pillow refuses what is over twice this number; its warning, which would come below that, is filtered in `opened`.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-for _name in ("PIL", "tifffile"):  # they log what they also raise, and without a handler Python would print it
-    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 def _silence_decoders() -> None:
