@@ -128,7 +128,9 @@ def as_json(
     """
     told: dict[str, Any] = {
         "methods": {
-            method: {info.name: json_number(results.means(info.name)[method]) for info in results.infos if results.means(info.name)}
+            method: {
+                info.name: json_number(results.means(info.name)[method]) for info in results.infos if results.means(info.name)
+            }
             for method in results.methods
         },
         "images": results.images,
