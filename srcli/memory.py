@@ -52,7 +52,7 @@ def free_host_bytes(root: Path = Path("/")) -> int:
 
 
 def host_limit_hint(device: str = "cpu") -> str:
-    """What to try first where memory ran out on a type of device; empty but on a CPU, where the process has a limit of its own."""
+    """What to try first where memory ran out on a type of device; empty but on a CPU where the process has a limit of its own."""
     if sys.platform == "win32" or device != "cpu":
         return ""
     import resource
