@@ -165,6 +165,8 @@ def _faults_named(path: Path) -> Iterator[None]:
         hint, cause = RESAVE, fault
     except MemoryError as fault:
         reason, hint, cause = "there is not enough memory", "close other programs, or split the image", fault
+    except (FileNotFoundError, PermissionError) as fault:
+        reason, hint, cause = fault.strerror or first_line(fault), "check the path, and your rights to it", fault
     except Exception as fault:  # decoders raise anything on damaged files: TypeError, SyntaxError, struct.error ...
         system = fault.strerror if isinstance(fault, OSError) else None
         reason = system or f"it is damaged or incomplete ({first_line(fault)})"
