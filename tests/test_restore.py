@@ -77,10 +77,12 @@ def test_out_of_memory_halves_the_batch_then_the_tile_and_does_the_picture_again
     assert engine.repairs.memory_retries == 3
 
 
-def test_out_of_memory_at_the_smallest_tile_is_an_error_with_a_way_out() -> None:
+def test_out_of_memory_at_the_smallest_tile_is_an_error_with_a_way_out(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(OutOfMemoryError, match="200x300") as caught:
-        Engine(HungryRestorer(most_cells=10), Limits(32, 8, 4, None)).restore(pictures((300, 200)))
-    assert "--device cpu" in caught.value.hint
+        Engine(HungryRestorer(most_cells=10), Limits(32, 8, 4, 4, least_part_bytes=1)).restore(pictures((300, 200)))
+    assert "a smaller `--scale`" in caught.value.hint
+    assert "--device cpu" not in caught.value.hint, "it is there already"
+    assert len(set(caplog.messages)) == len(caplog.messages) == 4, "each says something else"
 
 
 @pytest.mark.parametrize("step", ["predict", "decode"])

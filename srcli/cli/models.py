@@ -36,8 +36,10 @@ _LOGGER = logging.getLogger("srcli")
 def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
     """List the models of all registry files.
 
-    STATE is `ready`, `to fetch` (see `srcli models fetch`), `to import` (see `srcli models import`), both,
-    `to install` (a Python package), `to train` (an adapter that it lacks), or `files missing`; `srcli models show` tells more.
+    STATE is `ready`, `to fetch` (see `srcli models fetch`), `to import` (see
+    `srcli models import`), `to install` (a Python package), `to train` (an
+    adapter that it lacks), several of these, or `files missing`; `srcli models
+    show` tells more.
 
     Example: srcli models list --json
     """

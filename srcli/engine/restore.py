@@ -231,16 +231,19 @@ class Engine:
                 smaller = self.limits.smaller()
                 if smaller is None:
                     sizes = ", ".join(f"{width}x{height}" for height, width in map(size_of, pictures))
-                    ways = "use `--device cpu`, a smaller `--scale`, or close other programs that use this memory"
-                    hint = host_limit_hint(self.restorer.device.type) + ways
+                    kind = self.restorer.device.type
+                    elsewhere = "" if kind == "cpu" else "`--device cpu`, "
+                    ways = f"use {elsewhere}a smaller `--scale`, or close other programs that use this memory"
+                    hint = host_limit_hint(kind) + ways
                     raise OutOfMemoryError(f"not enough memory for an output of {sizes} pixels", hint) from error
             self._shrink(smaller)
 
     def _shrink(self, smaller: Limits) -> None:
-        self.limits = smaller
+        before, self.limits = self.limits, smaller
         self.repairs.memory_retries += 1
-        tile = smaller.tile_lat * self.restorer.factor
-        log.warning("out of memory: going on with tile %d and batch %d", tile, smaller.batch)
+        way = f"tile {smaller.tile_lat * self.restorer.factor} and batch {smaller.batch}"
+        same = (before.tile_lat, before.batch) == (smaller.tile_lat, smaller.batch)
+        log.warning("out of memory: going on with %s", "smaller parts in the autoencoder" if same else way)
         gc.collect()
         if self.restorer.device.type == "cuda":
             torch.cuda.empty_cache()
