@@ -249,17 +249,21 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _restore(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture]) -> list[Tensor]:
+        latents = self._latents(pictures, mixtures)  # which nothing else may hold
+        predictions = self._predict(pictures, mixtures, latents)
+        restored = []
+        while latents:  # each is let go of when it is used
+            restored.append(self.restorer.apply(latents.pop(0), predictions.pop(0)))
+        return self._decode(restored, pictures)
+
+    def _latents(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture]) -> list[Tensor]:
         latents: list[Tensor] = [torch.empty(0)] * len(pictures)
         for encoding in dict.fromkeys(mixture.encoding for mixture in mixtures):
             alike = [index for index, mixture in enumerate(mixtures) if mixture.encoding == encoding]
             encoded = self._encode([pictures[index] for index in alike], self.restorer.encoder(encoding))
             for index, latent in zip(alike, encoded, strict=True):
                 latents[index] = latent
-        predictions = self._predict(pictures, mixtures, latents)
-        restored = []
-        while latents:  # each is let go of when it is used
-            restored.append(self.restorer.apply(latents.pop(0), predictions.pop(0)))
-        return self._decode(restored, pictures)
+        return latents
 
     def _encode(self, pictures: Sequence[Plane], parts: Sequence[Part]) -> list[Tensor]:
         """Latents, float32; (channels, h, w) each."""
