@@ -51,6 +51,17 @@ def free_host_bytes(root: Path = Path("/")) -> int:
     return min([int(psutil.virtual_memory().available), *shares])
 
 
+def host_limit_hint(device: str = "cpu") -> str:
+    """What to try first where memory ran out on a type of device; empty but on a CPU where the process has a limit of its own."""
+    if sys.platform == "win32" or device != "cpu":
+        return ""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limited = most != resource.RLIM_INFINITY
+    return f"raise this process's own limit of {most / 1e9:.1f} GB (`ulimit -v`, or the batch job's), or " if limited else ""
+
+
 def _control_groups(root: Path) -> Iterator[Path]:
     """The folders of the memory control groups around this process, of Linux' first or second version."""
     try:

@@ -70,8 +70,7 @@ def choose_model(
     slots, label = [slot.name for slot in spec.declared.adapters], f"the model `{spec.name}` ({spec.declared.title})"
     faults = [f"{label} takes no {each} adapter" for each in adapters if each not in slots]
     spec = replace_adapters(spec, {each: path for each, path in adapters.items() if each in slots})
-    lacking = [slot for slot in spec.declared.adapters if slot.required and slot.name not in spec.adapters]
-    faults += [f"{label} lacks {slot.about}: give one as `--{slot.name}`" for slot in lacking]
+    faults += [f"{label} lacks {slot.about}: give one as `--{slot.name}`" for slot in spec.lacking]
     faults += [fault for dial, values in dials.items() for fault in _dial_faults(spec, dial, values)]
     _raise_faults(spec, faults)
     check_files(spec)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from srcli.cli.models import app
 from srcli.errors import ModelError, SrcliError, UsageError
 from srcli.families import families
+from srcli.opening import choose_model
 from srcli.protocol import Base, Dial, Family
 from srcli.rows.base import BUILTIN
 from srcli.rows.imported import imported_folder
@@ -167,6 +168,19 @@ def test_states(models_file: Path) -> None:
     assert states() == ("to fetch", "present")
     models_file.write_text(models_file.read_text().replace('repo = "no/such"', 'path = "no/such"'))
     assert states()[0] == "files missing"
+
+
+def test_a_row_without_its_adapter_is_not_ready(models_file: Path, told: list[str]) -> None:
+    lines = [line for line in models_file.read_text().splitlines() if not line.startswith("adapters")]
+    pair = '[models.two]\nfamily = "pair"\nnative_scale = 4\npixel = "mine"\nsemantic = "tiny"'
+    models_file.write_text("\n".join([*lines, pair]))
+    rows = {row["name"]: row["state"] for row in json.loads(run("list", "--json", "--models-file", models_file))}
+    assert (rows["mine"], rows["two"], rows["tiny"]) == ("to train", "to train", "ready")
+    run("fetch", "mine", "--models-file", models_file)
+    assert "1 step is left" in told[-1]
+    assert "train the adapter for pixel fidelity, and give it as `--pixel`" in told[-1]
+    with pytest.raises(UsageError, match="lacks the adapter for pixel fidelity"):
+        choose_model("mine", models_file, {}, {})
 
 
 def test_show(models_file: Path, base: Path) -> None:

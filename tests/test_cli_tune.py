@@ -172,6 +172,7 @@ def test_where_no_setting_meets_the_floor_nothing_is_written(pairs: Path) -> Non
 def test_wrong_use_is_told_before_the_work(pairs: Path, name: str, options: list[str], words: str) -> None:
     done = tune(pairs, name, *SEMANTIC, *options, pick=None if "--pick" in options else "psnr")
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert "srcli sweep --help" not in done.stderr
 
 
 # --- the default rule and the default values ---

@@ -178,7 +178,7 @@ def test_every_file_of_a_folder_is_told_or_counted(models_file: Path, photos: Pa
         server.bind(str(photos / "socket.png"))
         done = upscale(models_file, photos, "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
-    line = "8 files of other kinds left out: 2 .ico, 1 .pcx, 1 extensionless file, 1 folder link, 1 hidden file, 1 pipe, 1 socket"
+    line = "8 of other kinds left out: 2 .ico, 1 .pcx, 1 extensionless file, 1 folder link, 1 hidden file, 1 pipe, 1 socket"
     assert done.stderr.count(line) == 1
     assert told(done)["left_out"] == {".psd": 1}
     assert sum(told(done)["others"].values()) == 8

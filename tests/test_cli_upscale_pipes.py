@@ -114,6 +114,15 @@ def test_standard_input_to_a_file_or_folder_and_a_file_to_standard_output(
     assert (code, out) == (0, (tmp_path / "out" / "stdin.jpg").read_bytes())
 
 
+def test_what_is_told_of_standard_input_is_told_once_and_by_that_name(models_file: Path, photos: Path, tmp_path: Path) -> None:
+    content = (photos / "sub" / "b.jpg").read_bytes()[:-2]
+    for output in ("-", tmp_path / "out"):
+        code, _, err = piped(content, "upscale", "-", "-o", output, *options(models_file))
+        assert code == 0
+        assert err.count("warning: standard input: it has no end marker") == 1, err
+        assert "srcli-" not in err
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_picture_on_standard_input_fails_by_that_name(models_file: Path, tmp_path: Path, content: bytes) -> None:
     code, out, err = piped(content, "upscale", "-", "-o", "-", *options(models_file), "--report", tmp_path / "report")

@@ -578,7 +578,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, read: Callable[[Path], object
 
 @pytest.mark.parametrize("read", [decode, probe])
 def test_missing_files_and_folders_are_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    with pytest.raises(ImageError, match=r"gone.png` cannot be read: No such file"):
+    with pytest.raises(ImageError, match=r"gone.png` cannot be read: No such file or directory\n\nhint: check the path"):
         read(tmp_path / "gone.png")
     with pytest.raises(ImageError, match="cannot be read: Is a directory"):
         read(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -272,6 +274,17 @@ def test_libraries_print_nothing_about_broken_files(tmp_path: Path, capfd: pytes
             pass
     assert capfd.readouterr() == ("", "")
     assert set(read) <= {"odd.tif", "jpeg.tif", "fax.tif"}
+
+
+def test_libraries_print_nothing_of_files_that_are_looked_at_before_any_is_read(tmp_path: Path) -> None:
+    """As for results of earlier runs, while the work is planned."""
+    odd = [broken for name, broken in broken_files().items() if name.endswith(".tif")]
+    for number, data in enumerate([*odd, b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\1\0" + b"\xff" * 12]):
+        (tmp_path / f"{number}.tif").write_bytes(data)
+    code = "import sys; from pathlib import Path; from srcli.images.metadata import is_own_result as own; "
+    code += "print([path.name for path in Path(sys.argv[1]).iterdir() if own(path)])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 @pytest.mark.parametrize("sides", [(0, 0), (0, 5)])

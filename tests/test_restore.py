@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from mock_restorer import HalfBrokenRestorer, HungryRestorer, MeanRestorer, MockRestorer
+from torch import Tensor
 
 from srcli.engine.restore import MIN_PART_PIXELS, PART_PIXELS, Engine, Limits, choose_limits, is_out_of_memory
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
@@ -77,10 +80,36 @@ def test_out_of_memory_halves_the_batch_then_the_tile_and_does_the_picture_again
     assert engine.repairs.memory_retries == 3
 
 
-def test_out_of_memory_at_the_smallest_tile_is_an_error_with_a_way_out() -> None:
+class LettingGoRestorer(MockRestorer):
+    """Sees which latents are still held by anyone while results are decoded."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+        self.latents: list[weakref.ref[Tensor]] = []
+        self.held: list[int] = []
+
+    def apply(self, latent: Tensor, prediction: Tensor) -> Tensor:
+        self.latents.append(weakref.ref(latent))
+        return super().apply(latent, prediction)
+
+    def decode(self, latent: Tensor, *, exact: bool = False) -> Tensor:
+        self.held.append(sum(each() is not None for each in self.latents))
+        return super().decode(latent)
+
+
+def test_latents_are_let_go_before_results_are_decoded() -> None:
+    restorer = LettingGoRestorer()
+    Engine(restorer, LIMITS).restore(pictures((64, 64), (40, 30)))
+    assert len(restorer.latents) == 2
+    assert not any(restorer.held)
+
+
+def test_out_of_memory_at_the_smallest_tile_is_an_error_with_a_way_out(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(OutOfMemoryError, match="200x300") as caught:
-        Engine(HungryRestorer(most_cells=10), Limits(32, 8, 4, None)).restore(pictures((300, 200)))
-    assert "--device cpu" in caught.value.hint
+        Engine(HungryRestorer(most_cells=10), Limits(32, 8, 4, 4, least_part_bytes=1)).restore(pictures((300, 200)))
+    assert "a smaller `--scale`" in caught.value.hint
+    assert "--device cpu" not in caught.value.hint, "it is there already"
+    assert len(set(caplog.messages)) == len(caplog.messages) == 4, "each says something else"
 
 
 @pytest.mark.parametrize("step", ["predict", "decode"])

@@ -188,6 +188,16 @@ def test_memory_that_runs_out_before_the_first_step_is_told_too(base: Path, phot
     assert "--batch 1 --accumulate 2" in caught.value.hint
 
 
+def test_memory_advice_under_a_limit_of_the_process_names_that(base: Path, photos: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
+    with pytest.MonkeyPatch.context() as patch:
+        run_out(patch, setup, "memory_need")
+        patch.setattr(resource, "getrlimit", lambda _: (5_000_000_000, resource.RLIM_INFINITY))
+        with pytest.raises(OutOfMemoryError) as caught:
+            train(make_config("pixel", photos, tmp_path), base)
+    assert caught.value.hint.startswith("raise this process's own limit of 5.0 GB (`ulimit -v`, or the batch job's), or repeat")
+
+
 def test_frequency_patches_of_any_valid_size_can_be_measured(base: Path, photos: Path, tmp_path: Path) -> None:
     recipe = {"crop": 128, "steps": 1, "losses": {"frequency": 1.0}, "frequency": {"patch": 96}}
     assert train(make_config("pixel", photos, tmp_path, recipe), base) == tmp_path / "pixel"

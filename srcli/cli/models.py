@@ -36,8 +36,10 @@ _LOGGER = logging.getLogger("srcli")
 def list_models(as_json: Json = False, models_file: ModelsFile = None) -> None:
     """List the models of all registry files.
 
-    STATE is `ready`, `to fetch` (see `srcli models fetch`), `to import` (see `srcli models import`), both,
-    `to install` (a Python package), or `files missing`; `srcli models show` tells more.
+    STATE is `ready`, `to fetch` (see `srcli models fetch`), `to import` (see
+    `srcli models import`), `to install` (a Python package), `to train` (an
+    adapter that it lacks), several of these, or `files missing`; `srcli models
+    show` tells more.
 
     Example: srcli models list --json
     """
@@ -97,7 +99,7 @@ def _state_of(spec: ModelSpec) -> str:
 
 
 def _steps_of(spec: ModelSpec) -> list[str]:
-    """What is to be done before a model can be used: `find` files that should be there, `fetch`, `install`, `import`."""
+    """What is to be done before a model can be used: `find` files that should be there, `fetch`, `install`, `import`, `train`."""
     from srcli.store.weights import waiting_adapters
 
     waiting = waiting_adapters(spec)
@@ -106,6 +108,7 @@ def _steps_of(spec: ModelSpec) -> list[str]:
     steps = [] if there and base != "missing" and len(spec.parents) == len(spec.parent_rows) else ["find"]
     steps += [base.removeprefix("to ")] if base.startswith("to ") else []
     steps += ["import"] if waiting else []
+    steps += ["train"] if spec.lacking else []
     return list(dict.fromkeys([*steps, *(step for parent in spec.parents.values() for step in _steps_of(parent))]))
 
 

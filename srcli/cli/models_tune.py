@@ -118,6 +118,7 @@ def tune_model(
             device=device,
             dtype=dtype,
             overwrite=overwrite,
+            command="srcli models tune",
         )
         config = replace(config, lists=with_defaults(spec, lists))
         _tell_dials(spec, config)

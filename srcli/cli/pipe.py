@@ -22,6 +22,9 @@ from srcli.images.suffixes import FORMAT_OF_SUFFIX, OUTPUT_FORMATS
 
 log = logging.getLogger("srcli")
 
+_STDIN = "stdin"
+"""What results of standard input are called."""
+
 Names = Mapping[str, str]
 """Path of a temporary file -> what people know it as."""
 
@@ -43,7 +46,8 @@ def piped(config: UpscaleConfig) -> Iterator[tuple[UpscaleConfig, Names]]:
         names: dict[str, str] = {}
         as_known = _AsKnown(names)
         if PIPE in config.inputs:
-            source = _received(Path(folder))
+            with _AsKnown({str(Path(folder) / _STDIN): "standard input"}):
+                source = _received(Path(folder))
             names[str(source)] = "standard input"
             config = replace(config, inputs=(str(source),))
         if not config.writes_to_pipe:
@@ -99,7 +103,7 @@ def _received(folder: Path) -> Path:
     """Standard input as a file, with the extension of its format where results may have it."""
     if sys.stdin.isatty():
         raise UsageError("standard input is a terminal, not a picture", "send a picture there, or name a file")
-    path = folder / "stdin"
+    path = folder / _STDIN
     try:
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
@@ -108,7 +112,7 @@ def _received(folder: Path) -> Path:
     from srcli.images.codec import probe
 
     try:
-        return path.rename(folder / f"stdin{OUTPUT_FORMATS.get(probe(path).format, '')}")
+        return path.rename(folder / f"{_STDIN}{OUTPUT_FORMATS.get(probe(path).format, '')}")
     except ImageError:  # told when it is planned
         return path
 

@@ -149,8 +149,8 @@ def tell_left_out(left_out: LeftOut) -> None:
         log.warning("left out: %s; files of such kinds are not taken from folders%s", kinds, hint)
     count = left_out.others.total()
     if count:
-        files = "1 file of another kind" if count == 1 else f"{count} files of other kinds"
-        log.info("%s left out: %s", files, escaped(counted_kinds(left_out.others)))
+        which = "1 of another kind" if count == 1 else f"{count} of other kinds"
+        log.info("%s left out: %s", which, escaped(counted_kinds(left_out.others)))
 
 
 def left_out_as_dict(left_out: LeftOut) -> dict[str, Any]:

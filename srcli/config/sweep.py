@@ -76,12 +76,14 @@ class SweepConfig:
     recursive: bool = True
     overwrite: bool = False
     json: bool = False
+    command: str = "srcli sweep"
+    """Whose `--help` says more of what is wrong."""
 
     def __post_init__(self) -> None:
         faults = [*_dial_faults(self), *_metric_faults(self), *_crop_faults(self), *_work_faults(self)]
         if not self.inputs:
             faults.insert(0, "no input given")
-        raise_faults(faults, "srcli sweep --help")
+        raise_faults(faults, f"{self.command} --help")
 
     @property
     def dials(self) -> dict[str, tuple[float, ...]]:

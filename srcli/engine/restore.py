@@ -23,7 +23,7 @@ from srcli.engine.parents import Parents
 from srcli.engine.parts import Plane, Room, cells_of, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
-from srcli.memory import free_bytes, is_out_of_memory
+from srcli.memory import free_bytes, host_limit_hint, is_out_of_memory
 from srcli.protocol import FADE_CELLS, Mixture, Part, Picture, Restorer, Settings
 
 log = logging.getLogger("srcli")
@@ -231,31 +231,39 @@ class Engine:
                 smaller = self.limits.smaller()
                 if smaller is None:
                     sizes = ", ".join(f"{width}x{height}" for height, width in map(size_of, pictures))
-                    hint = "use `--device cpu`, a smaller `--scale`, or close other programs that use this memory"
+                    kind = self.restorer.device.type
+                    elsewhere = "" if kind == "cpu" else "`--device cpu`, "
+                    ways = f"use {elsewhere}a smaller `--scale`, or close other programs that use this memory"
+                    hint = host_limit_hint(kind) + ways
                     raise OutOfMemoryError(f"not enough memory for an output of {sizes} pixels", hint) from error
             self._shrink(smaller)
 
     def _shrink(self, smaller: Limits) -> None:
-        self.limits = smaller
+        before, self.limits = self.limits, smaller
         self.repairs.memory_retries += 1
-        tile = smaller.tile_lat * self.restorer.factor
-        log.warning("out of memory: going on with tile %d and batch %d", tile, smaller.batch)
+        way = f"tile {smaller.tile_lat * self.restorer.factor} and batch {smaller.batch}"
+        same = (before.tile_lat, before.batch) == (smaller.tile_lat, smaller.batch)
+        log.warning("out of memory: going on with %s", "smaller parts in the autoencoder" if same else way)
         gc.collect()
         if self.restorer.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _restore(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture]) -> list[Tensor]:
+        latents = self._latents(pictures, mixtures)  # which nothing else may hold
+        predictions = self._predict(pictures, mixtures, latents)
+        restored = []
+        while latents:  # each is let go of when it is used
+            restored.append(self.restorer.apply(latents.pop(0), predictions.pop(0)))
+        return self._decode(restored, pictures)
+
+    def _latents(self, pictures: Sequence[Plane], mixtures: Sequence[Mixture]) -> list[Tensor]:
         latents: list[Tensor] = [torch.empty(0)] * len(pictures)
         for encoding in dict.fromkeys(mixture.encoding for mixture in mixtures):
             alike = [index for index, mixture in enumerate(mixtures) if mixture.encoding == encoding]
             encoded = self._encode([pictures[index] for index in alike], self.restorer.encoder(encoding))
             for index, latent in zip(alike, encoded, strict=True):
                 latents[index] = latent
-        predictions = self._predict(pictures, mixtures, latents)
-        restored = []
-        while latents:  # each is let go of when it is used
-            restored.append(self.restorer.apply(latents.pop(0), predictions.pop(0)))
-        return self._decode(restored, pictures)
+        return latents
 
     def _encode(self, pictures: Sequence[Plane], parts: Sequence[Part]) -> list[Tensor]:
         """Latents, float32; (channels, h, w) each."""

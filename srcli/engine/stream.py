@@ -28,7 +28,7 @@ from srcli.images.maps import read_map
 from srcli.images.resize import Size
 from srcli.images.suffixes import format_of
 from srcli.images.telling import warn_once
-from srcli.memory import free_host_bytes
+from srcli.memory import free_host_bytes, host_limit_hint
 
 log = logging.getLogger("srcli")
 
@@ -327,7 +327,7 @@ def failure(job: Job, error: Exception) -> Outcome:
     if isinstance(error, SrcliError):
         return Outcome(job, "failed", error.message, error.hint)
     if is_out_of_memory(error):
-        hint = "close other programs, or use a smaller `--scale`"
+        hint = f"{host_limit_hint()}close other programs, or use a smaller `--scale`"
         return Outcome(job, "failed", "not enough memory for this picture", hint)
     log.debug("unexpected fault with `%s`", job.source, exc_info=error)
     return Outcome(job, "failed", f"unexpected {type(error).__name__}: {error}", "run with `--debug` and report this")

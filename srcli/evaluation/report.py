@@ -128,7 +128,9 @@ def as_json(
     """
     told: dict[str, Any] = {
         "methods": {
-            method: {info.name: _number(results.means(info.name)[method]) for info in results.infos if results.means(info.name)}
+            method: {
+                info.name: json_number(results.means(info.name)[method]) for info in results.infos if results.means(info.name)
+            }
             for method in results.methods
         },
         "images": results.images,
@@ -214,7 +216,7 @@ def _csv_to_json(source: Path, target: Path, names: list[str]) -> None:
     with source.open(encoding="utf-8", errors=NAMES, newline="") as rows, whole(target) as file:
         file.write(b"[")
         for number, row in enumerate(csv.DictReader(rows)):
-            values = {name: _number(float(row[name])) for name in names if row[name]}
+            values = {name: json_number(float(row[name])) for name in names if row[name]}
             failure = {"failure": unguarded(row["failure"])} if row["failure"] else {}
             line = {"image": unguarded(row["image"]), "method": unguarded(row["method"]), **values, **failure}
             file.write(((",\n" if number else "\n") + json.dumps(line, allow_nan=False)).encode())
@@ -280,5 +282,6 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.10g}"
 
 
-def _number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """A value for JSON, which has no infinite numbers."""
     return f"{'-' if value < 0 else ''}Infinity" if math.isinf(value) else value

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-_HEAD_BYTES = 1 << 22  # of a file, in which such boxes are looked for
+from srcli.images import containers
+
 _MOST_BYTES = 1 << 26
 _GAIN_MAPS = (b"tmap", b"hdrgainmap")
 
@@ -36,13 +37,12 @@ class Facts:
 
 def facts_of(file: BinaryIO) -> Facts:
     """What the boxes of an AVIF, HEIF or JPEG 2000 file say; nothing, of one that is malformed."""
-    file.seek(0)
     try:
-        for kind, size in _outer(file):
+        for kind, at, size in containers.boxes(file):
             if kind in (b"meta", b"jp2h") and size <= _MOST_BYTES:
+                file.seek(at)
                 body = file.read(size)
-                return _of_items(body) if kind == b"meta" else _of_properties([(k, b) for k, b in _inside(body)])
-            file.seek(size, 1)
+                return _of_items(body) if kind == b"meta" else _of_properties(list(_inside(body)))
     except (struct.error, ValueError, IndexError):
         pass
     return Facts()
@@ -53,20 +53,6 @@ def codestream_bits(file: BinaryIO) -> int:
     file.seek(0)
     head = file.read(43)
     return (head[42] & 0x7F) + 1 if len(head) == 43 and head.startswith(b"\xff\x4f\xff\x51") else 0
-
-
-def _outer(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Kind and size of each box of a file, which stands at the box's content."""
-    while len(head := file.read(8)) == 8:
-        size, kind = struct.unpack(">I4s", head)
-        if size == 1:
-            (size,) = struct.unpack(">Q", file.read(8))
-            size -= 8
-        if size == 0:
-            size = _MOST_BYTES + 8
-        if size < 8:
-            raise ValueError("a box is smaller than its head")
-        yield kind, size - 8
 
 
 def _inside(data: bytes) -> Iterator[tuple[bytes, bytes]]:

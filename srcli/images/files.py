@@ -21,7 +21,6 @@ from srcli.images.suffixes import FORMAT_OF_SUFFIX, INPUT_SUFFIXES, OUTPUT_FORMA
 
 log = logging.getLogger("srcli")
 
-_NO_FOLDER_SUFFIXES = INPUT_SUFFIXES | {".heic", ".heif", ".jxl"}
 _FAULTS_TOLD = 20
 _HEAD_BYTES = 1 << 16
 
@@ -152,7 +151,7 @@ def _is_target_file(found: Sequence[Found], output: Path, format: str | None, su
     if named is None:
         if kind:
             raise UsageError(f"the output `{output}` exists and is no folder", "name another folder")
-        if output.suffix.lower() in _NO_FOLDER_SUFFIXES:
+        if output.suffix.lower() in INPUT_SUFFIXES:
             format_of(output)  # raises
         return False
     if len(found) != 1 or not found[0].named:

@@ -158,7 +158,7 @@ def fitting(labels: Labels, format: str) -> tuple[Labels, list[str]]:
     if format != "png":
         known = {*_EXIF_OF_TEXT, *(["Comment"] if format == "jpeg" else [])}
         text = {key: value for key, value in text.items() if key in known and len(value) < _SEGMENT_BYTES // 4}
-        lost += ["Text"] if len(text) < len(labels.text) else []
+        lost += ["text beside the pixels"] if len(text) < len(labels.text) else []
     return Labels(xmp, iptc, text, labels.dpi), lost
 
 

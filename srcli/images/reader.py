@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import io
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -45,8 +44,6 @@ _GAIN_MAP = "its gain map, which makes HDR of it, is left out"
 
 # Pillow refuses what is over twice this number; its warning, which would come below that, is filtered in `opened`.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-for _name in ("PIL", "tifffile"):  # they log what they also raise, and without a handler Python would print it
-    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 def _silence_decoders() -> None:
@@ -168,6 +165,8 @@ def _faults_named(path: Path) -> Iterator[None]:
         hint, cause = RESAVE, fault
     except MemoryError as fault:
         reason, hint, cause = "there is not enough memory", "close other programs, or split the image", fault
+    except (FileNotFoundError, PermissionError) as fault:
+        reason, hint, cause = fault.strerror or first_line(fault), "check the path, and your rights to it", fault
     except Exception as fault:  # decoders raise anything on damaged files: TypeError, SyntaxError, struct.error ...
         system = fault.strerror if isinstance(fault, OSError) else None
         reason = system or f"it is damaged or incomplete ({first_line(fault)})"

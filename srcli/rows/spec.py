@@ -16,7 +16,7 @@ import platformdirs
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.families import families, recipe_class
 from srcli.images.choices import COLOR_FIXES
-from srcli.protocol import Base, Dial, Family
+from srcli.protocol import Base, Dial, Family, Slot
 from srcli.rows.base import BUILTIN, PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, expanded, read_base
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
 from srcli.rows.toml import Table, parse
@@ -107,6 +107,11 @@ class ModelSpec:
         """Those that this very model has, with its own defaults."""
         own = (dial for dial in self.declared.dials if not dial.adapter or dial.adapter in self.adapters)
         return tuple(replace(dial, default=self.dial_defaults.get(dial.name, dial.default)) for dial in own)
+
+    @property
+    def lacking(self) -> list[Slot]:
+        """The adapters without which it cannot upscale, and that its row does not name."""
+        return [slot for slot in self.declared.adapters if slot.required and slot.name not in self.adapters]
 
     @property
     def settings(self) -> dict[str, float]:

@@ -210,6 +210,8 @@ def _steps_left(spec: ModelSpec) -> list[str]:
     if waiting_adapters(spec):
         origins = " and ".join(f"`{origin}`" for origin in _origins(spec))
         steps.append(f"to upscale, get {origins} from its authors, then: {import_command(spec)}")
+    for slot in spec.lacking:
+        steps.append(f"to upscale, train {slot.about}, and give it as `--{slot.name}` or in the row in `{spec.origin}`")
     return steps
 
 

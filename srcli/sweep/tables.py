@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,10 +133,10 @@ class Table:
 
         `trade_offs`: metric -> the settings that no other beats in it and in fidelity. `bicubic`: means of the plainly enlarged
         input. `picked_by`, `picked` and `picks`: the rule, the best setting by means, and each photo's; null where none meets
-        its floors. Infinite means are null, too.
+        its floors. Infinite values are the text `Infinity`, as in `srcli eval --json`.
         """
         means = self._means_by_key()
-        cells = {cell.key: {**self._place(cell), **_finite_values(means[cell.key])} for cell in self.grid.cells}
+        cells = {cell.key: {**self._place(cell), **_values(means[cell.key])} for cell in self.grid.cells}
         told: dict[str, Any] = {
             "images": len(self.photos),
             "axes": {axis.name: list(axis.values or axis.texts) for axis in self.grid.axes},
@@ -147,7 +146,7 @@ class Table:
         if fronts := self.trade_offs():
             told["trade_offs"] = {name: [cells[cell.key] for cell in front] for name, front in fronts.items()}
         if self.plain:
-            told[PLAIN] = _finite_values(means[PLAIN])
+            told[PLAIN] = _values(means[PLAIN])
         if self.pick is not None:
             choice = self.choice()
             told["picked_by"] = self.pick.text
@@ -159,7 +158,7 @@ class Table:
         if cell is None or self.pick is None:
             return None
         values = self.photos[photo][cell.key]
-        return {**self._place(cell), **_finite_values({name: values[name] for name in self.pick.metrics})}
+        return {**self._place(cell), **_values({name: values[name] for name in self.pick.metrics})}
 
     def as_csv(self) -> str:
         """A line per cell, and one of the plainly enlarged input where it is asked for: the axes, then the means."""
@@ -319,5 +318,5 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.10g}"
 
 
-def _finite_values(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+def _values(values: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: report.json_number(value) for name, value in values.items()}

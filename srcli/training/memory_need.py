@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from srcli.config.recipe import FEATURE_SIDE
 from srcli.config.training import TrainConfig
 from srcli.errors import OutOfMemoryError
+from srcli.memory import host_limit_hint
 from srcli.protocol import Trainee
 from srcli.training.checkpoint import checkpoints
 from srcli.training.data.crops import Batch, crop_settings
@@ -115,7 +116,7 @@ def out_of_memory(config: TrainConfig, accelerator: Any, when: str, chunk: int) 
     else:  # another crop is another run
         anew = f"another `--output`, `--start-from {saved[-1]}` and {smaller}"
         hint = f"go on with `--resume` and {', or '.join(ways)}; or give {anew}" if ways else f"give {anew}"
-    return OutOfMemoryError(f"out of memory on `{accelerator.device}` {when}", hint)
+    return OutOfMemoryError(f"out of memory on `{accelerator.device}` {when}", host_limit_hint(accelerator.device.type) + hint)
 
 
 def _ways_to_save(config: TrainConfig, accelerator: Any, chunk: int) -> list[str]:
