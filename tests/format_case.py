@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin, features
+
+from srcli.images.suffixes import OUTPUT_FORMATS
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SWAPPED = SRGB.replace(b"rXYZ", b"tmp!", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"tmp!", b"gXYZ", 1)
@@ -122,12 +125,17 @@ SOURCES: dict[str, tuple[Callable[[Path], None], set[str], int, int, int]] = {
 NEEDS = {"heif": "pillow_heif", "jxl": "pillow_jxl"}
 
 
-def need(*formats: str) -> None:
-    for format in formats:
-        if format in NEEDS:
-            pytest.importorskip(NEEDS[format])
-        if format == "avif" and not features.check("avif"):
-            pytest.skip("Pillow is here without AVIF")
+def is_here(format: str) -> bool:
+    """Whether it can be read and written on this machine."""
+    return features.check("avif") if format == "avif" else format not in NEEDS or find_spec(NEEDS[format]) is not None
+
+
+WRITABLE = {format: suffix for format, suffix in OUTPUT_FORMATS.items() if is_here(format)}
+
+
+def need(format: str) -> None:
+    if not is_here(format):
+        pytest.skip(f"{format} cannot be read here")
 
 
 def upright(levels: np.ndarray, orientation: int) -> np.ndarray:

@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from format_case import WRITABLE
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
 from srcli.errors import ImageError, UsageError
 from srcli.images import codec
-from srcli.images.codec import OUTPUT_FORMATS, Picture, decode, encode, probe
+from srcli.images.codec import Picture, decode, encode, probe
 from srcli.images.suffixes import INPUT_SUFFIXES
 
 ODD_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "odd-images"
@@ -479,7 +480,7 @@ def test_malformed_exif_does_not_fail_the_image(tmp_path: Path, block: bytes, fo
     Image.new("RGB", (6, 4)).save(tmp_path / "a", format, exif=block)
     picture = decode(tmp_path / "a")
     assert (picture.exif, picture.orientation) == (None, 1)
-    for name in OUTPUT_FORMATS:
+    for name in WRITABLE:
         encode(replace(picture, exif=block, orientation=3), tmp_path / name, name, 90)
         assert decode(tmp_path / name).rgb.shape == (4, 6, 3)
     assert decode(tmp_path / "jpeg").orientation == 3
@@ -662,7 +663,7 @@ def test_a_file_that_cannot_grow_is_told_with_the_system_s_reason(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("format", list(OUTPUT_FORMATS))
+@pytest.mark.parametrize("format", list(WRITABLE))
 @pytest.mark.parametrize(("fault", "shown"), [(OSError(28, "No space left"), ImageError), (KeyboardInterrupt(), None)])
 def test_an_interrupted_write_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, fault: BaseException, shown: type[Exception] | None

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tifffile
 from commands import upscale
-from format_case import kinds_in, need, rich_jpeg, told
+from format_case import WRITABLE, kinds_in, need, rich_jpeg, told
 from PIL import Image
 from test_codec import exif_block
 from tiny_model import make_model
 
 from srcli.images import telling
-from srcli.images.codec import OUTPUT_FORMATS, Picture, decode, encode
+from srcli.images.codec import Picture, decode, encode
 from srcli.images.metadata import is_own_result, updated_exif
 
 
@@ -28,7 +28,7 @@ def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("format", list(OUTPUT_FORMATS))
+@pytest.mark.parametrize("format", list(WRITABLE))
 def test_a_result_is_known_as_ours(tmp_path: Path, format: str, channels: int, depth: int) -> None:
     levels = np.full((20, 30, channels), 99, f"u{depth // 8}")
     path = tmp_path / "renamed.dat"
@@ -48,13 +48,13 @@ def test_what_srcli_has_not_written_is_not_ours(tmp_path: Path) -> None:
     assert [path.name for path in [*tmp_path.iterdir(), tmp_path, tmp_path / "missing"] if is_own_result(path)] == ["ours"]
 
 
-@pytest.mark.parametrize("format", list(OUTPUT_FORMATS))
+@pytest.mark.parametrize("format", list(WRITABLE))
 def test_stripped_results_say_nothing_but_orientation_colours_and_whose_they_are(
     models_file: Path, tmp_path: Path, format: str
 ) -> None:
     need(format)
     rich_jpeg(tmp_path / "a.jpg")
-    target = tmp_path / f"out{OUTPUT_FORMATS[format]}"
+    target = tmp_path / f"out{WRITABLE[format]}"
     done = upscale(models_file, tmp_path / "a.jpg", "-o", target, "--strip-metadata", "--scale", 2)
     assert done.returncode == 0, done.stderr
     assert "has no place" not in done.stderr
@@ -93,7 +93,7 @@ def test_what_is_left_out_is_told_once_a_run(models_file: Path, tmp_path: Path) 
 
 def test_results_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     rich_jpeg(tmp_path / "a.jpg")
-    for format in OUTPUT_FORMATS:
+    for format in WRITABLE:
         contents = []
         for name in ("one", "two"):
             encode(decode(tmp_path / "a.jpg"), tmp_path / name, format, 90)
