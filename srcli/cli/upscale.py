@@ -57,7 +57,8 @@ def upscale(
     model: Annotated[
         str,
         typer.Option(
-            help="A name from `srcli models list`, the output folder of a training run, or a network's file.",
+            help="A name from `srcli models list`, the output folder of a training run, a network's file, or two of these as "
+            "`ONE+OTHER`.",
             rich_help_panel=MODEL,
         ),
     ] = "tiny",
