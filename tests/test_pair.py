@@ -217,6 +217,10 @@ def test_models_commands_know_what_a_pair_is_made_of(models: Path) -> None:
         str(models / "p.safetensors"),
         str(models / "s.safetensors"),
     ]
+    joined = f"{models / 'p.safetensors'}+{models / 's.safetensors'}"
+    assert srcli("models", "fetch", joined).stderr.endswith(f"--model {joined}`\n")  # no registry file to name
+    of_rows = srcli("models", "fetch", "tiny+large", "--models-file", models / "models.toml").stderr
+    assert of_rows.endswith(f"--model tiny+large --models-file {models / 'models.toml'}`\n")
     (models / "s.safetensors").unlink()
     listed = json.loads(srcli("models", "list", "--models-file", models / "models.toml", "--json").stdout)
     assert {row["name"]: row["state"] for row in listed}["both"] == "files missing"
@@ -241,6 +245,12 @@ def test_what_is_no_pair_is_told(models: Path, photo_folder: Path, row: str, fau
     other = '[models.other]\nfamily = "pair"\nnative_scale = 2\npixel = "me"\nsemantic = "tiny"\n'
     (models / "models.toml").write_text(f'[models.me]\nfamily = "pair"\nnative_scale = 2\n{row}\n{other}')
     assert fault in refused(models, photo_folder, "me")
+
+
+def test_a_row_may_be_called_as_its_parents_file_is(models: Path, photo_folder: Path, tmp_path: Path) -> None:
+    row = 'family = "pair"\nnative_scale = 2\npixel = "p.safetensors"\nsemantic = "s.safetensors"\n'
+    (models / "models.toml").write_text(f"[models.p]\n{row}")
+    assert made(models, photo_folder / "a.png", tmp_path / "out.png", "p").shape == (120, 168, 3)
 
 
 def test_joined_names_that_are_no_models_are_told(models: Path, photo_folder: Path) -> None:
@@ -327,7 +337,7 @@ def test_a_map_that_does_not_fit_fails_its_photo_alone(
     done = upscale(models, photo_folder, tmp_path / "out", "both", *maps)
     assert done.returncode == 1
     assert reason in " ".join(done.stderr.split())
-    assert "no map for 1 photo" in done.stderr
+    assert "no map for 1 photo:" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == ["b.png", "c.png"]
 
 

@@ -38,8 +38,8 @@ def with_maps(jobs: Sequence[Job], place: Path, output: Path) -> list[Job]:
     if not used:
         hint = "a map has the path of its photo, apart from the suffix: `city/a.png` for `city/a.jpg`"
         raise UsageError(f"no map in `{place}` belongs to a photo", hint)
-    if len(used) < len(jobs):
-        log.warning("no map for %s: there the dials hold everywhere", counted(sum(job.map is None for job in done), "photo"))
+    if without := sum(job.map is None for job in done):
+        log.warning("no map for %s: there the dials hold everywhere", counted(without, "photo"))
     if idle := sorted(set(maps.values()) - used):
         log.warning("%s without a photo: `%s`%s", counted(len(idle), "map"), idle[0], " and others" if len(idle) > 1 else "")
     return done

@@ -27,25 +27,26 @@ def find_model(name: str, models_file: Path | None = None) -> ModelSpec:
     return with_parents(_find(name, registry), registry)
 
 
-def with_parents(spec: ModelSpec, registry: Mapping[str, ModelSpec], above: tuple[str, ...] = ()) -> ModelSpec:
+def with_parents(spec: ModelSpec, registry: Mapping[str, ModelSpec], above: tuple[tuple[Path, str], ...] = ()) -> ModelSpec:
     """The row with the models that it builds on, and theirs.
 
     Args:
         spec: the row.
         registry: of `load_registry`.
-        above: rows that build on it.
+        above: rows that build on it, by file and name.
 
     Raises:
         ModelError: models that are not there, or that it cannot build on; all of them.
     """
-    if spec.name in above:
-        chain = " on ".join(f"`{name}`" for name in (*above[above.index(spec.name) :], spec.name))
+    own = spec.origin, spec.name  # a file may be called as a row is
+    if own in above:
+        chain = " on ".join(f"`{name}`" for _, name in (*above[above.index(own) :], own))
         raise ModelError(f"{chain}: a model cannot build on itself", f"correct the row in `{spec.origin}`")
     parents: dict[str, ModelSpec] = {}
     faults: list[ModelError] = []
     for place, row in spec.parent_rows.items():
         try:
-            parents[place] = _parent(spec, row, registry, (*above, spec.name))
+            parents[place] = _parent(spec, row, registry, (*above, own))
         except ModelError as fault:
             faults.append(fault)
     raise_together(f"the models that `{spec.name}` is made of cannot be used:", faults)
@@ -57,7 +58,7 @@ def with_parents(spec: ModelSpec, registry: Mapping[str, ModelSpec], above: tupl
     return replace(spec, parents=parents)
 
 
-def _parent(spec: ModelSpec, row: ParentRow, registry: Mapping[str, ModelSpec], above: tuple[str, ...]) -> ModelSpec:
+def _parent(spec: ModelSpec, row: ParentRow, registry: Mapping[str, ModelSpec], above: tuple[tuple[Path, str], ...]) -> ModelSpec:
     beside = spec.folder / expanded(row.model)
     of_disk = beside.exists() or any(beside.suffix.lower() in declared.files for declared in families().values())
     found = _find(str(beside) if of_disk and row.model not in registry else row.model, registry)
@@ -121,4 +122,4 @@ def _joined(name: str, registry: Mapping[str, ModelSpec]) -> ModelSpec | None:
         "source": "; ".join(dict.fromkeys(spec.source for spec in found)),
         **{slot.name: part for slot, part in zip(families()[family].parents, parts, strict=True)},
     }
-    return replace(read_row("joined", row, Path.cwd() / "models.toml"), name=name)
+    return replace(read_row("joined", row, Path.cwd() / "models.toml"), name=name, origin=Path(name))  # there is no such file

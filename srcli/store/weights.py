@@ -319,7 +319,13 @@ def _origins(spec: ModelSpec) -> list[str]:
 
 def models_file_option(spec: ModelSpec) -> str:
     """What has to be added to a command so that it finds the model: ` --models-file FILE`, or nothing."""
-    return "" if spec.origin in standing_files() else f" --models-file {shlex.quote(str(spec.origin))}"
+    named = [origin for origin in _origins_of(spec) if origin.suffix == ".toml" and origin not in standing_files()]
+    return f" --models-file {shlex.quote(str(named[0]))}" if named else ""
+
+
+def _origins_of(spec: ModelSpec) -> list[Path]:
+    """The files of its row and its parents' rows; a model that has none is its own."""
+    return [spec.origin, *(origin for parent in spec.parents.values() for origin in _origins_of(parent))]
 
 
 # Messages ------------------------------------------------------------------------------------------------------------
