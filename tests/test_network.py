@@ -268,7 +268,7 @@ def test_a_row_names_a_file_beside_it_and_its_sum(networks: Path, photo_folder: 
         ('file = "x", package = "p"', "`sha256` is missing"),
         ('file = "x", revision = "main"', "`revision` needs a `repo`"),
         ('file = "x", repo = "a/b", package = "p", sha256 = "' + "0" * 64 + '"', "`repo` and `package` exclude each other"),
-        ('embedded = "tiny"', "unknown key `embedded`"),
+        ('embedded = "tiny"', "`embedded` must be a file of a model that ships"),
     ],
 )
 def test_faults_of_a_base_of_one_file_are_told(tmp_path: Path, base: str, fault: str) -> None:

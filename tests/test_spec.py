@@ -16,7 +16,7 @@ from srcli.errors import ModelError, UsageError
 from srcli.families import families
 from srcli.protocol import Base, Dial, Family, RowKey
 from srcli.rows import spec as spec_module
-from srcli.rows.base import MOVED_REPOS, base_of
+from srcli.rows.base import BUILTIN, MOVED_REPOS, base_of
 from srcli.rows.lookup import find_model
 from srcli.rows.spec import (
     load_registry,
@@ -58,7 +58,7 @@ def test_packaged_row() -> None:
     assert (tiny.tile, tiny.overlap, tiny.tiling) == (704, 64, "even")
     assert (tiny.family, tiny.native_scale, tiny.color_fix) == ("pisasr", 4, "none")
     assert tiny.base.embedded == "tiny"
-    assert tiny.adapters["pixel"].path == str(spec_module.BUILTIN / "tiny/pixel/adapter_model.safetensors")
+    assert tiny.adapters["pixel"].path == str(BUILTIN / "tiny/pixel/adapter_model.safetensors")
     assert tiny.origin == packaged_models_file()
     assert (tiny.training["crop"], tiny.training["alpha"]) == (160, 128)
     assert [layer.get("batch") for layer in tiny.recipe_layers("semantic")] == [12, 8]

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srcli.errors import UsageError
@@ -107,6 +107,13 @@ def read_base(table: Table, folder: Path, family: Family) -> BaseSource:
 
 
 def _read_file_base(table: Table, folder: Path) -> BaseSource:
+    if table.has("embedded"):
+        digest = table.find("sha256", str)
+        if digest is not None:
+            check_sum(table, "sha256", digest)
+        base = BaseSource(file=str(embedded_path(table)), sha256=digest and digest.lower())
+        table.close()
+        return base
     mirrors: list[Any] = table.get("mirrors", [])
     base = BaseSource(
         repo=table.find("repo", str),
@@ -128,6 +135,19 @@ def _read_file_base(table: Table, folder: Path) -> BaseSource:
     _check_repos(table, base, mirrors, ("mirrors", "revision"))
     table.close()
     return base if elsewhere else replace(base, file=str(folder / expanded(base.file or "")))
+
+
+def embedded_path(table: Table) -> Path:
+    """The file of a model that ships with srcli, which `embedded` names."""
+    embedded = table.get("embedded", "")
+    for key in ("path", "file", "repo", "package"):
+        if table.has(key):
+            table.find(key, str)
+            table.fault(f"`{key}` and `embedded` exclude each other")
+    folder, *rest = PurePosixPath(embedded).parts or ("",)
+    if not ROW_NAME.fullmatch(folder) or not rest or ".." in rest:
+        table.fault(f"`embedded` must be a file of a model that ships with srcli, as `tiny/pixel/…`, not `{embedded}`")
+    return BUILTIN / embedded
 
 
 def _check_repos(table: Table, base: BaseSource, mirrors: list[Any], needing: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import platformdirs
@@ -17,7 +17,7 @@ from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.families import families, recipe_class
 from srcli.images.choices import COLOR_FIXES
 from srcli.protocol import Base, Dial, Family, Slot
-from srcli.rows.base import BUILTIN, PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, expanded, read_base
+from srcli.rows.base import PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, embedded_path, expanded, read_base
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
 from srcli.rows.toml import Table, parse
 
@@ -359,19 +359,8 @@ def _read_adapter(model: str, name: str, table: Table) -> AdapterFile:
         table.close()
         folder = imported_folder(model)
         return AdapterFile(name, str(folder / path), recorded_sums(folder).get(path, ""), origin)
-    path = str(expanded(table.need("path", ""))) if not table.has("embedded") else _embedded_path(table)
+    path = str(expanded(table.need("path", ""))) if not table.has("embedded") else str(embedded_path(table))
     digest = table.need("sha256", "0" * 64)
     check_sum(table, "sha256", digest)
     table.close()
     return AdapterFile(name, path, digest.lower())
-
-
-def _embedded_path(table: Table) -> str:
-    """The file of an adapter that ships with srcli."""
-    embedded = table.get("embedded", "")
-    if table.find("path", str) is not None:
-        table.fault("`path` and `embedded` exclude each other")
-    folder, *rest = PurePosixPath(embedded).parts or ("",)
-    if not ROW_NAME.fullmatch(folder) or not rest or ".." in rest:
-        table.fault(f"`embedded` must be a file of a model that ships with srcli, as `tiny/pixel/…`, not `{embedded}`")
-    return str(BUILTIN / embedded)
