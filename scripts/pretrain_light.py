@@ -4,8 +4,9 @@
     srcli upscale bank/lq -o bank/teacher --model realesrgan-x4plus --format png
     python scripts/pretrain_light.py bank/teacher,lq=bank/lq -o network.safetensors --recipe scripts/builtin/light.toml
 
-Two starts: `blocks` is Real-ESRGAN x4plus cut to its first blocks, `compact` an SRVGGNetCompact of chance weights. The loss is ℓ1
-to the large network's picture and a distance of features (EfficientNet-Lite0). The schedule follows the clock where `--minutes`
+Starts: `compact`, the light network of Real-ESRGAN for drawings, deepened; `blocks`, Real-ESRGAN x4plus cut to its first blocks;
+`chance`, the former's architecture with chance weights. The loss is ℓ1 to the large network's picture and a distance of features
+(EfficientNet-Lite0). The schedule follows the clock where `--minutes`
 says so. Prints the losses every 50 steps, and saves the average of the weights in halves, as a file that spandrel recognises.
 """
 
@@ -14,42 +15,70 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
-TEACHER = "realesrgan-x4plus"
-
 
 def make_network(start: str, blocks: int) -> nn.Module:
     """The network to train, in the layout of its architecture's usual files."""
+    if start == "chance":
+        return compact()
+    return first_blocks(blocks) if start == "blocks" else deepened()
+
+
+def compact() -> Any:
+    """An SRVGGNetCompact of twice animevideov3's depth, with chance weights."""
     from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
-    if start == "compact":
-        return SRVGGNetCompact(num_feat=64, num_conv=32, upscale=4)
-    return first_blocks(blocks)
+    return SRVGGNetCompact(num_feat=64, num_conv=32, upscale=4)
+
+
+def deepened() -> nn.Module:
+    """Real-ESRGAN animevideov3, twice as deep by layers that change nothing yet: the same pictures."""
+    import torch
+    from torch import nn
+
+    network, known = compact(), usual("realesr-animevideov3").body
+    pairs = [known[i : i + 2] for i in range(0, len(known) - 1, 2)]  # a convolution and its PReLU
+    with torch.no_grad():
+        for number, (convolution, slopes) in enumerate(pairs):
+            place = 0 if number == 0 else 4 * number - 2  # the first one takes pictures, and stands alone
+            network.body[place].load_state_dict(convolution.state_dict())
+            network.body[place + 1].load_state_dict(slopes.state_dict())
+            if number:
+                nn.init.dirac_(network.body[place + 2].weight)
+                nn.init.zeros_(network.body[place + 2].bias)
+                nn.init.ones_(network.body[place + 3].weight)
+        network.body[-1].load_state_dict(known[-1].state_dict())
+    return network
 
 
 def first_blocks(count: int) -> nn.Module:
     """Real-ESRGAN x4plus with its first blocks alone."""
     from torch import nn
 
+    network = usual("realesrgan-x4plus")
+    body = network.model[1].sub
+    network.model[1].sub = nn.Sequential(*list(body)[:count], body[-1])
+    return network
+
+
+def usual(model: str) -> Any:
+    """The network of a row."""
     from srcli.families.network.file import take
     from srcli.rows.lookup import find_model
     from srcli.store.weights import base_file
 
-    network = take(base_file(find_model(TEACHER)))
-    body = network.model.model[1].sub
-    network.model.model[1].sub = nn.Sequential(*list(body)[:count], body[-1])
-    return network.model
+    return take(base_file(find_model(model))).model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="sources of pairs as `--data` of `srcli train-pixel`: TEACHER,lq=LQ")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the network's file")
-    parser.add_argument("--start", choices=("blocks", "compact"), default="blocks", help="(%(default)s)")
+    parser.add_argument("--start", choices=("compact", "blocks", "chance"), default="compact", help="(%(default)s)")
     parser.add_argument("--blocks", type=int, default=5, help="of x4plus that are kept (%(default)s)")
     parser.add_argument("--from", dest="before", type=Path, help="begin with the weights of this file, of the same start")
     parser.add_argument("--steps", type=int, default=3000, help="updates (%(default)s)")
