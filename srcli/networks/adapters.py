@@ -29,7 +29,7 @@ from srcli.disk import write_whole
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.networks.lora import LoraLayer, Replaced, can_have_lora
 from srcli.store.adapter_files import ADAPTER_FILE
-from srcli.store.weights import load_tensors
+from srcli.store.weights import load_tensors, sha256_of
 
 _LOGGER = logging.getLogger("srcli")
 _PREFIX = "base_model.model."
@@ -52,9 +52,11 @@ class AdapterInfo:
     licence: str = ""
     base_sha256: str = ""
     """Of the base's file, where the base is one file."""
+    on_sha256: str = ""
+    """Of the file of the adapter that was frozen beside it when it was trained."""
 
     def to_metadata(self) -> dict[str, str]:
-        return {key: str(value) for key, value in self.__dict__.items() if value or key != "base_sha256"}
+        return {key: str(value) for key, value in self.__dict__.items() if value or not key.endswith("sha256")}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> AdapterInfo:
@@ -68,6 +70,7 @@ class AdapterInfo:
                 steps=int(metadata.get("steps", "0")),
                 licence=metadata.get("licence", ""),
                 base_sha256=metadata.get("base_sha256", ""),
+                on_sha256=metadata.get("on_sha256", ""),
             )
         except (KeyError, ValueError) as error:
             message = f"`{path}` does not say its rank and alpha"
@@ -395,6 +398,13 @@ def check_base_sum(adapter: Adapter, path: Path, base: Path, sha256: str) -> Non
         raise ModelError(message, "use it with the very file that it was trained on; a copy in another format is another file")
 
 
+def warn_of_another_beside(adapter: Adapter, other: str, path: Path) -> None:
+    """Warn where an adapter says that it was trained on another one than the file `path`, which is called `other`."""
+    if adapter.info.on_sha256 not in ("", sha256_of(path)):
+        told = "the %s adapter was trained on another %s adapter than `%s`: the two may not go well together"
+        _LOGGER.warning(told, adapter.name, other, path)
+
+
 def _last(name: str) -> str:
     """In the hub's cache, `…/models--OWNER--NAME/snapshots/COMMIT`, a folder's name is its commit."""
     parts = name.rstrip("/").split("/")
@@ -432,12 +442,16 @@ def _lora_fault(adapter: Adapter, name: str, weight: Parameter | None) -> str | 
 
 
 def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path."""
+    """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path.
+
+    Whole tensors are float32 whatever `dtype` is: what was learnt is a small difference of them from the base's.
+    """
     from peft import LoraConfig
     from peft.utils import CONFIG_NAME
     from safetensors.torch import save
 
-    tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
+    dtypes = {key: torch.float32 if key in adapter.full else dtype for key in sorted(adapter.tensors)}
+    tensors = {_PREFIX + key: adapter.tensors[key].to(each).contiguous() for key, each in dtypes.items()}
     write_whole(folder / ADAPTER_FILE, _in_order(save(tensors, {"format": "pt", **adapter.info.to_metadata()})))
     info, ranks = adapter.info, {name: rank for name, rank in adapter.ranks.items() if rank != adapter.info.rank}
     config = LoraConfig(

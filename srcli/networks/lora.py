@@ -117,8 +117,8 @@ def _is_plain(layer: nn.Module) -> bool:
 class Replaced(nn.Module):
     """A parameter W of a layer, and the values V that adapters have in its place; kept in the layer, beside the parameter.
 
-    Where several work together, their differences add up as LoRA's do: W + Σ (V - W). The last one's parameter is what works then,
-    so that it can be trained as any other; what the others add is put into it, and taken out of what it says of itself.
+    Where several work together, their differences add up as LoRA's do: W + Σ (V - W). The last one's parameter is what works
+    then, so that it can be trained as any other; what the others add is put into it, and taken out of what it says of itself.
 
     Args:
         own: the parameter.
@@ -142,7 +142,7 @@ class Replaced(nn.Module):
 
     def value(self, name: str) -> Tensor:
         """V of an adapter, whatever works beside it."""
-        value = self.values[name].detach()
+        value: Tensor = self.values[name].detach()
         return value - self._added[name] if name in self._added else value
 
     @torch.no_grad()
@@ -162,4 +162,5 @@ class Replaced(nn.Module):
         now = self._added.get(last)
         if not (before is now or (before is not None and now is not None and torch.equal(before, now))):
             self.put(last, value)
-        return self.values[last]
+        chosen: Parameter = self.values[last]
+        return chosen
