@@ -29,6 +29,7 @@ from training_case import make_photos
 from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
 from srcli.families.network.file import read, without_remerging
+from srcli.families.network.layers import Choice, chosen, chosen_whole
 from srcli.images.canvas import Canvas
 from srcli.networks.adapters import (
     Adapter,
@@ -37,6 +38,7 @@ from srcli.networks.adapters import (
     attach_frozen,
     extract,
     load_adapter,
+    merge,
     own_parameters,
     save_adapter,
     use_adapters,
@@ -485,6 +487,50 @@ def test_enlarging_damaged_photos_is_refused_where_nothing_is_enlarged(networks:
     (tmp_path / "recipe.toml").write_text('degradation.resize_back = "random"\n')
     done = train("pixel", networks / "compact.safetensors", photos, tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
     assert (done.returncode, "`degradation.resize_back` has no effect" in done.stderr) == (2, True), done.stderr
+
+
+class Attending(nn.Module):
+    """torch's own attention, which keeps three matrices in one, and a layer whose weight is computed anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.utils.parametrizations.weight_norm(nn.Linear(3, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.into(x)
+        return self.out(tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0])
+
+
+def test_weights_that_no_lora_can_have_are_named_and_trained_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model, tokens = Attending().eval().requires_grad_(False), torch.rand(2, 5, 3)
+    every, attention = Choice(("conv", "attention", "mlp"), ""), Choice(("attention",), "")
+
+    def run() -> torch.Tensor:
+        return model(tokens)
+
+    assert [layer.name for layer in chosen(model, attention, run)] == ["attention.out_proj"]
+    assert caplog.messages == ["no adapter reaches 1 weight, which `--rank full` trains: `attention.in_proj_weight`"]
+    names = [layer.name for layer in chosen(model, every, run)]
+    assert names == ["attention.out_proj", "out"]
+    assert "3 weights, which `--rank full` trains: `into.parametrizations.weight.original0`" in caplog.messages[1]
+    whole = set(chosen_whole(model, attention, run))
+    assert whole == {f"attention.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")}
+    assert set(chosen_whole(model, None, run)) == set(dict(model.named_parameters()))
+    before = run()
+    parameters = attach(model, "pixel", dict.fromkeys(names, 2), 2, full=["attention.in_proj_weight"])
+    assert torch.allclose(run(), before, atol=1e-6)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+        attached = run()
+    torch.manual_seed(0)
+    plain = Attending().eval()
+    merge(plain, [extract(model, "pixel", AdapterInfo(2, 2))])
+    assert (attached - before).abs().max() > 1e-2
+    assert torch.allclose(plain(tokens), attached, atol=1e-5)
 
 
 def test_a_network_without_gradients_is_refused(
