@@ -26,6 +26,7 @@ from tiny_model import make_base
 from torch import nn
 from training_case import make_photos
 
+from srcli import python
 from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
 from srcli.families.network.file import read, without_remerging
@@ -43,6 +44,7 @@ from srcli.networks.adapters import (
     save_adapter,
     use_adapters,
 )
+from srcli.networks.mixed import MixedWeights
 from srcli.opening import model_of, open_engine
 from srcli.store.weights import sha256_of
 
@@ -159,18 +161,38 @@ def test_a_sweep_asks_the_network_once_a_setting(
     Image.fromarray(photo).save(picture)
     plain = ("--model", network, *adapters, "--device", "cpu", "--dtype", "fp32")
     asked, call = [], ImageModelDescriptor.__call__
+    sums, take = [], MixedWeights.take
+    monkeypatch.setattr(MixedWeights, "take", lambda own, weights: sums.append(weights != own.now) or take(own, weights))
     monkeypatch.setattr(ImageModelDescriptor, "__call__", lambda own, x: asked.append(x.shape[-1]) or call(own, x))
     done = srcli(
         "sweep", picture, "-o", tmp_path / "s", *plain, "--lambda-pixel", "0,1", "--lambda-semantic", "0,0.5,2", "--save-images"
     )
     assert done.returncode == 0, done.stderr
-    assert asked.count(photo.shape[1]) == 6
+    assert (asked.count(photo.shape[1]), sum(sums)) == (6, 5)  # the first setting, (0, 0), is the bare network
     swept = {np.asarray(Image.open(each)).tobytes() for each in (tmp_path / "s" / "images").rglob("a.png")}
     assert len(swept) == 6
     assert (
         result(picture, tmp_path / "b.png", "--model", network, *adapters, "--lambda-pixel", 0, "--lambda-semantic", 2).tobytes()
         in swept
     )
+
+
+def test_from_python_other_settings_cost_a_sum_of_weights(
+    networks: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, picture = networks / "compact.safetensors", tmp_path / "a.png"
+    files = {each: make_adapter(network, tmp_path, each, whole=each == "semantic") for each in ("pixel", "semantic")}
+    Image.fromarray(photo).save(picture)
+    loads, original = [], python.open_engine
+    monkeypatch.setattr(python, "open_engine", lambda *words: loads.append(words) or original(*words))
+    up = python.load(network, device="cpu", dtype="fp32", **files)
+    words = [word for name, file in files.items() for word in (f"--{name}", file)]
+    for pixel, semantic, strength in ((0.5, 1, 1), (0, 0, 1), (1.5, 0.25, 0.5), (0.5, 1, 1)):
+        dials = {"lambda_pixel": pixel, "lambda_semantic": semantic, "strength": strength}
+        options = [word for name, value in dials.items() for word in (f"--{name.replace('_', '-')}", value)]
+        expected = result(picture, tmp_path / "b.png", "--overwrite", "--model", network, *words, *options)
+        np.testing.assert_array_equal(up(photo, **dials), expected)
+    assert len(loads) == 1
 
 
 def test_an_adapter_of_another_network_is_refused(networks: Path, photo: np.ndarray, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 as two passes with the weights λ and 1 - λ; one of weight 0 is not run. A network of one channel is asked for each channel of a
 picture, which keeps colours as sharp as it can; where all three are equal, once.
 
-With adapters its weights are W + λ_pix · ΔP + λ_sem · ΔS: one pass at any of these numbers, which are its key.
+With adapters its weights are W + λ_pix · ΔP + λ_sem · ΔS: one pass at any of these numbers, which are its key. W, ΔP and ΔS are
+kept, so that other numbers cost a sum of weights and nothing is loaded again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class NetworkRestorer:
     enlargement = "bicubic"
     input_scale = patch = 1
     channels = 3
-    answers_pixels = True
+    answers_pixels = any_settings = True
     parents: Mapping[Hashable, Parent] = {}
 
     def __init__(

@@ -52,7 +52,7 @@ class PisaRestorer:
     """
 
     enlargement = "bicubic"
-    answers_pixels = False
+    answers_pixels = any_settings = False
     parents: Mapping[Hashable, Parent] = {}
 
     def __init__(
