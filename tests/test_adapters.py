@@ -202,6 +202,18 @@ def test_first_weights_and_merged_ones_are_those_of_peft() -> None:
         assert torch.equal(plain.get_submodule(name).weight, theirs.get_submodule(name).base_layer.weight)
 
 
+def test_grouped_layers_are_merged_which_peft_refuses() -> None:
+    theirs, targets = make_network(), "depthwise|grouped"
+    with pytest.warns(UserWarning, match="groups > 1"):
+        inject_adapter_in_model(LoraConfig(r=8, target_modules=targets), theirs, "pixel")
+    with pytest.raises(NotImplementedError):
+        theirs.grouped.merge()
+    network, adapter = trained("pixel", 2, AdapterInfo(2, 2), targets=targets)
+    assert adapter.modules == ["depthwise", "grouped"]
+    assert_alike(answer(merged(adapter)), answer(network))
+    assert (answer(network) - answer(make_network())).abs().max() > 1e-3
+
+
 def test_peft_loads_ranks_for_each_layer_and_whole_tensors(tmp_path: Path) -> None:
     _, adapter = trained("pixel", {"conv_in": 1, "tokens.fc1": 4}, AdapterInfo(4, 2.0), r"(norm|same)\..*")
     save_adapter(adapter, tmp_path)
