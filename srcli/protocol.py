@@ -373,6 +373,8 @@ class Restorer(Protocol):
     """About the peak memory of `predict_pass` for each latent cell of a batch."""
     answers_pixels: bool
     """Whether answers are pictures, a cell's pixels in its channels: (3 · factor², h, w), as `pixel_unshuffle` lays them."""
+    any_settings: bool
+    """Whether it can be asked for any settings, and not just for those that it was loaded for."""
     parents: Mapping[Hashable, Parent]
     """Passes that are other models; empty for most. With one, `factor` is 1."""
     decoder: Sequence[Part]

@@ -153,7 +153,7 @@ class Upscaler:
 
     def _can(self, engine: MixingEngine, settings: Settings, canvas: Canvas) -> bool:
         """Whether the settings need only such work on the picture as the engine was loaded for."""
-        if settings in self._loaded:
+        if engine.restorer.any_settings or settings in self._loaded:
             return True
         mixtures = []
         for engine.settings in (*self._loaded, settings):

@@ -24,7 +24,7 @@ class MockRestorer:
     tile, overlap, tiling = 64, 16, "fixed"
     color_fix = "none"
     cell_bytes = 1000
-    answers_pixels = True
+    answers_pixels, any_settings = True, False
     parents: Mapping[Hashable, Parent] = {}
 
     def __init__(self, strength: float = 0.0, dtype: torch.dtype = torch.float32) -> None:

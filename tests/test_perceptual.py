@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from srcli.cli.models import app
 from srcli.errors import ModelError, UsageError
 from srcli.networks import perceptual
-from srcli.networks.perceptual import fetch_vgg_weights, lpips_network, vgg_weights_path
+from srcli.networks.perceptual import fetch_vgg_weights, lpips_network, vgg16, vgg_weights_path
 from srcli.store.weights import sha256_of
 
 pytest.importorskip("torchmetrics")
@@ -193,6 +193,30 @@ def test_it_is_torchmetrics_own_lpips(saved: Path) -> None:
     (gradient,), (their_gradient,) = (torch.autograd.grad(value.sum(), sr) for value in (distance, theirs))
     torch.testing.assert_close(gradient, their_gradient)
     assert gradient.abs().max() > 0
+
+
+def test_vgg16_answers_at_the_same_depths_by_the_same_file(hub_cache: Path, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(ModelError, match=r"this test needs the weights of VGG16, which are missing: `") as caught:
+        vgg16(CPU, "this test")
+    assert "`srcli models fetch lpips-vgg`" in caught.value.hint
+    weights = request.getfixturevalue("weights")
+    request.getfixturevalue("saved")
+    picture = pictures()[0] / 2 + 0.5
+    answers = vgg16(CPU, "this test")(picture.requires_grad_())
+    assert [(answer.shape[1], 32 // answer.shape[2]) for answer in answers.values()] == [
+        (64, 1),
+        (128, 2),
+        (256, 4),
+        (512, 8),
+        (512, 16),
+    ]
+    network = vgg_features()
+    network.load_state_dict({name[9:]: value for name, value in weights.items() if name.startswith("features.")})
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    for depth, number in zip(answers.values(), COMPARED, strict=True):
+        torch.testing.assert_close(depth, network[: number + 1]((picture - mean) / deviation))
+    (gradient,) = torch.autograd.grad(sum(answer.mean() for answer in answers.values()), picture)
+    assert gradient.abs().amax((1, 2, 3)).min() > 0
 
 
 # What is missing or wrong --------------------------------------------------------------------------------------------

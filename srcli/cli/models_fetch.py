@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from srcli.store.hub import HubFile, Plan
 
 _LOGGER = logging.getLogger("srcli")
-_METRIC_NETWORK = "lpips-vgg"  # as in srcli.networks.perceptual, which imports torch
+_METRIC_NETWORK, _FEATURE_NETWORK = "lpips-vgg", "dino-vitb16"  # as in srcli.networks, which imports torch
 
 
 def fetch_model(
     name: Annotated[
         str,
         typer.Argument(
-            help="A name from `srcli models list`, owner/name on the hub, or `lpips-vgg`.", metavar="NAME", show_default=False
+            help="A name from `srcli models list`, owner/name on the hub, `lpips-vgg` or `dino-vitb16`.",
+            metavar="NAME",
+            show_default=False,
         ),
     ],
     dry_run: Annotated[
@@ -48,15 +50,21 @@ def fetch_model(
 
     `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and proxy variables hold.
 
-    `lpips-vgg` is no model to upscale with: it is the VGG16 of the perceptual
-    loss and metric LPIPS, 528 MiB, licence BSD-3-Clause (torchvision). It goes
-    into torch.hub's cache (`TORCH_HOME`), and the file's path is printed. A
-    mirror of the file can be named in the variable `SRCLI_LPIPS_URL`.
+    Two are no models to upscale with, but networks to train by. `lpips-vgg` is
+    the VGG16 of the perceptual loss and metric LPIPS and of the feature network
+    `vgg16`, 528 MiB, licence BSD-3-Clause (torchvision). It goes into
+    torch.hub's cache (`TORCH_HOME`), and the file's path is printed. A mirror
+    of the file can be named in the variable `SRCLI_LPIPS_URL`. `dino-vitb16` is
+    DINO's feature network, 343 MB, licence Apache-2.0, of
+    `facebook/dino-vitb16` on the hub.
 
     Example: srcli models fetch pisa-sr
     """
     if name == _METRIC_NETWORK:
         _fetch_metric_network(dry_run=dry_run)
+        return
+    if name == _FEATURE_NETWORK:
+        _fetch_feature_network(dry_run=dry_run)
         return
     if _is_repository(name):
         _fetch(base_of(name), None, name, dry_run=dry_run)
@@ -106,6 +114,20 @@ def _fetch_metric_network(*, dry_run: bool) -> None:
         tell(f"528 MiB, licence BSD-3-Clause (torchvision), to `{vgg_weights_path()}`")
         return
     typer.echo(fetch_vgg_weights())
+
+
+def _fetch_feature_network(*, dry_run: bool) -> None:
+    from srcli.networks.dino import SOURCE
+
+    try:
+        _fetch(SOURCE, None, _FEATURE_NETWORK, dry_run=dry_run)
+    except ModelError as fault:
+        if not fault.message.startswith("cannot fetch"):  # of the disk
+            raise
+        more = (
+            "or copy the hub's cache (`HF_HOME`) from a machine that has it; or train by `efficientnet-lite0`, which needs no hub"
+        )
+        raise ModelError(fault.message, f"try again, or name a mirror of the hub in `HF_ENDPOINT`; {more}") from fault
 
 
 def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run: bool) -> Path | None:

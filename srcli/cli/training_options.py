@@ -59,7 +59,7 @@ Crop = Annotated[int | None, _training("Side of the crops in output pixels.")]
 Rank = Annotated[
     Any | None,
     _training(
-        "Rank of the adapter: how much it can learn, and its size; or `auto`, where the method has that.",
+        "Rank of the adapter: how much it can learn, and its size; or `auto` or `full`, where the method has these.",
         metavar="N",
         parser=_number_or_word,
     ),
@@ -77,7 +77,8 @@ PsnrWeight = Annotated[float | None, _training("Weight of the decibels missing t
 SsimWeight = Annotated[float | None, _training("Weight of the SSIM loss: 1 - SSIM of the luma.", "--ssim", panel=LOSSES)]
 Lpips = Annotated[float | None, _training("Weight of LPIPS (VGG); see `srcli models fetch lpips-vgg`.", panel=LOSSES)]
 FeaturesWeight = Annotated[
-    float | None, _training("Weight of the distance of features; needs the extra `features`.", "--features", panel=LOSSES)
+    float | None,
+    _training("Weight of the distance of features; see `features.network` in the recipe.", "--features", panel=LOSSES),
 ]
 GanWeight = Annotated[float | None, _training("Weight of the adversarial loss.", "--gan", panel=LOSSES)]
 FrequencyWeight = Annotated[float | None, _training("Weight of the frequency-domain loss.", "--frequency", panel=LOSSES)]

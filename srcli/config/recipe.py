@@ -19,6 +19,8 @@ from srcli.config.degradation import Degradation
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 SIGMA_PX = 1.2
 """Of `References`."""
+FeatureName = Literal["efficientnet-lite0", "efficientnet-lite1", "vgg16", "dino-vitb16"]
+"""The first two need the extra `features`, the others are fetched: `srcli models fetch lpips-vgg`, `… dino-vitb16`."""
 FEATURE_SIDE = 32
 """Of the smallest pictures that all networks of `Features` take, in pixels."""
 
@@ -35,8 +37,8 @@ class Losses:
     psnr: Annotated[Weight, Field(description="decibels that each picture's PSNR is short of 40 dB")] = 0.0
     ssim: Annotated[Weight, Field(description="1 - SSIM of luma")] = 0.0
     lpips: Annotated[Weight, Field(description="LPIPS (VGG); needs `srcli models fetch lpips-vgg`")] = 0.0
-    features: Annotated[Weight, Field(description="distance of a feature network's answers; needs the extra `features`")] = 0.0
-    gan: Annotated[Weight, Field(description="adversarial, by a U-Net discriminator trained beside")] = 0.0
+    features: Annotated[Weight, Field(description="distance of a feature network's answers; see `features.network`")] = 0.0
+    gan: Annotated[Weight, Field(description="adversarial, by a discriminator trained beside; see `gan`")] = 0.0
     frequency: Annotated[Weight, Field(description="distance of Fourier coefficients")] = 0.0
     grid: Annotated[Weight, Field(description="steps that are uneven over the latent cells' grid, beyond the reference's")] = 0.0
 
@@ -47,8 +49,8 @@ class Gan:
 
     kind: Annotated[Literal["vanilla", "hinge", "relativistic"], Field(description="vanilla, hinge or relativistic")] = "vanilla"
     network: Annotated[
-        Literal["unet", "efficientnet-lite0", "efficientnet-lite1"],
-        Field(description="unet: all of it is trained; else heads on that frozen feature network, by augmented pictures"),
+        Literal["unet", FeatureName],
+        Field(description="unet: all of it is trained; else heads on that frozen network of `features`, by augmented pictures"),
     ] = "unet"
     features: Annotated[
         int, Field(ge=1, le=1 << 12, description="channels of the discriminator's first layer, or of its heads")
@@ -72,19 +74,27 @@ class Features:
     """The distance of features, used where `losses.features` is above 0."""
 
     network: Annotated[
-        Literal["efficientnet-lite0", "efficientnet-lite1"],
-        Field(description="efficientnet-lite0 or efficientnet-lite1; `srcli eval` measures by the latter"),
+        FeatureName,
+        Field(description="efficientnet-lite0, efficientnet-lite1 (by which `srcli eval` measures), vgg16 or dino-vitb16"),
     ] = "efficientnet-lite0"
     weights: Annotated[
-        tuple[Weight, Weight, Weight, Weight, Weight], Field(description="of the network's depths, the finest first")
-    ] = (1.0,) * 5
+        tuple[Weight, ...], Field(description="of the network's depths, the finest first; dino-vitb16 has 3, the others 5")
+    ] = ()
 
     @field_validator("weights")
     @classmethod
     def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not any(value):
+        if value and not any(value):
             raise ValueError("are all 0: there is nothing to compare")
         return value
+
+    @model_validator(mode="after")
+    def _one_for_each_depth(self) -> Features:
+        depths = 3 if self.network == "dino-vitb16" else 5
+        object.__setattr__(self, "weights", self.weights or (1.0,) * depths)
+        if len(self.weights) != depths:
+            raise ValueError(f"`weights` are {len(self.weights)}, and `{self.network}` has {depths} depths")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -2,7 +2,8 @@
 
 A LoRA layer adds (alpha / rank) · B · A to a frozen weight (Hu et al. 2021, eq. 3), the same factor in all layers of an adapter;
 A has the shape of the weight with the rank in the place of its first axis, B that first axis and the rank. An adapter may also
-hold whole tensors, which take the place of the network's parameters of the same names.
+hold whole tensors, which take the place of the network's parameters of the same names. Of several adapters the differences from
+the network add up, of whole tensors too: W + Σ (V - W) + Σ (alpha / rank) · B · A, in any order.
 
 An adapter's file is safetensors in peft's layout: `base_model.model.<layer>.lora_A.weight` and `.lora_B.weight`, and whole
 tensors as peft's `modules_to_save`, `base_model.model.<parameter>`. `adapter_config.json` beside it is for peft's own loader
@@ -28,7 +29,7 @@ from srcli.disk import write_whole
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.networks.lora import LoraLayer, Replaced, can_have_lora
 from srcli.store.adapter_files import ADAPTER_FILE
-from srcli.store.weights import load_tensors
+from srcli.store.weights import load_tensors, sha256_of
 
 _LOGGER = logging.getLogger("srcli")
 _PREFIX = "base_model.model."
@@ -51,9 +52,11 @@ class AdapterInfo:
     licence: str = ""
     base_sha256: str = ""
     """Of the base's file, where the base is one file."""
+    on_sha256: str = ""
+    """Of the file of the adapter that was frozen beside it when it was trained."""
 
     def to_metadata(self) -> dict[str, str]:
-        return {key: str(value) for key, value in self.__dict__.items() if value or key != "base_sha256"}
+        return {key: str(value) for key, value in self.__dict__.items() if value or not key.endswith("sha256")}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> AdapterInfo:
@@ -67,6 +70,7 @@ class AdapterInfo:
                 steps=int(metadata.get("steps", "0")),
                 licence=metadata.get("licence", ""),
                 base_sha256=metadata.get("base_sha256", ""),
+                on_sha256=metadata.get("on_sha256", ""),
             )
         except (KeyError, ValueError) as error:
             message = f"`{path}` does not say its rank and alpha"
@@ -112,7 +116,12 @@ class Adapter:
 
 
 def attach(
-    network: nn.Module, name: str, rank: int | Mapping[str, int], alpha: float, targets: str = "", full: str = ""
+    network: nn.Module,
+    name: str,
+    rank: int | Mapping[str, int],
+    alpha: float,
+    targets: str = "",
+    full: str | Collection[str] = "",
 ) -> list[Parameter]:
     """Add a fresh adapter that changes nothing yet, and make it the one that works; all else is frozen.
 
@@ -122,7 +131,7 @@ def attach(
         rank: of all layers, or of each one by its name. Then `targets` is not asked, and rank 0 leaves a layer out.
         alpha: LoRA's factor is alpha / rank, with the largest rank where they differ.
         targets: a regular expression that is the whole name of each layer to be adapted.
-        full: another, of parameters to be trained in full. A layer whose weight is among them has no LoRA.
+        full: another, of parameters to be trained in full, or their names. A layer whose weight is among them has no LoRA.
 
     Returns:
         the adapter's parameters, float32 (A Gaussian, B zero), in the order of the network's.
@@ -131,7 +140,8 @@ def attach(
         UsageError: `targets`, `full` or a name in `rank` fits nothing, or fits a parameter that several layers share.
     """
     owners = _owners(network)
-    replaced = [key for key in owners if full and re.fullmatch(full, key)]
+    fits = re.compile(full).fullmatch if isinstance(full, str) else full.__contains__
+    replaced = [key for key in owners if full and fits(key)]
     if full and not replaced:
         hint = "it must fit a whole name, such as `conv_in.weight`"
         raise UsageError(f"`full` fits no parameter of the network: `{full}`", hint)
@@ -213,6 +223,11 @@ def _refuse_tied(owners: Mapping[str, tuple[nn.Module, str]], keys: Collection[s
             raise UsageError(f"{names} are one parameter, which cannot be adapted", "choose the layers without these")
 
 
+def own_parameters(network: nn.Module) -> dict[str, Parameter]:
+    """The network's parameters by the names that they had before anything was attached, as they work now."""
+    return {key: owner.get_parameter(leaf) for key, (owner, leaf) in _owners(network).items()}
+
+
 def _plain_name(name: str) -> str:
     return name.replace(".base_layer", "")
 
@@ -274,7 +289,7 @@ def fill(network: nn.Module, adapter: Adapter, fresh: AdapterInfo) -> None:
 def use_adapters(network: nn.Module, names: Sequence[str]) -> None:
     """Make `names` the attached adapters that work; none switches all off. Which parameters want gradients is undefined after.
 
-    Of two that hold a whole tensor for the same parameter the last one's counts.
+    Of whole tensors for the same parameter, only that of the last adapter gets gradients.
     """
     for module in network.modules():
         if isinstance(module, LoraLayer):
@@ -286,8 +301,9 @@ def use_adapters(network: nn.Module, names: Sequence[str]) -> None:
 
 def extract(network: nn.Module, name: str, info: AdapterInfo) -> Adapter:
     """The attached adapter `name` as it is now, copied to the CPU in float32."""
-    tensors = {key: value.detach().float().cpu().clone() for key, value in _attached(network, name).items()}
-    return Adapter(name, tensors, info)
+    tensors = {key: value.detach() for key, value in _attached(network, name).items()}
+    tensors |= {key: module.value(name) for key, module in _replaced(network, name).items()}
+    return Adapter(name, {key: value.float().cpu().clone() for key, value in tensors.items()}, info)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -297,9 +313,21 @@ def _listed(names: Sequence[str]) -> str:
 @torch.no_grad()
 def restore_state(network: nn.Module, adapter: Adapter) -> None:
     """Put an adapter's values into the attached adapter of the same name, which must have all its tensors."""
-    parameters = _attached(network, adapter.name)
+    parameters, whole = _attached(network, adapter.name), _replaced(network, adapter.name)
     for key, value in adapter.tensors.items():
-        parameters[key].copy_(value)
+        if key in whole:
+            whole[key].put(adapter.name, value.to(whole[key].own.device))
+        else:
+            parameters[key].copy_(value)
+
+
+def _replaced(network: nn.Module, name: str) -> dict[str, Replaced]:
+    """Where an attached adapter has whole tensors, by the names of the parameters."""
+    return {
+        _plain_name(key).removesuffix(Replaced.SUFFIX): module
+        for key, module in network.named_modules()
+        if isinstance(module, Replaced) and name in module.values
+    }
 
 
 # Merged --------------------------------------------------------------------------------------------------------------
@@ -307,9 +335,7 @@ def restore_state(network: nn.Module, adapter: Adapter) -> None:
 
 @torch.no_grad()
 def merge(network: nn.Module, adapters: Sequence[Adapter]) -> None:
-    """Put the adapters into the weights of `network`, which then has no trace of them: W + Σ (alpha / rank) · B · A.
-
-    Whole tensors take their places first; of two for the same parameter the last one's stays.
+    """Put the adapters into the weights of `network`, which then has no trace of them: W + Σ (V - W) + Σ (alpha / rank) · B · A.
 
     Args:
         network: with nothing attached.
@@ -336,9 +362,8 @@ def merged(key: str, weight: Tensor, adapters: Sequence[Adapter]) -> Tensor:
         adapters: that fit the network.
     """
     weight = weight.to(torch.float32, copy=True)
-    for adapter in adapters:
-        if key in adapter.tensors:
-            weight.copy_(adapter.tensors[key])
+    first, *others = [adapter.tensors[key].to(weight) for adapter in adapters if key in adapter.tensors] or [weight]
+    weight = first + sum(((each - weight) for each in others), torch.zeros(()).to(weight))
     name = key.removesuffix(".weight")
     for adapter in adapters:
         if name != key and name + _HALVES[0] in adapter.tensors:
@@ -373,6 +398,13 @@ def check_base_sum(adapter: Adapter, path: Path, base: Path, sha256: str) -> Non
         raise ModelError(message, "use it with the very file that it was trained on; a copy in another format is another file")
 
 
+def warn_of_another_beside(adapter: Adapter, other: str, path: Path) -> None:
+    """Warn where an adapter says that it was trained on another one than the file `path`, which is called `other`."""
+    if adapter.info.on_sha256 not in ("", sha256_of(path)):
+        told = "the %s adapter was trained on another %s adapter than `%s`: the two may not go well together"
+        _LOGGER.warning(told, adapter.name, other, path)
+
+
 def _last(name: str) -> str:
     """In the hub's cache, `…/models--OWNER--NAME/snapshots/COMMIT`, a folder's name is its commit."""
     parts = name.rstrip("/").split("/")
@@ -381,7 +413,7 @@ def _last(name: str) -> str:
 
 def check_fit(network: nn.Module, adapter: Adapter) -> None:
     """Raises: ModelError: layers that the network lacks, halves that are missing, shapes and ranks that differ; all of them."""
-    parameters = {key: owner.get_parameter(leaf) for key, (owner, leaf) in _owners(network).items()}
+    parameters = own_parameters(network)
     faults = [fault for name in adapter.modules if (fault := _lora_fault(adapter, name, parameters.get(f"{name}.weight")))]
     for key, value in adapter.full.items():
         own = parameters.get(key)
@@ -410,12 +442,16 @@ def _lora_fault(adapter: Adapter, name: str, weight: Parameter | None) -> str | 
 
 
 def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path."""
+    """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns the former's path.
+
+    Whole tensors are float32 whatever `dtype` is: what was learnt is a small difference of them from the base's.
+    """
     from peft import LoraConfig
     from peft.utils import CONFIG_NAME
     from safetensors.torch import save
 
-    tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
+    dtypes = {key: torch.float32 if key in adapter.full else dtype for key in sorted(adapter.tensors)}
+    tensors = {_PREFIX + key: adapter.tensors[key].to(each).contiguous() for key, each in dtypes.items()}
     write_whole(folder / ADAPTER_FILE, _in_order(save(tensors, {"format": "pt", **adapter.info.to_metadata()})))
     info, ranks = adapter.info, {name: rank for name, rank in adapter.ranks.items() if rank != adapter.info.rank}
     config = LoraConfig(

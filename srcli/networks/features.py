@@ -37,19 +37,22 @@ class FeatureNetwork(nn.Module):
     """A frozen network as its answers at named depths. Always in evaluation mode; in float32, also under autocast.
 
     Args:
-        steps: the network, step by step; the first gets (N, 3, H, W), RGB, with ImageNet's mean 0 and deviation 1.
+        steps: the network, step by step; the first gets (N, 3, H, W), RGB, less `mean`, with ImageNet's deviation 1.
         depths: which answers, (N, C, h, w) each; steps after the last of them are left out.
-        reach_px: how far a place sees beyond its cell at most, a multiple of all `cell_px`; None: everywhere.
+        reach_px: how far a place sees beyond its cell at most, a multiple of all `cell_px`; None: everywhere, or not known.
+        mean: of RGB in [0, 1]; ImageNet's if not given.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, steps: Iterable[nn.Module], depths: Sequence[Depth], reach_px: int | None = None) -> None:
+    def __init__(
+        self, steps: Iterable[nn.Module], depths: Sequence[Depth], reach_px: int | None = None, mean: Sequence[float] = _MEAN
+    ) -> None:
         super().__init__()
         self.depths, self.reach_px = tuple(depths), reach_px
         self.steps = nn.ModuleList(islice(steps, max(depth.step for depth in depths) + 1))
-        self.register_buffer("mean", torch.tensor(_MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).reshape(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
@@ -69,15 +72,19 @@ class FeatureNetwork(nn.Module):
         Raises:
             RuntimeError: the pictures are too small for the network.
         """
-        names = {depth.step: depth.name for depth in self.depths}
+        depths = {depth.step: depth for depth in self.depths}
         found = {}
         with torch.autocast(pictures.device.type, enabled=False):
             answer = (pictures.float() - self.mean) / self.std
             for number, step in enumerate(self.steps):
                 answer = step(answer)
-                if number in names:
-                    found[names[number]] = answer
+                if number in depths:
+                    found[depths[number].name] = self.seen(depths[number], answer)
         return found
+
+    def seen(self, depth: Depth, answer: Tensor) -> Tensor:
+        """A step's answer as (N, C, h, w)."""
+        return answer
 
 
 # Distances -----------------------------------------------------------------------------------------------------------

@@ -115,13 +115,16 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 class Replaced(nn.Module):
-    """A parameter of a layer, and the values that adapters have in its place; kept in the layer, beside the parameter.
+    """A parameter W of a layer, and the values V that adapters have in its place; kept in the layer, beside the parameter.
+
+    Where several work together, their differences add up as LoRA's do: W + Σ (V - W). The last one's parameter is what works
+    then, so that it can be trained as any other; what the others add is put into it, and taken out of what it says of itself.
 
     Args:
         own: the parameter.
 
     Attributes:
-        values: by adapters' names, float32, of the parameter's shape.
+        values: by adapters' names, float32, of the parameter's shape; with what others add where these work beside it.
     """
 
     SUFFIX = "_replaced"
@@ -131,11 +134,33 @@ class Replaced(nn.Module):
         super().__init__()
         self.own = own
         self.values = nn.ParameterDict()
+        self._added: dict[str, Tensor] = {}
 
     def add(self, name: str) -> None:
         """Attach an adapter that changes nothing yet."""
         self.values[name] = Parameter(self.own.detach().float().clone())
 
+    def value(self, name: str) -> Tensor:
+        """V of an adapter, whatever works beside it."""
+        value: Tensor = self.values[name].detach()
+        return value - self._added[name] if name in self._added else value
+
+    @torch.no_grad()
+    def put(self, name: str, value: Tensor) -> None:
+        """Give an adapter its V."""
+        self.values[name].copy_(value + self._added[name] if name in self._added else value)
+
+    @torch.no_grad()
     def chosen(self, names: Sequence[str]) -> Parameter:
-        """The value that is to work where these adapters do: the last one's that has one."""
-        return next((self.values[name] for name in reversed(names) if name in self.values), self.own)
+        """What is to work in the parameter's place where these adapters do."""
+        *others, last = [name for name in names if name in self.values] or [""]
+        if not last:
+            return self.own
+        value, before = self.value(last), self._added.pop(last, None)
+        if others:
+            self._added[last] = torch.stack([self.value(name) - self.own.float() for name in others]).sum(0)
+        now = self._added.get(last)
+        if not (before is now or (before is not None and now is not None and torch.equal(before, now))):
+            self.put(last, value)
+        chosen: Parameter = self.values[last]
+        return chosen

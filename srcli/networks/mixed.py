@@ -21,6 +21,9 @@ class MixedWeights:
         adapters: that it may have, in the order of their weights.
         device: where it will work.
 
+    Attributes:
+        now: the weights of the mixture that the network has.
+
     Raises:
         ModelError: an adapter does not fit the network.
     """
@@ -29,7 +32,7 @@ class MixedWeights:
         for adapter in adapters:
             check_fit(network, adapter)
         self._network = network
-        self._now = (0.0,) * len(adapters)
+        self.now = (0.0,) * len(adapters)
         changed = [
             (key, parameter.detach())
             for key, parameter in network.named_parameters(remove_duplicate=False)
@@ -43,14 +46,14 @@ class MixedWeights:
     @torch.inference_mode()
     def take(self, weights: tuple[float, ...]) -> None:
         """Give the network the mixture of these weights; nothing is done where it has it."""
-        if weights == self._now:
+        if weights == self.now:
             return
         for key, (own, changes) in self._parts.items():
             total = own.clone()
             for weight, change in zip(weights, changes, strict=True):
                 total.add_(change, alpha=weight)
             self._network.get_parameter(key).copy_(total)
-        self._now = weights
+        self.now = weights
 
 
 def _change(key: str, own: Tensor, adapter: Adapter) -> Tensor:

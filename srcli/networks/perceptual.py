@@ -1,4 +1,7 @@
-"""LPIPS with VGG16, a perceptual distance to train by; torchmetrics brings the network, torchvision's file its weights."""
+"""VGG16 as torchvision's file has it: a frozen feature network, and the network of LPIPS, a perceptual distance to train by.
+
+torchmetrics brings LPIPS's own few weights and its layers; the bare feature network needs the file alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import sys
 import urllib.error
 import urllib.parse
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 
 from srcli.disk import first_line
 from srcli.errors import ModelError, UsageError, joined_faults
+from srcli.networks.features import Depth, FeatureNetwork
 from srcli.store.weights import load_pickle, sha256_of
 
 log = logging.getLogger("srcli")
@@ -41,6 +45,11 @@ _INSTALL = "`pip install 'srcli[eval]'`"
 _FETCH = f"`srcli models fetch {LPIPS_VGG}`"
 _WITHOUT = "or train without LPIPS: `--lpips 0`"
 _REPLACE = f"{_FETCH} replaces the file; {_WITHOUT}"
+
+_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+"""Channels of its convolutions, 0 for a halving: Simonyan and Zisserman, "Very deep convolutional networks", 2014, table 1, D."""
+_DEPTHS = tuple(Depth(f"relu{block}", step, 1 << block - 1) for block, step in enumerate((3, 8, 15, 22, 29), 1))
+"""The last of each block, as LPIPS has them; steps are numbered as torchvision numbers its layers."""
 
 
 class LpipsNetwork(nn.Module):
@@ -96,8 +105,41 @@ def lpips_network(device: torch.device) -> LpipsNetwork:
     path = vgg_weights_path()
     _check_present(path)
     net = _untrained_vgg()
-    _load_features(net, path)
+    # torchmetrics' five slices keep torchvision's numbers of layers
+    _load_weights(net.net, path, {key: f"features.{key.split('.', 1)[1]}" for key in net.net.state_dict()}, "LPIPS", _REPLACE)
     return LpipsNetwork(net).to(device)
+
+
+def vgg16(device: torch.device, needed_by: str) -> FeatureNetwork:
+    """VGG16 (BSD-3-Clause) that knows ImageNet, by the weights that LPIPS has too. Downloads nothing.
+
+    Pictures need `MIN_SIDE` pixels on both sides.
+
+    Args:
+        device: where it computes.
+        needed_by: what the message begins with where the weights are missing.
+
+    Raises:
+        ModelError: they are missing or damaged.
+    """
+    path = vgg_weights_path()
+    if not path.is_file():
+        raise ModelError(f"{needed_by} needs the weights of VGG16, which are missing: `{path}`", _how_to_get_it())
+    network = FeatureNetwork(_vgg_layers(), _DEPTHS)
+    names = {key: f"features.{key}" for key in network.steps.state_dict()}
+    _load_weights(network.steps, path, names, "VGG16", f"{_FETCH} replaces the file")
+    return network.to(device)
+
+
+def _vgg_layers() -> Iterator[nn.Module]:
+    channels = 3
+    for width in _WIDTHS:
+        if width:
+            yield nn.Conv2d(channels, width, 3, padding=1)
+            yield nn.ReLU(inplace=True)
+            channels = width
+        else:
+            yield nn.MaxPool2d(2)
 
 
 def vgg_weights_path() -> Path:
@@ -138,11 +180,15 @@ def _check_present(path: Path) -> None:
         hints.append(f"{_INSTALL} installs what is missing")
     if not path.is_file():
         faults.append(f"the weights of VGG16 are missing: `{path}`")
-        hints.append(f"{_FETCH} downloads them ({_ABOUT}), and a copy of the file from elsewhere will do")
+        hints.append(_how_to_get_it())
     if faults:
         title = "cannot use LPIPS"
         message = f"{title}: {faults[0]}" if len(faults) == 1 else joined_faults(title, faults)
         raise ModelError(message, "; ".join([*hints, _WITHOUT]))
+
+
+def _how_to_get_it() -> str:
+    return f"{_FETCH} downloads them ({_ABOUT}), and a copy of the file from elsewhere will do"
 
 
 def _untrained_vgg() -> Any:
@@ -160,31 +206,30 @@ def _untrained_vgg() -> Any:
         raise ModelError(f"`torchmetrics` and `torchvision` cannot be used: {first_line(fault)}", hint) from fault
 
 
-def _load_features(net: Any, path: Path) -> None:
-    """Put torchvision's weights into torchmetrics' five slices, which keep torchvision's numbers of layers."""
-    weights = _read_weights(path)
-    wanted = net.net.state_dict()
-    names = {key: f"features.{key.split('.', 1)[1]}" for key in wanted}
+def _load_weights(layers: nn.Module, path: Path, names: Mapping[str, str], measure: str, hint: str) -> None:
+    """Put torchvision's weights into layers, by the names that they have in the file."""
+    weights = _read_weights(path, measure, hint)
+    wanted = layers.state_dict()
     for key, name in names.items():
         value = weights.get(name)
         if not isinstance(value, Tensor) or value.shape != wanted[key].shape:
             message = f"`{path}` holds no weights of VGG16: `{name}` is missing or of another shape"
-            raise ModelError(message, _REPLACE)
-    net.net.load_state_dict({key: weights[name] for key, name in names.items()})
+            raise ModelError(message, hint)
+    layers.load_state_dict({key: weights[name] for key, name in names.items()})
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path, measure: str, hint: str) -> dict[str, Any]:
     if sha256_of(path) == _VGG_SHA256:
         # A pickle of 2017, whose parameters the guarded unpickler need not know; its sum says that it is torchvision's own.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
         return weights
-    log.warning("`%s` is not torchvision's file: LPIPS is another measure with it", path)
+    log.warning("`%s` is not torchvision's file: %s is another measure with it", path, measure)
     try:
         return load_pickle(path)
     except ModelError as fault:
-        raise ModelError(fault.message, _REPLACE) from fault
+        raise ModelError(fault.message, hint) from fault
 
 
 # Downloading ---------------------------------------------------------------------------------------------------------

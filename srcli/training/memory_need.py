@@ -57,7 +57,8 @@ def memory_need(
         picture_loss: (1, 3, H, W) pictures and their references to a scalar.
     """
     recipe = config.recipe
-    least = max(recipe.frequency.patch if recipe.losses.frequency else 0, FEATURE_SIDE if recipe.losses.features else 0)
+    features = recipe.losses.features or (recipe.losses.gan and recipe.gan.network != "unet")
+    least = max(recipe.frequency.patch if recipe.losses.frequency else 0, FEATURE_SIDE if features else 0)
     side = trainee.factor * _probe_cells(least, trainee.factor)
     lq_side = side * crop_settings(config).lq_side // recipe.crop
     growth = (recipe.crop / side) ** 2

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from srcli.errors import ModelError, UsageError
 from srcli.families import families, load_trainee
 from srcli.memory import free_bytes, keep_large_blocks
 from srcli.networks.device import bf16_pays, choose_device
+from srcli.networks.dino import DINO, dino
 from srcli.networks.features import FeatureNetwork, efficientnet_lite
-from srcli.networks.perceptual import lpips_network
+from srcli.networks.perceptual import lpips_network, vgg16
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 from srcli.training.checkpoint import checkpoints
@@ -94,7 +96,9 @@ class Setup:
     def _feature_network(self, name: str, needed_by: str) -> FeatureNetwork:
         """One for all that want it."""
         if name not in self._feature_networks:
-            self._feature_networks[name] = efficientnet_lite(name, self.accelerator.device, needed_by)
+            known = {DINO: dino, "vgg16": vgg16}
+            make = known.get(name) or partial(efficientnet_lite, name)
+            self._feature_networks[name] = make(self.accelerator.device, needed_by)
         return self._feature_networks[name]
 
     def _make_critic(self) -> Critic | None:

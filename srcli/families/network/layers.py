@@ -17,6 +17,7 @@ from srcli.console import counted
 from srcli.disk import first_line
 from srcli.errors import ModelError, UsageError
 from srcli.memory import is_out_of_memory
+from srcli.networks.adapters import own_parameters
 from srcli.networks.lora import LoraLayer, can_have_lora
 
 log = logging.getLogger("srcli")
@@ -71,11 +72,30 @@ def layers_of(model: nn.Module) -> list[Layer]:
     return [layer for layer in found if layer.own.numel()]  # some architectures have layers of no channels at small sizes
 
 
+def bare_weights(model: nn.Module) -> dict[str, str]:
+    """The kinds of weights that no LoRA can have, by their names: torch's own attention keeps three in `in_proj_weight`.
+
+    They are those that are not called `weight`, as LoRA wants it, and those that are computed anew from others.
+    """
+    names = dict(model.named_modules())
+    found = {}
+    for key, parameter in own_parameters(model).items():
+        place, _, leaf = key.rpartition(".")
+        computed = ".parametrizations.weight" in key
+        if 2 <= parameter.ndim <= 5 and (computed or ("weight" in leaf and leaf != "weight")):
+            found[key] = "conv" if parameter.ndim > 2 else _linear_kind(place, names)
+    return found
+
+
 def _kind(name: str, module: nn.Module, names: Mapping[str, nn.Module]) -> str:
     if (module.base_layer if isinstance(module, LoraLayer) else module).get_parameter("weight").ndim > 2:
         return "conv"
+    return _linear_kind(name, names)
+
+
+def _linear_kind(name: str, names: Mapping[str, nn.Module]) -> str:
     parts = name.split(".")
-    around = [names[".".join(parts[:end])] for end in range(1, len(parts))]
+    around = [names[".".join(parts[:end])] for end in range(1, len(parts) + 1)]
     words = " ".join([*parts, *(type(each).__name__ for each in around)])
     return "attention" if _ATTENTION.search(words.lower()) else "mlp"
 
@@ -83,42 +103,91 @@ def _kind(name: str, module: nn.Module, names: Mapping[str, nn.Module]) -> str:
 # Which of them -------------------------------------------------------------------------------------------------------
 
 
-def chosen(layers: Sequence[Layer], kinds: Collection[str], targets: str, run: Callable[[], Tensor]) -> list[Layer]:
-    """The layers that are to have adapters and whose weights training reaches; others that were asked for are named.
+@dataclass(frozen=True)
+class Choice:
+    """The layers that are to be trained.
+
+    Attributes:
+        kinds: of those that are wanted.
+        targets: a regular expression that is the whole name of each; empty for all.
+    """
+
+    kinds: Collection[str]
+    targets: str
+
+    def fits(self, name: str, kind: str) -> bool:
+        return kind in self.kinds and (not self.targets or re.fullmatch(self.targets, name) is not None)
+
+    def fault(self, layers: Sequence[Layer]) -> UsageError:
+        """That nothing fits."""
+        there = ", ".join(f"{counted(sum(each.kind == kind for each in layers), 'layer')} of {kind}" for kind in _kinds(layers))
+        example = f", such as `{layers[0].name}`" if layers else ""
+        kinds = ", ".join(self.kinds)
+        asked = f"`targets` `{self.targets}` and `layers` {kinds} fit" if self.targets else f"`layers` {kinds} fits"
+        return UsageError(f"{asked} no layer of the network", f"it has {there or 'none that an adapter can have'}{example}")
+
+
+def chosen(model: nn.Module, choice: Choice, run: Callable[[], Tensor]) -> list[Layer]:
+    """The layers that are to have LoRA and whose weights training reaches; what else was asked for is named.
 
     Args:
-        layers: of the network.
-        kinds: of layers that are wanted.
-        targets: a regular expression that is the whole name of each; empty for all.
+        model: the network.
+        choice: of its layers.
         run: asks the network for something.
 
     Raises:
         UsageError: none is left.
         ModelError: the network cannot be differentiated.
     """
-    wanted = [layer for layer in layers if layer.kind in kinds and (not targets or re.fullmatch(targets, layer.name))]
+    layers = layers_of(model)
+    wanted = {layer.name: layer for layer in layers if choice.fits(layer.name, layer.kind)}
     if not wanted:
-        there = ", ".join(f"{counted(sum(each.kind == kind for each in layers), 'layer')} of {kind}" for kind in _kinds(layers))
-        example = f", such as `{layers[0].name}`" if layers else ""
-        asked = f"`targets` `{targets}` and `layers` {', '.join(kinds)} fit" if targets else f"`layers` {', '.join(kinds)} fits"
-        raise UsageError(f"{asked} no layer of the network", f"it has {there or 'none that an adapter can have'}{example}")
-    gradients = gradients_of(wanted, run)
-    reached = [layer for layer, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
-    lost = [layer.name for layer, gradient in zip(wanted, gradients, strict=True) if gradient is None]
-    if not reached:
+        raise choice.fault(layers)
+    reached = _reached({name: layer.own for name, layer in wanted.items()}, run)
+    if bare := [name for name, kind in bare_weights(model).items() if choice.fits(name, kind)]:
+        log.warning("no adapter reaches %s, which `--rank full` trains: %s", counted(len(bare), "weight"), _listed(bare))
+    return [wanted[name] for name in reached]
+
+
+def chosen_whole(model: nn.Module, choice: Choice | None, run: Callable[[], Tensor]) -> dict[str, nn.Parameter]:
+    """The parameters that are to be trained in full, by their names, of those that training reaches; others are named.
+
+    Args:
+        model: the network.
+        choice: of its layers, which are trained with their biases; None for all parameters that there are.
+        run: asks the network for something.
+
+    Raises:
+        UsageError, ModelError: as for `chosen`.
+    """
+    parameters = {name: each for name, each in own_parameters(model).items() if each.numel()}
+    if choice is not None:
+        layers = layers_of(model)
+        places = {layer.name for layer in layers if choice.fits(layer.name, layer.kind)}
+        places |= {name.rpartition(".")[0] for name, kind in bare_weights(model).items() if choice.fits(name, kind)}
+        if not places:
+            raise choice.fault(layers)
+        parameters = {name: each for name, each in parameters.items() if name.rpartition(".")[0] in places}
+    return {name: parameters[name] for name in _reached(parameters, run)}
+
+
+def _reached(parameters: Mapping[str, nn.Parameter], run: Callable[[], Tensor]) -> list[str]:
+    """The names of those that what `run` gives hangs on; the others are told."""
+    gradients = dict(zip(parameters, gradients_of(list(parameters.values()), run), strict=True))
+    lost = [name for name, gradient in gradients.items() if gradient is None]
+    if len(lost) == len(parameters):
         raise ModelError(f"training reaches no layer of the network that was asked for: {_listed(lost)}", _OTHER)
     if lost:
         log.warning("no adapter for %s that training cannot reach: %s", counted(len(lost), "layer"), _listed(lost))
-    return reached
+    return [name for name in parameters if gradients[name] is not None]
 
 
-def gradients_of(layers: Sequence[Layer], run: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
+def gradients_of(weights: Sequence[nn.Parameter], run: Callable[[], Tensor]) -> tuple[Tensor | None, ...]:
     """The gradients of the sum of what `run` gives with respect to the weights; None where it does not hang on one.
 
     Raises:
         ModelError: there is no gradient at all.
     """
-    weights = [layer.own for layer in layers]
     frozen = [weight.requires_grad for weight in weights]
     for weight in weights:
         weight.requires_grad_(True)
@@ -181,9 +250,9 @@ def importance(layers: Sequence[Layer], runs: Sequence[Callable[[], Tensor]]) ->
     Raises:
         UsageError: the loss hangs on none of them.
     """
-    sums = [0.0] * len(layers)
+    sums, weights = [0.0] * len(layers), [layer.own for layer in layers]
     for run in runs:
-        for place, (layer, gradient) in enumerate(zip(layers, gradients_of(layers, run), strict=True)):
+        for place, (layer, gradient) in enumerate(zip(layers, gradients_of(weights, run), strict=True)):
             if gradient is not None:
                 sums[place] += float((layer.weight.detach().float() * gradient.float()).abs().sum())
     if not 0 < (total := sum(sums)) < math.inf:

@@ -12,13 +12,14 @@ from srcli.families.network import PIXEL, SEMANTIC
 
 Kind = Literal["conv", "attention", "mlp"]
 AUTO: Literal["auto"] = "auto"
+FULL: Literal["full"] = "full"
 RANK = 8
 """Of all layers, where nothing is said of it."""
 
 
 def _read_rank(value: Any) -> Any:
-    if value != AUTO and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f'must be a whole number above 0, or "{AUTO}"')
+    if value not in (AUTO, FULL) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f'must be a whole number above 0, "{AUTO}" or "{FULL}"')
     return value
 
 
@@ -27,9 +28,9 @@ class NetworkRecipe(Recipe):
     """What is trained, by what, on what kind of damage."""
 
     rank: Annotated[
-        Any,  # an int, or `AUTO`
+        Any,  # an int, `AUTO` or `FULL`
         PlainValidator(_read_rank),
-        Field(description="of the adapter's layers; auto = more where it matters more, measured before the first step"),
+        Field(description="of the adapter's layers; auto = more where it matters more; full = whole weights and biases"),
     ] = RANK
     alpha: Annotated[
         Positive, Field(description=f"the adapter is scaled by alpha / rank, where rank is auto by alpha / {RANK}")
@@ -44,7 +45,12 @@ class NetworkRecipe(Recipe):
     @property
     def uniform(self) -> int:
         """The rank of all layers if none were measured, by which the adapter is scaled."""
-        return RANK if self.rank == AUTO else int(self.rank)
+        return RANK if self.rank in (AUTO, FULL) else int(self.rank)
+
+    @property
+    def all_layers(self) -> bool:
+        """Whether no choice is made among layers."""
+        return not self.targets and set(self.layers) == set(get_args(Kind))
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -62,6 +68,12 @@ class NetworkRecipe(Recipe):
     def _budget_is_shared_out(self) -> NetworkRecipe:
         if self.budget and self.rank != AUTO:
             raise ValueError(f'`budget` is shared out where `rank` is "{AUTO}", not where it is {self.rank}')
+        return self
+
+    @model_validator(mode="after")
+    def _alpha_scales_ranks(self) -> NetworkRecipe:
+        if self.rank == FULL and self.alpha != RANK:
+            raise ValueError(f'`alpha` has no effect where `rank` is "{FULL}": leave it at {RANK}')
         return self
 
 

@@ -5,7 +5,8 @@
 as two passes with the weights λ and 1 - λ; one of weight 0 is not run. A network of one channel is asked for each channel of a
 picture, which keeps colours as sharp as it can; where all three are equal, once.
 
-With adapters its weights are W + λ_pix · ΔP + λ_sem · ΔS: one pass at any of these numbers, which are its key.
+With adapters its weights are W + λ_pix · ΔP + λ_sem · ΔS: one pass at any of these numbers, which are its key. W, ΔP and ΔS are
+kept, so that other numbers cost a sum of weights and nothing is loaded again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.families.network import ADAPTERS, PIXEL, SEMANTIC
 from srcli.families.network.file import adapter_for, take, without_remerging
-from srcli.networks.adapters import Adapter
+from srcli.networks.adapters import Adapter, warn_of_another_beside
 from srcli.networks.mixed import MixedWeights
 from srcli.protocol import FADE_CELLS, LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
@@ -62,7 +63,7 @@ class NetworkRestorer:
     enlargement = "bicubic"
     input_scale = patch = 1
     channels = 3
-    answers_pixels = True
+    answers_pixels = any_settings = True
     parents: Mapping[Hashable, Parent] = {}
 
     def __init__(
@@ -139,10 +140,13 @@ def load(spec: ModelSpec, options: LoadOptions) -> NetworkRestorer:
     if network.scale != spec.native_scale:
         message = f"`{path}` enlarges {network.scale} times, and the row of model `{spec.name}` says {spec.native_scale}"
         raise ModelError(message, f"correct `native_scale` in `{spec.origin}`")
-    adapters = [adapter_for(path, adapter_path(spec, name), name) for name in ADAPTERS if name in spec.adapters]
+    files = {name: adapter_path(spec, name) for name in ADAPTERS if name in spec.adapters}
+    adapters = [adapter_for(path, file, name) for name, file in files.items()]
     if SEMANTIC in spec.adapters and PIXEL not in spec.adapters:
         message = f"the semantic adapter of `{spec.name}` builds on a pixel adapter, and there is none"
         raise ModelError(message, "give the one that it was trained on as `--pixel`, or the run's folder as `--model`")
+    if SEMANTIC in files:
+        warn_of_another_beside(adapters[-1], PIXEL, files[PIXEL])
     if adapters:
         without_remerging(network.model)
     return NetworkRestorer(spec, options, network, adapters)

@@ -19,8 +19,18 @@ from srcli.config.training import TrainConfig
 from srcli.errors import ModelError
 from srcli.families.network import PIXEL, SEMANTIC
 from srcli.families.network.file import adapter_for, read, without_remerging
-from srcli.families.network.layers import Layer, allotted, chosen, differentiate, importance, layers_of, tell_cut, uniform_ranks
-from srcli.families.network.recipe import AUTO, RANK, NetworkRecipe
+from srcli.families.network.layers import (
+    Choice,
+    Layer,
+    allotted,
+    chosen,
+    chosen_whole,
+    differentiate,
+    importance,
+    tell_cut,
+    uniform_ranks,
+)
+from srcli.families.network.recipe import AUTO, FULL, RANK, NetworkRecipe
 from srcli.networks.adapters import (
     Adapter,
     AdapterInfo,
@@ -30,6 +40,7 @@ from srcli.networks.adapters import (
     fill,
     save_adapter,
     use_adapters,
+    warn_of_another_beside,
     warn_of_strange_base,
 )
 from srcli.networks.merged import merge_where_it_pays
@@ -80,9 +91,13 @@ class NetworkTrainee:
         self.trained: Any = self.network
         self._own_numbers = sum(parameter.numel() for parameter in self.network.parameters())
         self._names = [PIXEL, SEMANTIC] if PIXEL in config.adapters else [config.stage]
+        self._files = {name: find_adapter(path, name) for name, path in config.adapters.items()}
+        self._pixel_sum = sha256_of(self._files[PIXEL]) if PIXEL in self._files else ""
         for name, path in config.adapters.items():
             attach_frozen(self.network, self._adapter(path, name))
-        self._layers = self._choose()
+        self._layers: list[Layer] = []
+        self._whole: list[str] = []
+        self._choose()
         if config.gradient_checkpointing and not recomputed(self.network):
             log.warning("`--gradient-checkpointing` saves nothing: %s has no blocks", self._name)
         self._ranks: dict[str, int] = {}
@@ -99,16 +114,22 @@ class NetworkTrainee:
         warn_of_strange_base(adapter, (self.config.base_name,))
         return adapter
 
-    def _choose(self) -> list[Layer]:
-        def choose() -> list[Layer]:
-            return chosen(layers_of(self.network), self.recipe.layers, self.recipe.targets, self._try)
+    def _choose(self) -> None:
+        """The layers that get LoRA, or the names of the parameters that are trained in full."""
+        choice = Choice(self.recipe.layers, self.recipe.targets)
+
+        def choose() -> None:
+            if self.recipe.rank == FULL:
+                self._whole = list(chosen_whole(self.network, None if self.recipe.all_layers else choice, self._try))
+            else:
+                self._layers = chosen(self.network, choice, self._try)
 
         try:
-            return choose()
+            choose()
         except ModelError:
             if not self._train_as_it_answers():
                 raise
-            return choose()
+            choose()
 
     @torch.no_grad()
     def _train_as_it_answers(self) -> bool:
@@ -139,28 +160,34 @@ class NetworkTrainee:
     def settle(
         self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
     ) -> Sequence[LayerRank]:
-        """Attach the adapter: with ranks by importance where the recipe wants them and none are known."""
+        """Attach the adapter: with ranks by importance where the recipe wants them and none are known; or with whole weights."""
         start = self.config.start_from and self._adapter(self.config.start_from, self.config.stage)
+        if start and PIXEL in self._files:
+            warn_of_another_beside(start, PIXEL, self._files[PIXEL])
         measured: list[float] = []
-        if self.recipe.rank != AUTO:
+        if start and (self.recipe.rank == FULL) != (start.info.rank == 0):
+            message = "the adapter to start from holds " + ("ranks" if start.info.rank else "whole weights")
+            raise ModelError(f"{message}, and `rank` is {self.recipe.rank}", "give it as `--rank` the one it was trained with")
+        if isinstance(self.recipe.rank, int):
             self._ranks = uniform_ranks(self._layers, self.recipe.uniform)
             tell_cut(self._layers, self.recipe.uniform)
         elif start or known:
             self._ranks = dict(start.ranks if start else known)
-        else:
+        elif self.recipe.rank == AUTO:
             measured = importance(self._layers, [partial(self._weighed, sample, gradient, index) for index in range(_SAMPLES)])
             self._ranks = allotted(self._layers, measured, self.recipe.budget or self._numbers(uniform_ranks(self._layers, RANK)))
         torch.manual_seed(self.config.seed)
-        self.parameters = attach(self.network, self.config.stage, self._ranks, self._info.alpha)
+        self.parameters = attach(self.network, self.config.stage, self._ranks, self._info.alpha, full=self._whole)
         if start:
             fill(self.network, start, self._info)
             self.steps_before = start.info.steps
         self._use(self._names)
         differentiate(self._try, self.parameters)
         merge_where_it_pays(self.network, self.config.stage)
-        trained = self._numbers(self._ranks)
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        places = {name.rpartition(".")[0] for name in self._whole} | {name for name, rank in self._ranks.items() if rank}
         words = "training %d numbers in %d layers of %s, %.1f %% of its own"
-        log.info(words, trained, sum(rank > 0 for rank in self._ranks.values()), self._name, 100 * trained / self._own_numbers)
+        log.info(words, trained, len(places), self._name, 100 * trained / self._own_numbers)
         ranked = zip(self._layers, measured, strict=True) if measured else ()
         return [LayerRank(each.name, each.kind, share, self._ranks[each.name], self._numbers_of(each)) for each, share in ranked]
 
@@ -179,7 +206,7 @@ class NetworkTrainee:
     @property
     def _info(self) -> AdapterInfo:
         """All layers have the factor alpha / rank of the recipe, whatever their ranks are."""
-        largest = max(self._ranks.values())
+        largest = max(self._ranks.values(), default=0)
         alpha = self.recipe.alpha * largest / self.recipe.uniform
         return AdapterInfo(largest, alpha)
 
@@ -233,7 +260,8 @@ class NetworkTrainee:
     def save(self, step: int, folder: Path, *, half: bool = False) -> None:
         config, info = self.config, self._info
         steps, digest = self.steps_before + step, sha256_of(self._base)
-        told = AdapterInfo(info.rank, info.alpha, config.base_name, config.stage, steps, config.licence, digest)
+        about = (config.base_name, config.stage, steps, config.licence, digest, self._pixel_sum)
+        told = AdapterInfo(info.rank, info.alpha, *about)
         save_adapter(extract(self.network, config.stage, told), folder, torch.float16 if half else torch.float32)
 
     def _answer(self, network: Any, picture: Tensor) -> Tensor:

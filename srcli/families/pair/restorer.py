@@ -29,7 +29,7 @@ class PairRestorer:
     factor, channels, answer_channels, patch, cell_bytes = 1, 3, 3, 1, 24
     min_side = margin = 0
     enlargement = "bicubic"
-    answers_pixels = True
+    answers_pixels, any_settings = True, False
     dtype = torch.float32
     decoder: Sequence[Part] = ()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srcli.families.pisasr import PIXEL, SEMANTIC
 from srcli.memory import free_bytes
-from srcli.networks.adapters import load_adapter, warn_of_strange_base
+from srcli.networks.adapters import load_adapter, warn_of_another_beside, warn_of_strange_base
 from srcli.networks.backbone import Autoencoder, load_autoencoder, load_passes, prompt_embedding
 from srcli.networks.device import cast, in_float32, layout_for
 from srcli.networks.unet import FixedPromptUNet
@@ -52,7 +52,7 @@ class PisaRestorer:
     """
 
     enlargement = "bicubic"
-    answers_pixels = False
+    answers_pixels = any_settings = False
     parents: Mapping[Hashable, Parent] = {}
 
     def __init__(
@@ -135,6 +135,8 @@ def load(spec: ModelSpec, options: LoadOptions) -> PisaRestorer:
     adapters = {name: load_adapter(adapter_path(spec, name), name) for name in spec.adapters}
     for adapter in adapters.values():
         warn_of_strange_base(adapter, spec.base.names)
+    if SEMANTIC in adapters and PIXEL in adapters:
+        warn_of_another_beside(adapters[SEMANTIC], PIXEL, adapter_path(spec, PIXEL))
     passes = dict.fromkeys(names for each in options.settings for names in _weights(each))
     timesteps = {int(each["timestep"]) for each in options.settings}
     embedding = prompt_embedding(base, str(spec.own["prompt"]))

@@ -27,12 +27,14 @@ from srcli.networks.adapters import (
     load_adapter,
     save_adapter,
     use_adapters,
+    warn_of_another_beside,
     warn_of_strange_base,
 )
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
 from srcli.networks.merged import merge_where_it_pays
 from srcli.protocol import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
+from srcli.store.weights import sha256_of
 
 _NULL_PROMPT_STREAM = 4
 """Of the seed."""
@@ -89,9 +91,11 @@ class PisaTrainee:
     # Set-up ----------------------------------------------------------------------------------------------------------
 
     def _attach_pixel(self, path: Path | None) -> Adapter | None:
+        self._pixel_sum = ""
         if path is None:
             return None
-        pixel = load_adapter(find_adapter(path, PIXEL), PIXEL)
+        file = find_adapter(path, PIXEL)
+        pixel, self._pixel_sum = load_adapter(file, PIXEL), sha256_of(file)
         warn_of_strange_base(pixel, (self.config.base_name,))
         attach_frozen(self.network, pixel)
         return pixel
@@ -102,6 +106,8 @@ class PisaTrainee:
             return 0
         start = load_adapter(find_adapter(path, self.config.stage), self.config.stage)
         warn_of_strange_base(start, (self.config.base_name,))
+        if PIXEL in self.config.adapters:
+            warn_of_another_beside(start, PIXEL, find_adapter(self.config.adapters[PIXEL], PIXEL))
         fill(self.network, start, AdapterInfo(self.recipe.rank, self.recipe.alpha))
         return start.info.steps
 
@@ -196,7 +202,8 @@ class PisaTrainee:
     def adapter(self, step: int) -> Adapter:
         """The trained adapter as it is now, on the CPU, float32."""
         steps, config = self.steps_before + step, self.config
-        info = AdapterInfo(self.recipe.rank, self.recipe.alpha, config.base_name, config.stage, steps, config.licence)
+        about = (config.base_name, config.stage, steps, config.licence)
+        info = AdapterInfo(self.recipe.rank, self.recipe.alpha, *about, on_sha256=self._pixel_sum)
         return extract(self.network, config.stage, info)
 
     # Networks --------------------------------------------------------------------------------------------------------

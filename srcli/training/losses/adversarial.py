@@ -76,12 +76,12 @@ class _FullPrecisionNorm(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight
-        return functional.conv2d(x, weight, None, self.stride, self.padding)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-def normed(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Module:
-    """A convolution with spectral norm, padded by 1, without bias."""
-    return spectral_norm(_FullPrecisionNorm(channels_in, channels_out, kernel, stride, padding=1, bias=False))
+def normed(channels_in: int, channels_out: int, kernel: int, stride: int, *, padding: int = 1, bias: bool = False) -> nn.Module:
+    """A convolution with spectral norm."""
+    return spectral_norm(_FullPrecisionNorm(channels_in, channels_out, kernel, stride, padding, bias=bias))
 
 
 def _activate(x: Tensor) -> Tensor:

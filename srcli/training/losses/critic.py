@@ -63,7 +63,7 @@ class Critic:
         finally:
             self.network.requires_grad_(True)
         losses = [generator_loss(*both, settings.kind, settings.target) for both in zip(fake, real, strict=True)]
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum()
 
     def learn(self, sr: Tensor, hq: Tensor, indices: Sequence[int]) -> dict[str, Tensor]:
         """Learn from samples' restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.
@@ -74,7 +74,7 @@ class Critic:
         with self._autocast(sr):
             logits = _depths(self._trained(torch.cat(self._shown(hq, sr, indices))))
         halves = [depth.float().chunk(2) for depth in logits]
-        loss = torch.stack([discriminator_loss(real, fake, settings.kind, settings.target) for real, fake in halves]).mean()
+        loss = torch.stack([discriminator_loss(real, fake, settings.kind, settings.target) for real, fake in halves]).sum()
         values = {"discriminator": loss.detach()}
         if self.settings.r1:
             penalty = gradient_penalty(self.network, hq.float())

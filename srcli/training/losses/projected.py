@@ -1,9 +1,10 @@
 """A discriminator that judges what a frozen feature network sees: light heads at several depths, and augmentation.
 
 Sauer, Chitta, Müller, Geiger, "Projected GANs converge faster", 2021: in features that are known already, a discriminator learns
-fast and from few photos. The heads, with spectral norm and leaky ReLU of slope 0.2, are like those of Kumari, Zhang, Shechtman,
-Zhu, "Ensembling off-the-shelf models for GAN training", 2022. Augmentation is after Zhao, Liu, Lin, Zhu, Han, "Differentiable
-augmentation for data-efficient GAN training", 2020, with its policies color, translation and cutout.
+fast and from few photos. Those on DINO are the vision-aided ones of S3Diff: Kumari, Zhang, Shechtman, Zhu, "Ensembling
+off-the-shelf models for GAN training", 2022; those on others are like them, but keep every place that the network sees: spectral
+norm, leaky ReLU of slope 0.2. Augmentation is after Zhao, Liu, Lin, Zhu, Han, "Differentiable augmentation for data-efficient GAN
+training", 2020, with its policies color, translation and cutout.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from srcli.networks.dino import VisionTransformer
 from srcli.networks.features import FeatureNetwork
 from srcli.training.losses.adversarial import normed
 
@@ -41,7 +44,8 @@ class ProjectedDiscriminator(nn.Module):
         self._network = [network]  # a list hides it from `parameters` and `state_dict`
         with torch.no_grad():
             seen = network(torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=network.mean.device))
-        self.heads = nn.ModuleDict({name: _head(answer.shape[1], width) for name, answer in seen.items()})
+        make = _aided_head if isinstance(network, VisionTransformer) else _head
+        self.heads = nn.ModuleDict({name: make(answer, width) for name, answer in seen.items()})
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
         """Judge pictures.
@@ -50,14 +54,43 @@ class ProjectedDiscriminator(nn.Module):
             picture: (N, 3, H, W), RGB, about [-1, 1]; what the network takes.
 
         Returns:
-            logits for each depth, (N, 1, h, w); positive where the picture looks real.
+            logits for each depth, (N, 1, h, w); positive where the picture looks real. The losses of the depths are summed.
         """
         answers = self._network[0]((picture + 1) / 2)
         return tuple(self.heads[name](answer) for name, answer in answers.items())
 
 
-def _head(channels: int, width: int) -> nn.Module:
-    return nn.Sequential(normed(channels, width, 3, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1))
+def _head(answer: Tensor, width: int) -> nn.Module:
+    return nn.Sequential(normed(answer.shape[1], width, 3, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1))
+
+
+def _aided_head(answer: Tensor, width: int) -> nn.Module:
+    """Of a map halved twice, each time blurred before: 14 x 14 -> 3 x 3; of a vector two linear layers."""
+    channels = answer.shape[1]
+    if answer.shape[2] == 1:
+        return nn.Sequential(_plain(channels, width, 1), nn.LeakyReLU(0.2), _plain(width, 1, 1))
+    halved = (_Blur(2), _plain(channels, width, 3, 2), nn.LeakyReLU(0.2))
+    return nn.Sequential(*halved, _Blur(1), _plain(width, 1, 1, 2))
+
+
+def _plain(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Module:
+    return normed(channels_in, channels_out, kernel, stride, padding=0, bias=True)
+
+
+class _Blur(nn.Module):
+    """The binomial filter of four taps, after which halving does not alias; there are zeros around.
+
+    Zhang, "Making convolutional networks shift-invariant again", 2019. A side grows by 2 · `padding` - 3.
+    """
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = x.new_tensor([1, 3, 3, 1]) / 8
+        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+        return functional.conv2d(x, kernel, padding=self.padding, groups=x.shape[1])
 
 
 def augmented(pictures: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
