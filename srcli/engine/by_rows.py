@@ -24,13 +24,16 @@ from srcli.engine.margin import mirrored
 from srcli.engine.parts import cells_of, cut
 from srcli.engine.restore import Engine, Sum, is_out_of_memory
 from srcli.engine.tiles import Tile
-from srcli.images.rows import BAND_PIXELS, Rows
+from srcli.images.rows import Rows
+from srcli.memory import give_freed_back
 from srcli.protocol import Mixture, Part, Picture
 
 Result = TypeVar("Result")
 
 LARGE_PIXELS = 1 << 24
 """At the model's scale: up to so many, pictures are restored whole, and several at a time."""
+PIECE_PIXELS = 1 << 19
+"""That are decoded at a time, about."""
 
 
 class RowEngine(Engine):
@@ -64,11 +67,14 @@ class RowEngine(Engine):
             ImageError: the network gives NaN in float32 too.
         """
         while self.by_rows(picture.height, picture.width):
+            give_freed_back()
             try:
                 with torch.inference_mode(), closing(self.pieces(picture, mixture)) as pieces:
-                    return use(forward_rows(pieces, picture.height, picture.width))
+                    result = use(forward_rows(pieces, picture.height, picture.width))
             except Again:
                 continue
+            give_freed_back()
+            return result
         (sr,) = self.restore([picture], [mixture])
         return use(whole_rows(sr))
 
@@ -94,19 +100,24 @@ class RowEngine(Engine):
         raise Again
 
     def _pieces(self, picture: Picture, mixture: Mixture) -> Iterator[Tensor]:
-        net = self.restorer
         others = {key: Forward(self._pieces_of(key, picture)) for key in mixture.passes if self._is_other(key)}
         for tile, own in self._predicted(picture, mixture):
-            latent = self._latent(picture, mixture, tile)
             painted = None if picture.map is None else self._painted_tile(picture.map, tile)
             total = Sum(mixture, painted, own)
             for key, plane in others.items():
                 total.add(key, plane.read(tile.top, tile.top + tile.height), keep=True)
-            decoded = net.apply(latent, total.of(self._nothing, latent))[None]
-            for part in net.decoder:
-                decoded = self._call(part.run, decoded, "decode")
-            inside = decoded[0, :, : picture.height - tile.top * net.factor, : picture.width]
-            yield inside.cpu().clamp(-1, 1)  # a copy, as it may be a part of what is still summed up
+            yield self._piece(picture, mixture, tile, total)
+
+    def _piece(self, picture: Picture, mixture: Mixture, tile: Tile, predicted: Sum) -> Tensor:
+        """Rows of cells, decoded, where they lie inside the picture."""
+        net = self.restorer
+        latent = self._latent(picture, mixture, tile)
+        values = net.apply(latent, predicted.of(self._nothing, latent))[None]
+        del latent
+        for part in net.decoder:
+            values = self._call(part.run, values, "decode")
+        inside = values[0, :, : picture.height - tile.top * net.factor, : picture.width]
+        return inside.cpu().clamp(-1, 1)  # a copy, as it may be a part of what is still summed up
 
     def _is_other(self, key: Hashable) -> bool:
         return self.parents is not None and key in self.parents
@@ -118,7 +129,7 @@ class RowEngine(Engine):
     def _predicted(self, picture: Picture, mixture: Mixture) -> Iterator[tuple[Tile, Tensor | None]]:
         """Rows of cells from top to bottom, and what the model's own passes say of them; None where it has none."""
         height, width = cells_of(picture, self.restorer.factor)
-        step = max(1, BAND_PIXELS // (width * self.restorer.factor**2))
+        step = max(1, PIECE_PIXELS // (width * self.restorer.factor**2))
         keys = [key for key in mixture.passes if not self._is_other(key)]
         if not keys:
             yield from ((tile, None) for tile in _tiles_of_rows(0, height, width, step))
