@@ -29,9 +29,7 @@ def test_a_tile_beyond_the_edges_holds_the_mirrored_pixels(height: int, width: i
     crop = partial(cut, latent, cell=1)
     wanted = np.pad(picture, ((0, 0), (around, around), (around, around)), mode="symmetric")
     for tile in (Tile(0, 0, height + 2 * margin, width + 2 * margin), Tile(margin, margin, height, width), Tile(0, 1, 1, 2)):
-        found = functional.pixel_shuffle(
-            mirrored(crop, (height, width), tile, margin, patch), patch
-        ).numpy()
+        found = functional.pixel_shuffle(mirrored(crop, (height, width), tile, margin, patch), patch).numpy()
         top, left = tile.top * patch, tile.left * patch
         assert (found == wanted[:, top : top + tile.height * patch, left : left + tile.width * patch]).all()
 
