@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,13 +21,29 @@ def keep_large_blocks() -> bool:
     A network on the CPU allocates and frees tensors of many megabytes all the time. glibc maps each anew, and the page faults
     cost as much time as convolutions in bf16 do. Up to two gigabytes of freed memory stay with the process.
     """
+    mallopt = _of_glibc("mallopt")
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+def give_freed_back() -> None:
+    """Let the C library give all freed blocks back to the system, where it has kept them (`keep_large_blocks`).
+
+    For between the steps of a large picture, whose blocks differ so in size that one step can make little use of another's.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of it; None where there is another C library, as on musl."""
     if sys.platform != "linux":
-        return False
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library, such as musl
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
+    return function
 
 
 def free_bytes(device: torch.device) -> int:

@@ -139,6 +139,7 @@ class Upscaler:
 
     def _restored(self, source: Picture, size: tuple[int, int], settings: Settings) -> Picture:
         from srcli.engine.framing import finish, prepare_canvas
+        from srcli.images.color import reads_once
 
         with self._lock:
             engine = self._engine or self._open(settings)
@@ -148,8 +149,11 @@ class Upscaler:
                 del engine, net
                 engine = self._open(settings)
             engine.settings = settings
-            sr = engine.restore([canvas])[0]
-        return finish(source, sr, canvas, size, self._config.color_fix or self._spec.color_fix)
+            fix = self._config.color_fix or self._spec.color_fix
+            if not reads_once(fix):
+                return finish(source, engine.restore([canvas])[0], canvas, size, fix)
+            (mixture,) = engine.mix([canvas])
+            return engine.restored(canvas, mixture, lambda rows: finish(source, rows, canvas, size, fix))
 
     def _can(self, engine: MixingEngine, settings: Settings, canvas: Canvas) -> bool:
         """Whether the settings need only such work on the picture as the engine was loaded for."""

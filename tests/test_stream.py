@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from srcli.engine import stream as stream_module
+from srcli.engine.by_rows import RowEngine
 from srcli.engine.framing import finish, prepare_canvas
 from srcli.engine.restore import Engine, Limits
 from srcli.engine.stream import Stream
@@ -24,7 +25,7 @@ from srcli.images.resize import Size, enlarge_bicubic
 
 
 def make_stream(restorer: MockRestorer, size: Size | None = None, batch: int = 2, **options: int) -> Stream:
-    return Stream(Engine(restorer, Limits(16, 4, batch, None)), size or Size(scale=4), "none", 95, **options)
+    return Stream(RowEngine(restorer, Limits(16, 4, batch, None)), size or Size(scale=4), "none", 95, **options)
 
 
 def jobs_of(folder: Path, output: Path) -> list[Job]:
@@ -253,7 +254,7 @@ def test_a_large_memory_budget_restores_while_results_are_written(tmp_path: Path
         real(picture, path, format, quality)
 
     monkeypatch.setattr(stream_module, "encode", patient)
-    stream = Stream(Engine(Telling(), Limits(64, 4, 1, None)), Size(scale=4), "none", 95, queue_bytes=1 << 20)
+    stream = Stream(RowEngine(Telling(), Limits(64, 4, 1, None)), Size(scale=4), "none", 95, queue_bytes=1 << 20)
     assert [outcome.status for outcome in stream.run(jobs)] == ["done"] * 3
 
 

@@ -53,12 +53,14 @@ class Blend:
         height: of the plane.
         width: of the plane.
         context: cells at the edges of tiles that only these tiles look at.
+        held: rows that there are at a time; None for all.
     """
 
-    def __init__(self, grid: Grid, channels: int, height: int, width: int, context: int = 0) -> None:
+    def __init__(self, grid: Grid, channels: int, height: int, width: int, context: int = 0, held: int | None = None) -> None:
         self._single = len(grid.tops) * len(grid.lefts) == 1
-        self.plane = torch.empty(0) if self._single else torch.zeros(channels, height, width)
-        """The result: (channels, height, width), float32; on the device of a single tile, else on the CPU."""
+        self._top = 0
+        self.plane = torch.empty(0) if self._single else torch.zeros(channels, held or height, width)
+        """The result: (channels, rows held, width), float32; on the device of a single tile, else on the CPU."""
         if not self._single:
             self._rows = dict(zip(grid.tops, axis_weights(grid.tops, grid.height, height, context), strict=True))
             self._columns = dict(zip(grid.lefts, axis_weights(grid.lefts, grid.width, width, context), strict=True))
@@ -68,9 +70,24 @@ class Blend:
         if self._single:
             self.plane = values.float()
             return
-        view = self.plane[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
+        top = tile.top - self._top
+        view = self.plane[:, top : top + tile.height, tile.left : tile.left + tile.width]
         weights = torch.outer(self._rows[tile.top], self._columns[tile.left]).float()
         view.add_(values.to("cpu", torch.float32) * weights)
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Of the plane: (channels, bottom - top, width), a view; complete where no later tile lies."""
+        return self.plane[:, top - self._top : bottom - self._top]
+
+    def move_to(self, top: int) -> None:
+        """Let go of the rows above `top`, and hold as many more below."""
+        gone = top - self._top
+        if not gone:
+            return
+        kept = max(0, self.plane.shape[1] - gone)
+        self.plane[:, :kept] = self.plane[:, gone:].clone()
+        self.plane[:, kept:] = 0
+        self._top = top
 
 
 class Seams:

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import torch
 
+from srcli.engine.forward import whole_rows
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, depth_for, keeps_alpha
 from srcli.images.color import fix_color
-from srcli.images.levels import Array, Levels
-from srcli.images.rows import Rows, collect, make_rows, on_white, resized, rows_of
+from srcli.images.levels import Levels
+from srcli.images.rows import Rows, collect, on_white, resized, rows_of
 from srcli.images.visible import visible_colors
 
 
@@ -36,7 +37,7 @@ def prepare_canvas(picture: Picture, native_scale: int, min_side: int, enlargeme
 
 
 def finish(
-    picture: Picture, sr: torch.Tensor, canvas: Canvas, output_size: tuple[int, int], color_fix: str, format: str = "png"
+    picture: Picture, sr: torch.Tensor | Rows, canvas: Canvas, output_size: tuple[int, int], color_fix: str, format: str = "png"
 ) -> Picture:
     """The picture to write: colours of the input, exact size, the input's own alpha and metadata.
 
@@ -44,14 +45,13 @@ def finish(
 
     Args:
         picture: the input.
-        sr: (3, H, W), RGB, any float dtype in [-1, 1], on the CPU.
+        sr: (3, H, W), RGB, any float dtype in [-1, 1], on the CPU; or its rows.
         canvas: what the colours are taken from, of the size of `sr`.
         output_size: (width, height).
         color_fix: `adain`, `wavelet` or `none`.
         format: a key of `OUTPUT_FORMATS`: what it cannot hold is not made (8 bits, or laid on white); `png` leaves nothing out.
     """
-    height, width = sr.shape[1:]
-    restored = make_rows(height, width, lambda top, bottom: _rows_of_sr(sr, top, bottom))
+    restored = whole_rows(sr) if isinstance(sr, torch.Tensor) else sr
     return _collected(picture, fix_color(color_fix, restored, canvas.rows), output_size, format)
 
 
@@ -76,25 +76,18 @@ def _collected(picture: Picture, color: Rows, output_size: tuple[int, int], form
     return replace(picture, levels=collect(color, alpha, gray=picture.gray, depth=depth_for(format, picture.bit_depth)))
 
 
-def _rows_of_sr(sr: torch.Tensor, top: int, bottom: int) -> Array:
-    """(bottom - top, W, 3), float32 in [0, 1]."""
-    band = torch.empty(bottom - top, sr.shape[2], 3)
-    band.copy_(sr[:, top:bottom].permute(1, 2, 0)).add_(1).div_(2)
-    return band.numpy()
-
-
 def picture_bytes(header: Header) -> int:
     """About the memory that a picture takes while it is read: its pixels, with alpha, and the decoder's own copy."""
     return 2 * 4 * (header.bit_depth // 8) * header.width * header.height
 
 
-def result_bytes(picture: Picture, canvas: Canvas, output_size: tuple[int, int], format: str) -> tuple[int, int]:
+def result_bytes(picture: Picture, held_pixels: int, output_size: tuple[int, int], format: str) -> tuple[int, int]:
     """About the memory that a result takes until it is finished, and then until it is written.
 
-    Until it is finished: the network's floats and the integers to write. Then these integers, a copy of them where they are
-    stored turned, and the encoder's own copy.
+    Until it is finished: the network's floats, of as many pixels as are held at a time, and the integers to write. Then these
+    integers, a copy of them where they are stored turned, and the encoder's own copy.
     """
     pixels = output_size[0] * output_size[1]
     levels = pixels * picture.levels.shape[2] * (depth_for(format, picture.bit_depth) // 8)
     turned = levels if picture.orientation != 1 and format != "png" else 0
-    return 12 * canvas.height * canvas.width + levels, levels + turned + 4 * pixels
+    return 12 * held_pixels + levels, levels + turned + 4 * pixels

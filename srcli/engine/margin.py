@@ -6,30 +6,35 @@ spoils the outermost pixels of the result, most of all in the corners of flat pi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from srcli.engine.tiles import Tile
 
 
-def mirrored(latent: Tensor, tile: Tile, margin: int, patch: int) -> Tensor:
+def mirrored(crop: Callable[[Tile], Tensor], size: tuple[int, int], tile: Tile, margin: int, patch: int) -> Tensor:
     """A tile of a latent that goes on beyond its edges.
 
     Args:
-        latent: (C, h, w).
+        crop: gives any tile of the latent, (C, tile.height, tile.width).
+        size: (h, w) of the latent.
         tile: of the plane of (h + 2 · margin, w + 2 · margin) cells in whose middle the latent lies.
         margin: cells; a latent of fewer is mirrored again.
         patch: pixels a side that a cell holds in its channels, as `pixel_unshuffle` lays them: these are mirrored too.
 
     Returns:
-        (C, tile.height, tile.width); a view where all of it lies within the latent.
+        (C, tile.height, tile.width); what `crop` gives where all of it lies within the latent.
     """
-    top, left, (height, width) = tile.top - margin, tile.left - margin, latent.shape[1:]
+    top, left, (height, width) = tile.top - margin, tile.left - margin, size
     if min(top, left) >= 0 and top + tile.height <= height and left + tile.width <= width:
-        return latent[:, top : top + tile.height, left : left + tile.width]
+        return crop(Tile(top, left, tile.height, tile.width))
     rows, upside_down = _reflected(top, tile.height, height)
     columns, reversed_ = _reflected(left, tile.width, width)
-    cells = latent[:, rows.to(latent.device)][:, :, columns.to(latent.device)]
+    (y0, y1), (x0, x1) = ((int(shown.min()), int(shown.max()) + 1) for shown in (rows, columns))
+    seen = crop(Tile(y0, x0, y1 - y0, x1 - x0))
+    cells = seen[:, (rows - y0).to(seen.device)][:, :, (columns - x0).to(seen.device)]
     pixels = cells.view(-1, patch, patch, *cells.shape[1:])
     pixels[..., upside_down, :] = pixels[..., upside_down, :].flip(1)
     pixels[..., reversed_] = pixels[..., reversed_].flip(2)

@@ -12,15 +12,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from srcli.engine.by_rows import RowEngine
 from srcli.engine.parts import Plane
-from srcli.engine.restore import Engine, Sum
+from srcli.engine.restore import Sum
 from srcli.protocol import Mixture, Settings
 
 Step = tuple[Hashable, ...]
 """What is computed once: `(encoding,)` is a latent, `(encoding, pass)` the pass's answer to it."""
 
 
-class MixingEngine(Engine):
+class MixingEngine(RowEngine):
     """Restores one picture at many settings."""
 
     def restore_all(self, picture: Plane, settings: Sequence[Settings]) -> Iterator[tuple[int, Tensor]]:

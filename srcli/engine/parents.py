@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from srcli.engine.forward import Again, as_array, as_tensor, forward_rows
 from srcli.errors import OutOfMemoryError
 from srcli.images.resize import filter_for, resample
+from srcli.images.rows import resized
 from srcli.memory import free_bytes
 from srcli.protocol import Parent, Picture
 
 if TYPE_CHECKING:
-    from srcli.engine.restore import Engine
+    from srcli.engine.by_rows import RowEngine
 
 log = logging.getLogger("srcli")
 
@@ -35,9 +37,9 @@ class Parents:
         device: where they work.
     """
 
-    def __init__(self, parents: Mapping[Hashable, Parent], open: Callable[[Parent], Engine], device: torch.device) -> None:
+    def __init__(self, parents: Mapping[Hashable, Parent], open: Callable[[Parent], RowEngine], device: torch.device) -> None:
         self._parents, self._open, self._device = dict(parents), open, device
-        self._engines: dict[Hashable, Engine] = {}
+        self._engines: dict[Hashable, RowEngine] = {}
         needed = RESERVE + IN_MEMORY * sum(parent.size_bytes for parent in parents.values())
         self.together = len(parents) < 2 or needed <= free_bytes(device)
         """Whether all are in memory at once."""
@@ -59,21 +61,48 @@ class Parents:
         """
         try:
             results = self._restored(key, pictures)
-        except OutOfMemoryError:
-            if len(self._engines) < 2:
-                raise
-            log.warning("out of memory: the models take turns from now on")
-            self.together = False
-            self._drop()
+        except OutOfMemoryError as error:
+            self._take_turns(error)
             results = self._restored(key, pictures)
         return [_sized(sr, picture) for sr, picture in zip(results, pictures, strict=True)]
 
+    def pieces(self, key: Hashable, picture: Picture) -> Iterator[Tensor]:
+        """The same of one picture from top to bottom, (3, rows, W) each, computed when they are asked for.
+
+        Raises:
+            Again: memory ran out; the parent has smaller tiles from now on, or the parents take turns.
+            OutOfMemoryError, ImageError: as `answers`.
+        """
+        try:
+            yield from self._pieces(self._engine(key), picture)
+            return
+        except OutOfMemoryError as error:
+            self._take_turns(error)
+        raise Again
+
+    def _pieces(self, engine: RowEngine, picture: Picture) -> Iterator[Tensor]:
+        framed = _framed(picture, engine)
+        (mixture,) = engine.mix([framed])
+        pieces, size = engine.pieces(framed, mixture), (picture.height, picture.width)
+        if (framed.height, framed.width) == size:
+            yield from pieces
+            return
+        rows = resized(forward_rows(pieces, framed.height, framed.width), size)
+        yield from (as_tensor(rows.read(*band)) for band in rows.bands())
+
+    def _take_turns(self, error: OutOfMemoryError) -> None:
+        """From now on. Raises: that error, where no other parent is in memory."""
+        if len(self._engines) < 2:
+            raise error
+        log.warning("out of memory: the models take turns from now on")
+        self.together = False
+        self._drop()
+
     def _restored(self, key: Hashable, pictures: Sequence[Picture]) -> list[Tensor]:
         engine = self._engine(key)
-        net = engine.restorer
-        return engine.restore([picture.framed(net.native_scale, net.min_side, net.enlargement) for picture in pictures])
+        return engine.restore([_framed(picture, engine) for picture in pictures])
 
-    def _engine(self, key: Hashable) -> Engine:
+    def _engine(self, key: Hashable) -> RowEngine:
         if key not in self._engines:
             self._drop()
             self._engines[key] = self._open(self._parents[key])
@@ -87,10 +116,15 @@ class Parents:
             torch.cuda.empty_cache()
 
 
+def _framed(picture: Picture, engine: RowEngine) -> Picture:
+    net = engine.restorer
+    return picture.framed(net.native_scale, net.min_side, net.enlargement)
+
+
 def _sized(sr: Tensor, picture: Picture) -> Tensor:
     """(3, h, w) -> (3, H, W) of the picture, by the filters that results are brought to their sizes with."""
     size = (picture.height, picture.width)
     if sr.shape[1:] == size:
         return sr
-    levels = sr.permute(1, 2, 0).add(1).div_(2).numpy()
-    return torch.from_numpy(resample(levels, size, filter_for(levels.shape[:2], size))).permute(2, 0, 1).mul_(2).sub_(1)
+    levels = as_array(sr)
+    return as_tensor(resample(levels, size, filter_for(levels.shape[:2], size)))

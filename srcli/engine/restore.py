@@ -20,7 +20,7 @@ from torch.nn import functional
 from srcli.engine.blend import Blend
 from srcli.engine.margin import mirrored
 from srcli.engine.parents import Parents
-from srcli.engine.parts import Plane, Room, cells_of, run_part
+from srcli.engine.parts import Plane, Room, cells_of, cut, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, host_limit_hint, is_out_of_memory
@@ -228,15 +228,24 @@ class Engine:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                smaller = self.limits.smaller()
-                if smaller is None:
-                    sizes = ", ".join(f"{width}x{height}" for height, width in map(size_of, pictures))
-                    kind = self.restorer.device.type
-                    elsewhere = "" if kind == "cpu" else "`--device cpu`, "
-                    ways = f"use {elsewhere}a smaller `--scale`, or close other programs that use this memory"
-                    hint = host_limit_hint(kind) + ways
-                    raise OutOfMemoryError(f"not enough memory for an output of {sizes} pixels", hint) from error
+                smaller = self._smaller(error, pictures)
             self._shrink(smaller)
+
+    def _smaller(self, error: Exception, pictures: Sequence[Plane]) -> Limits:
+        """What to try after memory ran out.
+
+        Raises:
+            OutOfMemoryError: nothing.
+        """
+        smaller = self.limits.smaller()
+        if smaller is None:
+            sizes = ", ".join(f"{width}x{height}" for height, width in map(size_of, pictures))
+            kind = self.restorer.device.type
+            elsewhere = "" if kind == "cpu" else "`--device cpu`, "
+            ways = f"use {elsewhere}a smaller `--scale`, or close other programs that use this memory"
+            hint = host_limit_hint(kind) + ways
+            raise OutOfMemoryError(f"not enough memory for an output of {sizes} pixels", hint) from error
+        return smaller
 
     def _shrink(self, smaller: Limits) -> None:
         before, self.limits = self.limits, smaller
@@ -303,11 +312,13 @@ class Engine:
     def _painted(self, picture: Plane) -> Tensor | None:
         """A picture's map, laid as answers are: in [0, 1], (1, h, w) or (answer_channels, h, w)."""
         painted = map_of(picture)
-        if painted is None:
-            return None
+        return None if painted is None else self._painted_tile(painted, Tile(0, 0, *cells_of(picture, self.restorer.factor)))
+
+    def _painted_tile(self, painted: Picture, tile: Tile) -> Tensor:
+        """A tile of cells of a map."""
         factor = self.restorer.factor
-        height, width = (-(-side // factor) * factor for side in size_of(picture))
-        plane = torch.from_numpy(painted.crop(0, 0, height, width)[..., :1]).permute(2, 0, 1)
+        top, left, height, width = (factor * side for side in (tile.top, tile.left, tile.height, tile.width))
+        plane = torch.from_numpy(painted.crop(top, left, height, width)[..., :1]).permute(2, 0, 1)
         if self.restorer.answers_pixels:
             return functional.pixel_unshuffle(plane, factor).repeat(3, 1, 1)
         return functional.avg_pool2d(plane, factor)
@@ -319,21 +330,28 @@ class Engine:
     def _pass(self, key: Hashable, latents: Sequence[Tensor]) -> list[Tensor]:
         """One pass's answers to whole latents, tiles blended; on the device where there is but one tile."""
         grids = [self._grid_lat(*latent.shape[1:]) for latent in latents]
-        if self.limits.tiling == "whole" and any(len(grid.tiles) > 1 for grid in grids) and not self._told_of_tiles:
-            self._told_of_tiles = True
-            log.warning("`%s` should see whole pictures, and goes over some in tiles for want of memory", self.restorer.name)
+        self._tell_of_tiles(grids)
         channels, context, margin = self.restorer.answer_channels, self.limits.context_lat, self._margin_lat
         sizes = [(latent.shape[1] + 2 * margin, latent.shape[2] + 2 * margin) for latent in latents]
         blends = [Blend(grid, channels, *size, context) for grid, size in zip(grids, sizes, strict=True)]
         jobs = [(index, tile) for index, grid in enumerate(grids) for tile in grid.tiles]
         run = partial(self.restorer.predict_pass, key)
         for batch in _batches(jobs, self.limits.batch):
-            cut = [mirrored(latents[i], tile, margin, self.restorer.patch) for i, tile in batch]
-            results = self._call(run, torch.stack(cut).to(self.restorer.device), "predict")
+            cells = [self._seen(partial(cut, latents[i], cell=1), latents[i].shape[1:], tile) for i, tile in batch]
+            results = self._call(run, torch.stack(cells).to(self.restorer.device), "predict")
             for (index, tile), result in zip(batch, results, strict=True):
                 blends[index].add(tile, result)
         inside = [(slice(margin, height - margin), slice(margin, width - margin)) for height, width in sizes]
         return [blend.plane[:, rows, columns] for blend, (rows, columns) in zip(blends, inside, strict=True)]
+
+    def _seen(self, crop: Callable[[Tile], Tensor], size: Sequence[int], tile: Tile) -> Tensor:
+        """What passes are given of a latent of (h, w) cells that `crop` cuts tiles from: a tile of `_grid_lat`."""
+        return mirrored(crop, (size[0], size[1]), tile, self._margin_lat, self.restorer.patch)
+
+    def _tell_of_tiles(self, grids: Sequence[Grid]) -> None:
+        if self.limits.tiling == "whole" and any(len(grid.tiles) > 1 for grid in grids) and not self._told_of_tiles:
+            self._told_of_tiles = True
+            log.warning("`%s` should see whole pictures, and goes over some in tiles for want of memory", self.restorer.name)
 
     def _call(self, call: Callable[..., Tensor], batch: Tensor, step: str) -> Tensor:
         """`call(batch)`, with the tiles that half precision spoilt done again in float32."""
@@ -364,11 +382,12 @@ class Sum:
     Args:
         mixture: its passes and their weights.
         painted: its map, laid as answers are; None where it has none.
+        total: of passes that are summed up already, if any; it is written into.
     """
 
-    def __init__(self, mixture: Mixture, painted: Tensor | None) -> None:
+    def __init__(self, mixture: Mixture, painted: Tensor | None, total: Tensor | None = None) -> None:
         self._mixture, self._painted = mixture, painted
-        self._total: Tensor | None = None
+        self._total = total
 
     def add(self, key: Hashable, answer: Tensor, *, keep: bool) -> None:
         """A pass's answer, (answer_channels, h, w), by its weight: where there is a map, by that between its black and white.

@@ -18,14 +18,17 @@ import torch
 
 from srcli.disk import claim, let_go
 from srcli.engine.budget import Budget
+from srcli.engine.by_rows import RowEngine
 from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_bytes
-from srcli.engine.restore import Engine, is_out_of_memory
+from srcli.engine.restore import is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
 from srcli.images.canvas import Canvas
 from srcli.images.codec import Header, Picture, check_sides, decode, encode, probe, reduced, stripped
+from srcli.images.color import reads_once
 from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done
 from srcli.images.maps import read_map
 from srcli.images.resize import Size
+from srcli.images.rows import Rows
 from srcli.images.suffixes import format_of
 from srcli.images.telling import warn_once
 from srcli.memory import free_host_bytes, host_limit_hint
@@ -60,7 +63,10 @@ class _Item:
     output_size: tuple[int, int]
     cost: int = 0
     """Bytes taken of the budget for results."""
+    by_rows: bool = False
+    """Whether it is finished while it is restored."""
     sr: torch.Tensor | None = None
+    finished: Picture | None = None
     outcome: Outcome | None = field(default=None)
 
 
@@ -79,7 +85,7 @@ class Stream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: RowEngine,
         size: Size,
         color_fix: str,
         quality: int,
@@ -180,10 +186,17 @@ class Stream:
             net = self.engine.restorer
             painted = None if job.map is None else read_map(job.map, picture.width, picture.height)
             canvas = prepare_canvas(picture, net.native_scale, net.min_side, net.enlargement, painted)
-            cost = max(result_bytes(picture, canvas, output_size, format_of(job.target)))
-            return _Item(job, picture, canvas, output_size, cost)
+            by_rows = reads_once(self.color_fix) and self.engine.by_rows(canvas.height, canvas.width)
+            item = _Item(job, picture, canvas, output_size, by_rows=by_rows)
+            item.cost = max(self._result_bytes(item))
+            return item
         except Exception as error:
             return failure(job, error)
+
+    def _result_bytes(self, item: _Item) -> tuple[int, int]:
+        """Until it is finished, and then until it is written."""
+        held = self.engine.tile_rows(item.canvas.height, item.canvas.width) if item.by_rows else item.canvas.height
+        return result_bytes(item.picture, held * item.canvas.width, item.output_size, format_of(item.job.target))
 
     def _taken(self, job: Job) -> str:
         """Why `job` need not be done; where it has to be, it is kept from other runs until it is written."""
@@ -204,10 +217,16 @@ class Stream:
     # --- restoring ---
 
     def _groups(self, items: Iterable[_Item | Outcome]) -> Iterator[list[_Item | Outcome]]:
-        """Consecutive pictures that together fill a batch of tiles."""
+        """Consecutive pictures that together fill a batch of tiles; one that is restored by rows is alone."""
         group: list[_Item | Outcome] = []
         tiles = 0
         for item in items:
+            if isinstance(item, _Item) and item.by_rows:
+                if group:
+                    yield group
+                yield [item]
+                group, tiles = [], 0
+                continue
             group.append(item)
             if isinstance(item, _Item):
                 tiles += self.engine.tile_count(item.canvas.height, item.canvas.width)
@@ -230,7 +249,7 @@ class Stream:
             except Exception as error:  # one of them is at fault: find out which
                 log.debug("a batch of %d pictures failed, each is tried alone: %s", len(items), error)
         for item in group:
-            if isinstance(item, _Item) and item.sr is None:
+            if isinstance(item, _Item) and item.outcome is None:
                 try:
                     self._check_room(item)
                     self._restore([item], on_start)
@@ -258,11 +277,15 @@ class Stream:
         start = time.perf_counter()
         canvases = [item.canvas for item in items]
         mixtures = self.engine.mix(canvases)
-        results = self.engine.restore(canvases, mixtures)
+        if items[0].by_rows:
+            (item,), (mixture,) = items, mixtures
+            item.finished = self.engine.restored(item.canvas, mixture, lambda rows: self._made(item, rows))
+        else:
+            for item, result in zip(items, self.engine.restore(canvases, mixtures), strict=True):
+                item.sr = result
         seconds = time.perf_counter() - start
         self.clock.model += seconds
-        for item, mixture, result in zip(items, mixtures, results, strict=True):
-            item.sr = result
+        for item, mixture in zip(items, mixtures, strict=True):
             item.outcome = Outcome(
                 item.job,
                 "done",
@@ -308,19 +331,23 @@ class Stream:
         except Exception as error:
             return failure(item.job, error)
         finally:
-            item.sr = None
+            item.sr = item.finished = None
             self._release(item.job)
 
     def _finished(self, item: _Item) -> Picture:
         """The result as integers; the floats that it comes from are let go, for the next picture to be restored meanwhile."""
-        assert item.sr is not None
-        format = format_of(item.job.target)
-        picture = finish(item.picture, item.sr, item.canvas, item.output_size, self.color_fix, format)
-        _, left = result_bytes(item.picture, item.canvas, item.output_size, format)
-        item.sr = None
+        picture = item.finished
+        if picture is None:
+            assert item.sr is not None
+            picture = self._made(item, item.sr)
+        _, left = self._result_bytes(item)
+        item.sr = item.finished = None
         self.results.give(item.cost - left)
         item.cost = left
         return picture
+
+    def _made(self, item: _Item, sr: torch.Tensor | Rows) -> Picture:
+        return finish(item.picture, sr, item.canvas, item.output_size, self.color_fix, format_of(item.job.target))
 
 
 def failure(job: Job, error: Exception) -> Outcome:

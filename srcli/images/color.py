@@ -45,6 +45,11 @@ def fix_color(name: str, picture: Rows, reference: Rows) -> Rows:
     raise ValueError(f"unknown colour fix {name!r}, not one of {COLOR_FIXES}")
 
 
+def reads_once(name: str) -> bool:
+    """Whether the colour fix of that name reads a picture once from top to bottom, so that its rows may be `in_order`."""
+    return name != "adain"
+
+
 def adain(picture: Rows, reference: Rows) -> Rows:
     """Give each channel the mean and standard deviation that it has in the reference (PiSA-SR's default).
 

@@ -34,12 +34,14 @@ class Rows:
         width: in pixels.
         read: `read(top, bottom)` is (bottom - top, width, C), float32 in [0, 1], the caller's own.
         step: how many rows are well read at a time.
+        in_order: whether they can be read only once, by one thread, from top to bottom: no band may begin above one before it.
     """
 
     height: int
     width: int
     read: Callable[[int, int], Array]
     step: int
+    in_order: bool = False
 
     def bands(self) -> Iterator[tuple[int, int]]:
         """(top, bottom) of bands that make up the picture."""
@@ -48,16 +50,16 @@ class Rows:
 
     def work(self, do: Callable[[int, int], Result]) -> Iterator[Result]:
         """`do(top, bottom)` for all bands, several at a time; yields what it returns, in order."""
-        if THREADS == 1 or self.step >= self.height:
+        if self.in_order or THREADS == 1 or self.step >= self.height:
             yield from (do(*band) for band in self.bands())
             return
         with ThreadPoolExecutor(THREADS, "srcli-rows") as pool:
             yield from pool.map(do, *zip(*self.bands(), strict=True))
 
 
-def make_rows(height: int, width: int, read: Callable[[int, int], Array]) -> Rows:
+def make_rows(height: int, width: int, read: Callable[[int, int], Array], *, in_order: bool = False) -> Rows:
     """Rows with the usual step."""
-    return Rows(height, width, read, _step(BAND_PIXELS // width))
+    return Rows(height, width, read, _step(BAND_PIXELS // width), in_order)
 
 
 def rows_of(levels: Levels) -> Rows:
@@ -86,7 +88,7 @@ def resized(rows: Rows, size_hw: tuple[int, int]) -> Rows:
         start, stop = max(0, math.floor(first) - reach), min(rows.height, math.ceil(last) + reach)
         return resample(rows.read(start, stop), (bottom - top, width), how, (0, first - start, rows.width, last - start))
 
-    return Rows(height, width, read, _step(min(BAND_PIXELS // width, int(rows.step / ratio))))
+    return Rows(height, width, read, _step(min(BAND_PIXELS // width, int(rows.step / ratio))), rows.in_order)
 
 
 def collect(color: Rows, alpha: Rows | None, *, gray: bool, depth: int) -> Levels:
@@ -125,7 +127,7 @@ def on_white(color: Rows, alpha: Rows) -> Rows:
         band += 1 - opacity
         return band
 
-    return Rows(color.height, color.width, read, color.step)
+    return Rows(color.height, color.width, read, color.step, color.in_order)
 
 
 def _step(rows: int) -> int:
