@@ -27,7 +27,7 @@ from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done, plan_jo
 from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
 from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
-from srcli.remote.urls import is_url, local
+from srcli.remote.urls import is_url, local, was_url
 from srcli.rows.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -210,6 +210,8 @@ def run(config: UpscaleConfig) -> int:
 
     Everything that can be told without loading the model is told first: wrong names and options, and files that cannot be read.
     """
+    if config.report is not None and was_url(config.report):
+        raise UsageError(f"the report `{config.report}` is at a URL", "give a file as `--report`, and copy it afterwards")
     if PIPE in config.inputs or config.writes_to_pipe:
         with piped(config) as (with_files, names):
             return _run(with_files, names)

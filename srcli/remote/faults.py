@@ -19,6 +19,9 @@ _LINE_KINDS = frozenset(
     {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "ServiceRequestError", "ServiceResponseError"}
 )
 """Names of exceptions (of botocore, aiohttp, azure) where the line broke."""
+_NO_ANSWERS = frozenset({"BadHttpMessage"})
+"""aiohttp's exceptions whose number is none that a server has answered."""
+_BROKEN_OFF = frozenset({"ClientPayloadError", "IncompleteRead", "ResponseStreamingError"})
 _GARBLED = frozenset({"ResponseParserError", "JSONDecodeError", "ContentTypeError"})
 _KEYLESS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound", "TokenRetrievalError"}
@@ -105,6 +108,8 @@ def _out_of_reach(fault: BaseException, url: Url, status: int, kinds: set[str]) 
     if kinds & _GARBLED:
         message = f"`{store}` gives answers that are none of such a store: {first_line(fault)}"
         return StoreError(message, f"check what is asked{_endpoint_hint(url)}", passing=True)
+    if kinds & _BROKEN_OFF:
+        return StoreError(f"`{url}` breaks off on its way: {first_line(fault)}", f"check the network, {_AGAIN}", passing=True)
     why = f"it answers {status}" if status else first_line(fault) or "it does not answer"
     message = f"`{url}` cannot be had: {why}" if status else f"`{store}` cannot be reached: {why}"
     return StoreError(message, f"check the network{_endpoint_hint(url)}, {_AGAIN}", passing=True)
@@ -150,6 +155,7 @@ def _facts(fault: BaseException) -> tuple[int, set[str], set[str]]:
             codes |= {str(response.get("Error", {}).get("Code", ""))} - {""}
             status = status or int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         codes |= {str(getattr(each, "error_code", "") or "")} - {""}  # azure's
-        numbers = (getattr(each, name, 0) for name in ("status", "status_code", "code"))
-        status = status or next((number for number in numbers if isinstance(number, int) and number), 0)
+        if not kinds & _NO_ANSWERS:
+            numbers = (getattr(each, name, 0) for name in ("status", "status_code", "code"))
+            status = status or next((number for number in numbers if isinstance(number, int) and number), 0)
     return status, codes, kinds

@@ -233,7 +233,7 @@ class Plan:
     def _found(self, url: Url) -> Iterator[_Input]:
         """The photos that one argument stands for."""
         if url.is_web:
-            if not url.name:
+            if not url.key or url.key.endswith("/"):
                 raise UsageError(f"`{url}` is a folder of a web server, which cannot be listed")
             yield _input(Entry(url, None, None), url.name)
             return

@@ -97,6 +97,11 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def was_url(path: Path) -> bool:
+    """Whether a path was given as a URL: `Path` makes one slash of two."""
+    return re.match(r"[a-z][a-z0-9]+:/[^/]", str(path), re.IGNORECASE) is not None
+
+
 def local(text: str) -> str:
     """The path that a `file://` URL names; any other text as it is."""
     parts = urlsplit(text) if is_url(text) else None
