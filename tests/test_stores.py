@@ -364,3 +364,28 @@ def test_an_interrupted_run_puts_what_it_has_restored(
     assert done.returncode == 130
     assert 5 <= json.loads(done.stdout)["done"] == len(server.objects("out")) < 20
     assert staging() == []
+
+
+def test_names_follow_the_rules_of_folders(models_file: Path, server: Server, tmp_path: Path, photo: np.ndarray) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.gif", "a.png", "b.bmp", ".hidden.png", "sub/a.gif", "read.txt", "layers.psd"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo[:8, :9]).save(folder / name, format="PNG")
+    server.put(folder, "photos")
+    options = ["--no-recursive", "--format", "webp", "--suffix", "_x4", "--json"]
+    here = json.loads(upscale(models_file, folder, "-o", tmp_path / "out", *options).stdout)
+    there = json.loads(upscale(models_file, f"s3://{BUCKET}/photos", "-o", f"s3://{BUCKET}/out", *options).stdout)
+    assert server.objects("out") == files(tmp_path / "out")
+    for told in (here, there):
+        assert [told[key] for key in ("done", "left_out", "others")] == [3, {".psd": 1}, {".txt": 1, "hidden file": 1}]
+
+
+def test_names_that_could_lead_elsewhere_are_refused(models_file: Path, server: Server, photos: str, tmp_path: Path) -> None:
+    for key in ("photos/../../evil.png", "photos//twice.png"):
+        server.client.put_object(Bucket=BUCKET, Key=key, Body=b"x")
+    done = upscale(models_file, photos, "-o", tmp_path / "deep" / "out", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["done"] == 3
+    assert ["cannot be a file below a folder" in each["reason"] for each in told["failed"]] == [True, True]
+    assert not list(tmp_path.rglob("evil.png"))
