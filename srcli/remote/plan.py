@@ -34,6 +34,8 @@ class Item:
 
     source: Place
     target: Place
+    place: str
+    """Of the photo below what was asked for, with `/`."""
     size: int | None = None
     """Of the photo, in bytes."""
     modified: float | None = None
@@ -221,14 +223,16 @@ class Plan:
             left_out=beside,
         )
         for fault in beside.faults:
-            yield Item(fault.path, self.output, fault=fault.reason, hint=fault.hint)
+            yield Item(fault.path, self.output, str(fault.path), fault=fault.reason, hint=fault.hint)
         beside.faults = []
         if self._to_file and (len(jobs) != 1 or not jobs[0].named):
             raise UsageError(f"the output `{self.output}` is a file name, but the input is or may be more", "name a folder")
         for job in jobs:
             about = job.source.stat() if job.source.is_file() else None
             target = self.output if self._to_file else self.output.joined(job.target.relative_to(nowhere).as_posix())
-            yield Item(job.source, target, about and about.st_size, about and about.st_mtime)
+            yield Item(
+                job.source, target, job.target.relative_to(nowhere).as_posix(), about and about.st_size, about and about.st_mtime
+            )
 
     def _found(self, url: Url) -> Iterator[_Input]:
         """The photos that one argument stands for."""
@@ -290,9 +294,9 @@ class Plan:
         for url, each in sources.items():
             entry = each.entry
             if each.fault:
-                yield Item(url, self.output, fault=f"`{url}` {each.fault}", hint="rename it")
+                yield Item(url, self.output, str(url), fault=f"`{url}` {each.fault}", hint="rename it")
                 continue
-            item = Item(url, self._target(names[url]), entry.size, entry.modified)
+            item = Item(url, self._target(names[url]), each.relative.as_posix(), entry.size, entry.modified)
             clash = f"`{url}` and another photo would both become `{item.target}`" if final[names[url]] > 1 else ""
             yield replace(item, fault=clash, hint=_RENAME if clash else "")
 

@@ -70,7 +70,7 @@ class Store:
 
     @property
     def gone(self) -> StoreError | None:
-        """Why nothing more is asked of it, where that is so."""
+        """Why nothing more is fetched from it, where that is so; what is ready to be put is still tried."""
         return self._gone
 
     def entries(self, folder: Url, *, recursive: bool = True) -> Iterator[Entry]:
@@ -113,7 +113,7 @@ class Store:
             path: the file to write.
 
         Raises:
-            StoreError: it cannot be had whole.
+            StoreError: it cannot be had whole, or the store was given up before.
         """
 
         def once() -> None:
@@ -123,6 +123,8 @@ class Store:
                 raise ShortError(f"came with {came} bytes of the {size} that were listed: it was cut off, or changed meanwhile")
 
         try:
+            if self._gone is not None:
+                raise self._gone
             self._ask(once, url, single=True)
         except StoreError:
             with suppress(OSError):
@@ -145,11 +147,9 @@ class Store:
         """Try several times, each later than the last by about twice as much; `single`: of one of many objects.
 
         Raises:
-            StoreError: it cannot be done, or the store was given up before.
+            StoreError: it cannot be done.
         """
         for trial in range(TRIES):
-            if self._gone is not None:
-                raise self._gone
             try:
                 answer = what()
             except Exception as fault:  # of any package
