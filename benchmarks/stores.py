@@ -1,8 +1,8 @@
 """How long a listing of many names takes, what it holds in memory, and when work could begin.
 
 A server in a process of its own answers as S3 does (ListObjectsV2, a thousand names a page), out of nothing: `--names`
-photos, and a result for each of the first `--done`. What is measured is the plan of `srcli upscale s3://… -o s3://…`, with s3fs, without any
-picture. It stands in for a store and says nothing of a store's own speed.
+photos, and a result for each of the first `--done`. What is measured is the plan of `srcli upscale s3://… -o s3://…`, with
+s3fs, without any picture. It stands in for a store and says nothing of a store's own speed.
 """
 
 from __future__ import annotations

@@ -42,11 +42,15 @@ class Server:
                     Bucket=BUCKET, Key=f"{prefix}/{path.relative_to(folder).as_posix()}", Body=path.read_bytes()
                 )
 
+    def names(self, prefix: str) -> list[str]:
+        """Of the objects below the prefix."""
+        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
+        return [each["Key"].removeprefix(f"{prefix}/") for each in found]
+
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Name below the prefix -> content."""
-        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
-        read = {each["Key"]: self.client.get_object(Bucket=BUCKET, Key=each["Key"])["Body"].read() for each in found}
-        return {key.removeprefix(f"{prefix}/"): content for key, content in read.items()}
+        read = lambda name: self.client.get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"].read()  # noqa: E731
+        return {name: read(name) for name in self.names(prefix)}
 
     def _ask(self, what: str, body: bytes | None) -> Any:
         with urllib.request.urlopen(f"{self.endpoint}/-/{what}", body) as answer:

@@ -125,6 +125,7 @@ def test_a_picture_needs_none_of_what_training_needs(tmp_path: Path) -> None:
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "slow = ('diffusers', 'peft', 'transformers', 'accelerate', 'torchvision', 'scipy', 'torch._dynamo')\n"
+        "slow += ('fsspec', 's3fs', 'aiohttp', 'botocore')\n"
         "print(code, [m for m in slow if m in sys.modules], file=sys.stderr)"
     )
     options = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "-q", "--device", "cpu"]

@@ -184,11 +184,11 @@ def make_many(folder: Path, count: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize(("method", "count"), [("GET", 40), pytest.param("PUT", 80, marks=pytest.mark.slow)])
 def test_a_store_that_dies_is_given_up_and_the_same_command_goes_on(
-    models_file: Path, server: Server, tmp_path: Path, method: str
+    models_file: Path, server: Server, tmp_path: Path, method: str, count: int
 ) -> None:
-    folder, few = make_many(tmp_path / "many", 80), ("--batch", 4)
+    folder, few = make_many(tmp_path / "many", count), ("--batch", 4)
     server.put(folder, "many")
     upscale(models_file, folder, "-o", tmp_path / "single", *few)
     server.fail({"method": method, "path": {"GET": "/many/", "PUT": "/out/"}[method], "after": 12, "times": 10**6, "do": 500})
@@ -197,7 +197,7 @@ def test_a_store_that_dies_is_given_up_and_the_same_command_goes_on(
     told = json.loads(done.stdout)
     assert told["stopped"]["message"].endswith("it answers 500")
     assert "the run ended early" in done.stderr
-    assert 4 <= len(told["failed"]) < 68, "not all that is left is tried"
+    assert 4 <= len(told["failed"]) < count - 12, "not all that is left is tried"
     assert told["done"] == len(server.objects("out")) == 12
     server.fail()
     assert upscale(models_file, f"s3://{BUCKET}/many", "-o", f"s3://{BUCKET}/out", *few).returncode == 0
@@ -331,11 +331,11 @@ def test_a_killed_run_leaves_whole_objects_and_the_same_command_goes_on(
     options = ["--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32"]
     command = ["upscale", f"s3://{BUCKET}/many", "-o", f"s3://{BUCKET}/out", *options]
     for wanted in (1, 20, 45):
-        server.fail({"method": "PUT", "path": "out", "times": 10**6, "do": 0.1})
+        server.fail({"method": "PUT", "path": "out", "times": 10**6, "do": 0.3})
         process = start(*command)
-        while len(server.objects("out")) < wanted:
+        while len(server.names("out")) < wanted:
             assert process.poll() is None
-            time.sleep(0.05)
+            time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert len(staging()) == 1
