@@ -80,13 +80,13 @@ class ProgressLines:
     """For a log file, in which no bar can be shown: a line a minute, as `12 of 300 photos done, about 25 min left`.
 
     Args:
-        count: how many there are.
+        count: how many there are; None where that is yet to be seen.
         noun: what they are, as `photo`.
         total: the work that they come to, in any unit.
         clock: seconds of a clock that only goes forward.
     """
 
-    def __init__(self, count: int, noun: str, total: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, count: int | None, noun: str, total: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._count, self._noun, self._left, self._clock = count, noun, total, clock
         self._done, self._worked = 0, 0.0
         self._start = self._told = clock()
@@ -97,7 +97,12 @@ class ProgressLines:
         self._left -= work
         self._worked += 0 if before else work
         now = self._clock()
-        if now - self._told >= LINE_EVERY_S and self._done < self._count:
+        if now - self._told < LINE_EVERY_S:
+            return
+        if self._count is None:
+            self._told = now
+            log.info("%s done", counted(self._done, self._noun))
+        elif self._done < self._count:
             self._told = now
             left = (now - self._start) / self._worked * self._left if self._worked else 0
             rest = f", about {rough_duration(left)} left" if left > 0 else ""
@@ -142,17 +147,19 @@ class UpscaleProgress:
     """Images done of all, output megapixels a second, time left, the current file; elsewhere than on a terminal, lines.
 
     Args:
-        images: how many there are.
+        images: how many there are; None where that is yet to be seen.
         megapixels: of output that they come to, as far as known; the time left is estimated by it.
     """
 
-    def __init__(self, images: int, megapixels: float) -> None:
+    def __init__(self, images: int | None, megapixels: float) -> None:
         counts, file = TextColumn("{task.fields[images]}"), TextColumn("{task.fields[file]}", markup=False)
         self._progress = _bar(counts, BarColumn(bar_width=14), _SpeedColumn(), TimeRemainingColumn(compact=True), file)
-        self._images = images
+        self._all = "" if images is None else f"/{images}"
         self._done = 0
         self._megapixels = 0.0
-        self._task = self._progress.add_task("", total=max(megapixels, 1e-9), images=f"0/{images}", file="", speed=None)
+        self._task = self._progress.add_task(
+            "", total=max(megapixels, 1e-9) if images else None, images=f"0{self._all}", file="", speed=None
+        )
         self._lines = None if console.is_terminal else ProgressLines(images, "photo", megapixels)
 
     def __enter__(self) -> UpscaleProgress:
@@ -172,7 +179,7 @@ class UpscaleProgress:
         self._megapixels += megapixels
         elapsed = self._progress.tasks[0].elapsed or 0
         speed = self._megapixels / elapsed if elapsed else None
-        images = f"{self._done}/{self._images}"
+        images = f"{self._done}{self._all}"
         self._progress.update(self._task, advance=expected, images=images, speed=speed)
         if self._lines is not None:
             self._lines.advance(expected)

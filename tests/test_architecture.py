@@ -30,16 +30,17 @@ LAYERS = {  # what each room may import of srcli, besides itself, the ground flo
     "console": set(),
     "config": {"images", "evaluation"},
     "images": set(),
+    "remote": {"images"},
     "rows": {"images", "config"},
     "store": {"rows", "images", "config"},
     "networks": MODELS | {"images", "config"},
     "families": MODELS | {"images", "config"},
     "engine": {"images"},
-    "training": MODELS | {"images", "config"},
+    "training": MODELS | {"images", "config", "remote"},
     "evaluation": MODELS | {"images", "config"},
     "opening": MODELS | {"images", "config", "engine"},
     "sweep": MODELS | {"images", "config", "engine", "evaluation", "opening"},
-    "cli": MODELS | {"images", "config", "engine", "training", "evaluation", "sweep", "opening", "console", ""},
+    "cli": MODELS | {"images", "remote", "config", "engine", "training", "evaluation", "sweep", "opening", "console", ""},
     "__main__": {"cli"},
     "python": {"config", "images", "engine", "opening"},
     "": {"python"},
@@ -124,6 +125,7 @@ def test_a_picture_needs_none_of_what_training_needs(tmp_path: Path) -> None:
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "slow = ('diffusers', 'peft', 'transformers', 'accelerate', 'torchvision', 'scipy', 'torch._dynamo')\n"
+        "slow += ('fsspec', 's3fs', 'aiohttp', 'botocore')\n"
         "print(code, [m for m in slow if m in sys.modules], file=sys.stderr)"
     )
     options = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "-q", "--device", "cpu"]

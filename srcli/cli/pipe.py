@@ -44,9 +44,9 @@ def piped(config: UpscaleConfig) -> Iterator[tuple[UpscaleConfig, Names]]:
         raise UsageError("a picture is not written to a terminal", "send standard output to a file, or give a file as `--output`")
     with tempfile.TemporaryDirectory(prefix="srcli-") as folder:
         names: dict[str, str] = {}
-        as_known = _AsKnown(names)
+        as_known = AsKnown(names)
         if PIPE in config.inputs:
-            with _AsKnown({str(Path(folder) / _STDIN): "standard input"}):
+            with AsKnown({str(Path(folder) / _STDIN): "standard input"}):
                 source = _received(Path(folder))
             names[str(source)] = "standard input"
             config = replace(config, inputs=(str(source),))
@@ -62,7 +62,7 @@ def piped(config: UpscaleConfig) -> Iterator[tuple[UpscaleConfig, Names]]:
             _send(target)
 
 
-class _AsKnown(logging.Filter):
+class AsKnown(logging.Filter):
     """Context in which messages have the names that people know."""
 
     def __init__(self, names: Names) -> None:

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from srcli.console import counted, format_duration, format_megapixels
-from srcli.errors import UsageError, escaped
+from srcli.errors import SrcliError, UsageError, escaped
 from srcli.images.files import ELSEWHERE, Outcome
 from srcli.images.search import LeftOut, counted_kinds
 from srcli.images.suffixes import counts_by_suffix, suffix_counts
+from srcli.remote.urls import Place, is_url
 
 if TYPE_CHECKING:
     from srcli.engine.stream import Stream
@@ -31,7 +32,7 @@ ENOUGH_PHOTOS, ENOUGH_MEGAPIXELS = 3, 5
 class Summary:
     """Counts of a run; `failed` keeps every failure."""
 
-    output: Path
+    output: Place
     """Where the results are: a folder, or the file for one photo."""
     skipped: int = 0
     done: int = 0
@@ -51,6 +52,8 @@ class Summary:
     """Of it, those after the model was loaded."""
     exact_tiles: int = 0
     memory_retries: int = 0
+    stopped: SrcliError | None = None
+    """What ended the run before all was tried."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds that the model's thread waited for input, worked, and waited for output."""
 
@@ -92,6 +95,7 @@ class Summary:
             "outdated": self.outdated,
             "elsewhere": self.elsewhere,
             "failed": self.failed,
+            **({"stopped": {"message": self.stopped.message, "hint": self.stopped.hint}} if self.stopped else {}),
             **left_out_as_dict(self.left_out),
             "seconds": round(self.seconds, 3),
             "megapixels": round(self.megapixels, 6),
@@ -117,6 +121,10 @@ class Summary:
             log.warning("%d %s; `--overwrite` does all again", self.outdated, have)
         elif self.skipped:
             log.info("what was there is kept, and may be of other settings; `--overwrite` does it again")
+        if self.stopped:
+            hint = f"\n  hint: {self.stopped.hint}" if self.stopped.hint else ""
+            early = "" if isinstance(self.stopped, UsageError) else "the run ended early: "
+            log.error("%s%s%s", early, self.stopped.message, hint)
         log.info(self._line())
         if self.times:
             log.debug(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
@@ -136,8 +144,8 @@ class Summary:
 
 def renamed(text: str, names: Mapping[str, str]) -> str:
     """A text with other names for files: path -> name."""
-    for path, name in names.items():
-        text = text.replace(f"`{path}`", name).replace(path, name)
+    for path, name in list(names.items()):  # a copy: files on their way come and go
+        text = text.replace(f"`{path}`", f"`{name}`" if is_url(name) else name).replace(path, name)
     return text
 
 

@@ -28,7 +28,8 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Photos: a folder, a list file, or `HQ,lq=LQ` for pairs; `,weight=2` draws from it twice as often. Repeatable.",
+        help="Photos: a folder, also of a store as `s3://bucket/folder`, a list file, "
+        "or `HQ,lq=LQ` for pairs; `,weight=2` draws from it twice as often. Repeatable.",
         metavar="SOURCE",
         show_default=False,
     ),

@@ -27,6 +27,7 @@ from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done, plan_jo
 from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
 from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
+from srcli.remote.urls import is_url, local, was_url
 from srcli.rows.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def upscale(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for the results; for one photo also a file, or `-`, which is standard output.",
+            help="Folder for the results, also of a store, as `s3://bucket/folder`; for one photo also a file, or `-`, which is "
+            "standard output.",
             show_default=False,
             metavar="PATH",
         ),
@@ -51,7 +53,10 @@ def upscale(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Photos, folders, or globs in quotes; `-` is one photo on standard input.", metavar="INPUT", show_default=False
+            help="Photos, folders, or globs in quotes, also of stores, as `s3://bucket/folder`; `https://` for single photos; "
+            "`-` is one photo on standard input.",
+            metavar="INPUT",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
@@ -167,8 +172,9 @@ def upscale(
     if not output:  # Path("") is the current folder
         raise UsageError("`--output` is empty", "name a folder; `.` is the current one")
     config = UpscaleConfig(
-        inputs=tuple(inputs or ()),
-        output=Path(output),
+        inputs=tuple(map(local, inputs or ())),
+        output=Path(local(output)),
+        output_url=output if is_url(output) and local(output) == output else None,
         model=model,
         models_file=models_file,
         adapters=adapters,
@@ -204,6 +210,8 @@ def run(config: UpscaleConfig) -> int:
 
     Everything that can be told without loading the model is told first: wrong names and options, and files that cannot be read.
     """
+    if config.report is not None and was_url(config.report):
+        raise UsageError(f"the report `{config.report}` is at a URL", "give a file as `--report`, and copy it afterwards")
     if PIPE in config.inputs or config.writes_to_pipe:
         with piped(config) as (with_files, names):
             return _run(with_files, names)
@@ -212,8 +220,13 @@ def run(config: UpscaleConfig) -> int:
 
 def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     """The same, of files alone; `names` are those of temporary ones in messages."""
+    inputs = config.inputs if config.files_from is None else listed(config.files_from, null=config.null)
+    if config.output_url is not None or any(map(is_url, inputs)):
+        from srcli.cli.upscale_stores import run_at_stores
+
+        return run_at_stores(config, inputs, names)
     start = time.perf_counter()
-    jobs, left_out = _plan(config)
+    jobs, left_out = _plan(config, inputs)
     spec = model_of(config)
     check_device(config.device)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
@@ -254,12 +267,11 @@ def _is_outdated(job: Job) -> bool:
         return False
 
 
-def _plan(config: UpscaleConfig) -> tuple[list[Job], LeftOut]:
+def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[list[Job], LeftOut]:
     """What to do, and what is left out."""
     from srcli.images.metadata import is_own_result
 
     left_out = LeftOut()
-    inputs = config.inputs if config.files_from is None else listed(config.files_from, null=config.null)
     jobs = plan_jobs(
         inputs,
         config.output,

@@ -20,6 +20,9 @@ class UpscaleConfig:
 
     inputs: tuple[str, ...]
     output: Path
+    """What an `output_url` stands in for, where there is one."""
+    output_url: str | None = None
+    """Of a store, for the results."""
     model: str = "tiny"
     models_file: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)

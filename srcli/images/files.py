@@ -107,7 +107,7 @@ def plan_jobs(
         jobs = [Job(found[0].source, output)]
         _refuse_overwriting(jobs)
         return jobs
-    jobs = [Job(each.source, output / _renamed(each.relative, format, suffix), named=each.named) for each in found]
+    jobs = [Job(each.source, output / result_name(each.relative, format, suffix), named=each.named) for each in found]
     jobs = _without_results(jobs) if suffix and not overwrite else jobs
     relative = {each.source: each.relative for each in found}
     jobs = _with_full_names(jobs, output, relative, format, suffix)
@@ -166,7 +166,7 @@ def _is_target_file(found: Sequence[Found], output: Path, format: str | None, su
     return True
 
 
-def _renamed(relative: Path, format: str | None, suffix: str, *, full: bool = False) -> Path:
+def result_name(relative: Path, format: str | None, suffix: str, *, full: bool = False) -> Path:
     """The name of a result; `full` keeps the input's extension in it."""
     if format is not None:
         extension = OUTPUT_FORMATS[format]
@@ -209,7 +209,7 @@ def _with_full_names(jobs: list[Job], output: Path, relative: Mapping[Path, Path
     for group in groups.values():
         for job in group if len({key_of(job.source) for job in group}) > 1 else ():
             if job.source.suffix != job.target.suffix:
-                target = output / _renamed(relative[job.source], format, suffix, full=True)
+                target = output / result_name(relative[job.source], format, suffix, full=True)
                 renamed[job] = replace(job, target=target)
     if renamed:
         first = next(iter(renamed.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,15 @@ from srcli.console import counted
 from srcli.errors import ImageError, UsageError, joined_faults
 from srcli.images.codec import probe
 from srcli.images.suffixes import INPUT_SUFFIXES
+from srcli.remote.mirror import mirrored
+from srcli.remote.urls import is_url, local
 from srcli.rows.base import expanded, is_folder
 
 log = logging.getLogger("srcli")
 
 SOURCE_HINT = (
-    "a source is a folder, a list file (a path a line, for pairs HQ<tab>LQ) or a photo, and may end in "
-    "`,lq=DIR` for the folder of its LQ partners and `,weight=W`"
+    "a source is a folder (also of a store, as `s3://bucket/folder`), a list file (a path a line, for pairs HQ<tab>LQ) or a "
+    "photo, and may end in `,lq=DIR` for the folder of its LQ partners and `,weight=W`"
 )
 NAMED = 10
 """So many skipped files are named one by one; the rest is counted, and named with `--debug`."""
@@ -72,11 +75,14 @@ def find_sources(texts: Sequence[str], crop: int, scale: int, *, raw: bool = Fal
 
     Raises:
         UsageError: a source that does not exist, or that holds nothing usable; all such sources.
+        StoreError: a store that cannot be used.
     """
     sources, skipped, faults = [], [], []
     for text in texts:
+        path, uncopied = _copied(text)
+        skipped += uncopied
         try:
-            asked = _parse(text)
+            asked = _parse(path)
             photos, unusable = _usable(_photos(asked), crop, scale, raw)
         except UsageError as error:
             faults.append(error.message)
@@ -90,6 +96,18 @@ def find_sources(texts: Sequence[str], crop: int, scale: int, *, raw: bool = Fal
     if faults:
         raise UsageError(faults[0] if len(faults) == 1 else joined_faults("these sources cannot be used", faults), SOURCE_HINT)
     return sources, skipped
+
+
+def _copied(text: str) -> tuple[str, list[Skipped]]:
+    """A source's text with copies in the place of folders of stores, and what could not be copied."""
+    parts, skipped = re.split(r",(?=(?:lq|weight)=)", text), list[Skipped]()
+    for index, part in enumerate(parts):
+        option, url = ("lq=", part.removeprefix("lq=")) if part.startswith("lq=") else ("", part)
+        if is_url(url) and local(url) == url:
+            folder, faults = mirrored(url)
+            parts[index] = f"{option}{folder}"
+            skipped += [Skipped(path, reason) for path, reason in faults]
+    return ",".join(parts), skipped
 
 
 def unreadable(path: Path, error: ImageError) -> Skipped:
@@ -215,7 +233,8 @@ def _listed(file: Path) -> Iterator[Photo | Skipped]:
         if not paths or (line.startswith("#") and not _is_file(paths[0])):  # a file may be called `#1.png`
             continue
         missing = next((path for path in paths if not _is_file(path)), None)
-        yield Skipped(missing, "no such file") if missing else Photo(*paths[:2])
+        why = "no such file; of stores, `--data` takes folders" if is_url(line) else "no such file"
+        yield Skipped(missing, why) if missing else Photo(*paths[:2])
 
 
 def _as_on_disk(folder: Path, text: str) -> Path:

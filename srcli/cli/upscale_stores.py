@@ -1,0 +1,249 @@
+"""`srcli upscale` where photos or results lie in stores or on web servers: listed, fetched and put while the model works."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from srcli.cli.pipe import AsKnown
+from srcli.cli.stopping import exit_code, word
+from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
+from srcli.config import UpscaleConfig
+from srcli.console import UpscaleProgress, console, format_duration, format_megapixels, rough_duration, tell
+from srcli.disk import make_output_folder
+from srcli.errors import UsageError, escaped
+from srcli.images.files import EXISTS, Job, Outcome
+from srcli.images.metadata import is_own_result
+from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
+from srcli.remote.faults import StoreError
+from srcli.remote.plan import Item, Naming, Plan
+from srcli.remote.staging import staged
+from srcli.remote.store import Stores
+from srcli.remote.transit import Transit
+from srcli.remote.urls import parsed
+from srcli.rows.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from srcli.engine.stream import Stream
+    from srcli.images.codec import Header
+
+log = logging.getLogger("srcli")
+
+_SAMPLES = 4
+"""Photos that a dry run fetches for its estimate."""
+
+
+def run_at_stores(config: UpscaleConfig, inputs: Sequence[str], names: Mapping[str, str]) -> int:
+    """Do what `config` says, with `inputs` of which some, or the output, are URLs; returns the exit code.
+
+    Args:
+        config: of the run.
+        inputs: the command line's, or those of its list.
+        names: of temporary files in messages.
+
+    Raises:
+        UsageError: what cannot be, or can only be for files; a package that is missing.
+        StoreError: a store that cannot be used, where nothing was begun yet.
+    """
+    _refuse(config)
+    start = time.perf_counter()
+    spec = model_of(config)
+    check_device(config.device)
+    plan = Plan(
+        inputs,
+        output=config.output if config.output_url is None else parsed(config.output_url),
+        stores=Stores(),
+        naming=Naming(config.format, config.suffix),
+        listed=config.files_from is not None,
+        recursive=config.recursive,
+        overwrite=config.overwrite,
+    )
+    known = dict(names)
+    summary = Summary(plan.output, left_out=plan.left_out, names=known)
+    stop: KeyboardInterrupt | None = None
+    with staged() as folder, Transit(plan.stores, folder, known) as transit, AsKnown(known):
+        if config.dry_run:
+            return _dry_run(config, spec, plan, transit)
+        with Report(config.report, summary.told) as report:
+            try:
+                _Run(config, spec, transit, summary, report).go(plan.items())
+            except KeyboardInterrupt as asked:
+                stop = asked
+    summary.seconds = time.perf_counter() - start
+    summary.stopped = transit.stopped
+    if transit.stopped and not (summary.done or summary.failed or summary.skipped or stop):
+        raise transit.stopped
+    tell_left_out(summary.left_out)
+    summary.show()
+    if config.json:
+        typer.echo(json.dumps(summary.as_dict()))
+    if stop is not None:
+        log.warning("%s: repeat the command to go on", word(stop))
+        return exit_code(stop)
+    return 1 if summary.failed or summary.stopped else 0
+
+
+def _refuse(config: UpscaleConfig) -> None:
+    """What is for files only."""
+    if config.lambda_map is not None:
+        raise UsageError("`--lambda-map` leads local photos only", "copy the photos into a folder first")
+    if config.writes_to_pipe:
+        raise UsageError("`-o -` takes a local photo", "give a file as `--output`")
+
+
+@dataclass
+class _Run:
+    """From items to outcomes."""
+
+    config: UpscaleConfig
+    spec: ModelSpec
+    transit: Transit
+    summary: Summary
+    report: Report
+    _expected: dict[Job, float] = field(default_factory=dict)
+    """Megapixels of results to come."""
+    _headers: dict[Job, Header] = field(default_factory=dict)
+    _own_told: bool = False
+
+    def go(self, items: Iterator[Item]) -> None:
+        """All that the items ask for, as far as stores answer; see `Transit.stopped`."""
+        images = planned(self.config, self.spec, self.transit.jobs(items, self._note_item, self._failed))
+        good = (image for image in images if self._begun(image))
+        first = next(good, None)
+        if first is None:
+            return
+        if self.config.output_url is None:
+            make_output_folder(first.job.target.parent)
+        with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
+            stream = open_stream(self.config, self.spec)
+        start = time.perf_counter()
+        with UpscaleProgress(None, 0) as progress:
+            try:
+                self._stream(stream, chain([first], good), progress)
+            finally:
+                stream.clock.waiting_for_input += self.transit.waited_s
+                self.summary.add_work(stream, time.perf_counter() - start)
+
+    def _stream(self, stream: Stream, images: Iterator[PlannedImage], progress: UpscaleProgress) -> None:
+        def note(outcomes: Iterator[Outcome]) -> None:
+            for outcome in outcomes:
+                expected = self._expected.pop(outcome.job, 0.0)
+                self._headers.pop(outcome.job, None)
+                self._note(outcome)
+                progress.finish(megapixels(outcome.output_size), expected)
+
+        # several runs share a folder here; of a store's results nobody knows until they are there
+        shared = self.config.output_url is None and not self.config.overwrite
+        jobs = (image.job for image in images)
+        outcomes = stream.run(jobs, lambda job: progress.start(self.transit.name_of(job)), self._headers, shared=shared)
+        try:
+            for outcome in outcomes:
+                note(self.transit.put(outcome))
+        finally:
+            outcomes.close()
+            for outcome in stream.late:
+                note(self.transit.put(outcome))
+            note(self.transit.settled())
+
+    def _begun(self, image: PlannedImage) -> bool:
+        """Whether a photo that is here can be restored; its fault is noted."""
+        if image.fault:
+            self._note(Outcome(image.job, "failed", image.fault, image.hint))
+            return False
+        self._expected[image.job] = megapixels(image.output_size)
+        if image.header:
+            self._headers[image.job] = image.header
+        if not self._own_told and self.transit.is_fetched(image.job) and is_own_result(image.job.source):
+            self._own_told = True
+            message = "`%s` is a result of srcli itself, and is enlarged again; others of the kind are not named"
+            log.warning(message, image.job.source)
+        return True
+
+    def _failed(self, job: Job, error: StoreError) -> None:
+        self._note(Outcome(job, "failed", error.message, error.hint))
+
+    def _note_item(self, item: Item) -> None:
+        self.summary.outdated += item.outdated
+        job = self.transit.job_of(item)
+        self._note(Outcome(job, "skipped", EXISTS) if item.done else Outcome(job, "failed", item.fault, item.hint))
+
+    def _note(self, outcome: Outcome) -> None:
+        self.summary.add(outcome)
+        self.report.add(outcome)
+        self.transit.forget(outcome.job)
+
+
+@dataclass
+class _Outline:
+    """What a dry run has seen of a plan."""
+
+    samples: list[Item] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    to_do: int = 0
+    size: int = 0
+    """Of photos to do, in bytes, as far as it is known."""
+    faulty: int = 0
+    skipped: int = 0
+    outdated: int = 0
+
+    def add(self, item: Item, *, as_json: bool) -> None:
+        """Count an item, and tell of it where there is something to do."""
+        if item.done:
+            self.skipped += 1
+            self.outdated += item.outdated
+            return
+        self.faulty += bool(item.fault)
+        if not item.fault:
+            self.to_do += 1
+            self.size += item.size or 0
+            self.samples += [item] if len(self.samples) < _SAMPLES else []
+        if as_json:
+            self.lines.append({"input": str(item.source), "output": str(item.target), "bytes": item.size, "fault": item.fault})
+        else:
+            tell(escaped(item.fault or f"{item.source} -> {item.target}"))
+
+    @property
+    def share(self) -> float:
+        """Of the samples in all, by bytes where these are known."""
+        known = sum(item.size or 0 for item in self.samples)
+        return known / self.size if known else len(self.samples) / max(1, self.to_do)
+
+
+def _dry_run(config: UpscaleConfig, spec: ModelSpec, plan: Plan, transit: Transit) -> int:
+    """Tell what would be done. Only the first photos are fetched: from their sizes, those of all are estimated."""
+    outline = _Outline()
+    for item in plan.items():
+        outline.add(item, as_json=config.json)
+    faulty: list[Job] = []
+    jobs = transit.jobs(iter(outline.samples), lambda item: None, lambda job, error: faulty.append(job))
+    images = [image for image in planned(config, spec, jobs) if not image.fault]
+    loading = seconds = total = 0.0
+    if images:
+        start = time.perf_counter()
+        stream = open_stream(config, spec)
+        loading = time.perf_counter() - start
+        total = sum(megapixels(image.output_size) for image in images) / outline.share
+        seconds = loading + estimate_seconds(stream, images) / outline.share
+    code = 1 if outline.faulty else 0
+    if config.json:
+        counts = {"planned": outline.lines, "skipped": outline.skipped, "outdated": outline.outdated}
+        told = {**counts, **left_out_as_dict(plan.left_out), "bytes": outline.size, "megapixels": total}
+        typer.echo(json.dumps({**told, "estimated_seconds": seconds, "loading_seconds": loading}))
+        return code
+    tell_left_out(plan.left_out)
+    done = f", {outline.skipped} done already" if outline.skipped else ""
+    done += f" ({outline.outdated} of them older than their photos)" if outline.outdated else ""
+    bad = f", {outline.faulty} that would fail" if outline.faulty else ""
+    took = f"; about {rough_duration(seconds)} here, {format_duration(loading)} of it to load the model" if images else ""
+    by = f", judged by the first {len(images)}" if len(images) < outline.to_do else ""
+    size = f"about {format_megapixels(total)} of results from {outline.size / 1e6:.3g} MB{by}"
+    tell(f"{outline.to_do} to do ({size}){done}{bad}{took}")
+    return code
