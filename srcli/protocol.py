@@ -61,6 +61,8 @@ class Dial:
     """What lies far outside of this spoils pictures, and is warned of."""
     adapter: str = ""
     """The adapter whose weight it is; a model without that has not this dial either."""
+    finder: str = ""
+    """The adapter that finds it for each picture; a model without that has to be given a value."""
     painted: bool = False
     """A map may lead it from 0, where the map is black, to its value, where it is white."""
 
@@ -106,6 +108,8 @@ class RowKey:
     high: float = math.inf
     prompt: bool = False
     """A text that the base's text encoder is asked for."""
+    choices: tuple[str, ...] = ()
+    """What a text may be; empty for anything."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,12 @@ class Stage:
 class Import:
     """The authors' own checkpoint, which `srcli models import` converts; the work is done by the family's `reference.py`."""
 
-    file: str
-    """What its authors call it."""
+    files: tuple[str, ...]
+    """What its authors call it: one file, or several that make a model together."""
     about: str
     """What it is, and the base that a new row of it needs: a sentence each."""
-    base_file: str
-    """The file of the base that tells its layers, and is enough of it for the conversion."""
+    base_files: tuple[str, ...]
+    """The files of the base that tell its layers, and are enough of it for the conversion."""
     row: Mapping[str, Any]
     """What a new row says, besides its base, adapters and licence."""
 

@@ -65,7 +65,8 @@ def models_file(tmp_path: Path, base: Path) -> Path:
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint that a stand-in for the family's own import takes; it refuses a file that says `wrong`."""
 
-    def convert(file: Path, base_file: Path, out: Path, base: str, licence: str) -> dict[str, Path]:
+    def convert(files: list[Path], base_files: list[Path], out: Path, base: str, licence: str) -> dict[str, Path]:
+        (file,), (base_file,) = files, base_files
         assert base_file.parts[-2:] == ("unet", "config.json")
         assert base_file.is_file()
         path = out / "pixel" / "adapter_model.safetensors"

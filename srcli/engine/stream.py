@@ -263,6 +263,9 @@ class Stream:
         self.clock.model += seconds
         for item, mixture, result in zip(items, mixtures, results, strict=True):
             item.sr = result
+            if mixture.facts:
+                found = ", ".join(f"{name} {value:.3f}" for name, value in mixture.facts.items())
+                log.info("`%s`: found %s", item.job.source, found)
             item.outcome = Outcome(
                 item.job,
                 "done",

@@ -415,7 +415,10 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
     from peft.utils import CONFIG_NAME
     from safetensors.torch import save
 
-    tensors = {_PREFIX + key: value.to(dtype).contiguous() for key, value in sorted(adapter.tensors.items())}
+    tensors = {  # copied, since a checkpoint's tensors may share memory, which the format does not allow
+        _PREFIX + key: value.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for key, value in sorted(adapter.tensors.items())
+    }
     write_whole(folder / ADAPTER_FILE, _in_order(save(tensors, {"format": "pt", **adapter.info.to_metadata()})))
     info, ranks = adapter.info, {name: rank for name, rank in adapter.ranks.items() if rank != adapter.info.rank}
     config = LoraConfig(

@@ -80,7 +80,7 @@ class PisaTrainee:
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         self.trained: Any = self.network
-        self._prompts = PromptEncoder(base, device)
+        self._prompts = PromptEncoder(base, device, cut=True)
         self.alphas = load_alphas(base).to(device) if self._csd_weight else torch.empty(0)
         if config.captions and self._prompts.named:
             raise UsageError(f"captions need a text encoder, which `{config.base_name}` has not", "leave out `--captions`")
