@@ -419,6 +419,8 @@ class Batch(Protocol):
     """Of the samples: the seeds of what is drawn for each."""
     prompts: list[str]
     """Positive prompts; empty where the stage has no use for them."""
+    judged: Sequence[bool] | None
+    """The samples whose results the discriminator sees; None for all."""
 
 
 @dataclass(frozen=True)
@@ -438,8 +440,8 @@ class LayerRank:
 class Trainee(Protocol):
     """What one stage trains, and all that the loop has to know of it.
 
-    First comes settle(). A step is prepared = prepare(batch); z = forward(prepared); the losses of decode(z) and losses(z, batch)
-    go back to z and on through `network`; before_step(), the optimiser's step, after_step().
+    First comes settle(). A step is batch = aimed(batch); prepared = prepare(batch); z = forward(prepared); the losses of
+    decode(z) and losses(z, batch) go back to z and on through `network`; before_step(), the optimiser's step, after_step().
     """
 
     network: nn.Module
@@ -483,6 +485,10 @@ class Trainee(Protocol):
         Raises:
             ModelError: a prompt cannot be embedded.
         """
+        ...
+
+    def aimed(self, batch: Batch) -> Batch:
+        """The batch with what the losses of training are to compare with, where that is not each sample's own original."""
         ...
 
     def prepare(self, batch: Batch) -> Any:

@@ -141,6 +141,7 @@ def _adapter_data(spec: ModelSpec, name: str) -> dict[str, Any]:
     data: dict[str, Any] = {"path": str(path), "sha256": adapter.sha256 or None, "state": "missing", "metadata": {}}
     if adapter.imported_from:
         data["import"] = adapter.imported_from
+        data |= {"repo": adapter.source.repo} if adapter.source is not None else {}
     if name in waiting_adapters(spec):
         data["state"] = "to import"
     elif path.is_file():

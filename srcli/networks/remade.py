@@ -28,11 +28,12 @@ class RemadeUNet:
     Args:
         base: the base's folder.
         dtype: of the networks that are made; sums are float32.
-        device: of these weights and of the networks.
+        device: where all of it is to be.
         adapter: one of those that will be merged, all of which have the same layers.
 
     Attributes:
         width: channels of the UNet's first level.
+        device: of these weights and of the networks that are made.
 
     Raises:
         ModelError: the folder holds no usable UNet, or the adapter does not fit it.
@@ -53,7 +54,8 @@ class RemadeUNet:
         if tail is not None:
             fill([tail], base, "tail", give)
         unet.tail = tail
-        self._unet, self._exact, self._dtype, self.width = unet, exact, dtype, unet.width
+        self._unet, self._exact, self._dtype = unet, exact, dtype
+        self.width, self.device = unet.width, device
 
     @torch.no_grad()
     def made(self, adapter: Adapter, embeddings: Sequence[Tensor], timestep: int) -> list[FixedPromptUNet]:

@@ -143,6 +143,9 @@ class PisaTrainee:
         self._prompts(sorted({self._inference, self._negative, self._positive, *prompts}))
         self._prompts.release()
 
+    def aimed(self, batch: Batch) -> Batch:
+        return batch
+
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """z_lq, (N, channels, h, w), and the embeddings of what the UNet is told, (N, tokens, width); float32."""
         return self._encode(batch.lq), self._prompts(self._seen_prompts(batch))

@@ -5,13 +5,31 @@ Source: Zhang et al., "Degradation-Guided One-Step Image Super-Resolution with D
 
 from __future__ import annotations
 
-from srcli.protocol import Dial, Family, Import, RowKey, Slot
+from typing import TYPE_CHECKING, Any
+
+from srcli.protocol import Dial, Family, Import, RowKey, Slot, Stage, StageOption
+
+if TYPE_CHECKING:
+    from srcli.config.training import TrainConfig
 
 SEMANTIC, ESTIMATOR = "semantic", "estimator"
 
 POSITIVE = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 """The prompts of the authors' code; their paper quotes another positive one."""
+
+_LAYERS = r"to_q|to_k|to_v|to_out\.0|conv\d*|conv_shortcut|conv_out"
+TARGETS = rf"unet\.(.*\.)?({_LAYERS}|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)|vae\.encoder\.(.*\.)?({_LAYERS}|conv_in)"
+"""The layers that S3Diff adapts; the UNet's `conv_in` is trained in full."""
+_MILDER: dict[str, Any] = {"generalised_beta": (0.5, 2.0), "plateau_beta": (1.0, 1.5)}
+_PANEL = "Training (the recipe)"
+
+
+def _faults(config: TrainConfig) -> list[str]:
+    if config.recipe.degradation.resize_back == "bicubic":
+        return []
+    return ["`degradation.resize_back` has no effect: the row's `enlargement` says how the input is enlarged"]
+
 
 FAMILY = Family(
     title="S3Diff",
@@ -34,6 +52,44 @@ FAMILY = Family(
         RowKey("enlargement", "how the input is enlarged before it is encoded", "bilinear", choices=("bilinear", "bicubic")),
     ),
     defaults={"color_fix": "wavelet"},
+    raw_input=True,
+    stages={
+        SEMANTIC: Stage(
+            """Train S3Diff's adapter of encoder and UNet, with the weights that each photo's scores make.
+
+            Squared error, LPIPS and an adversarial loss. A share of the samples learns
+            what the negative prompt means: to stay as bad as they are. Without LPIPS
+            weights, train with `--lpips 0 --features 1`.
+
+            Example: srcli train-semantic --model s3diff --estimator DIR --data ~/photos -o runs/s3diff
+            """,
+            defaults={
+                "steps": 30_000,
+                "rank": 32,
+                "learning_rate": 2e-5,
+                "targets": TARGETS,
+                "losses": {"l2": 2.0, "lpips": 5.0, "gan": 0.5},
+                "gan": {"network": "efficientnet-lite0", "features": 128, "target": 0.8, "learning_rate": 2e-5},
+                "degradation": {
+                    "first": {"sigma": (0.2, 1.5), "kernels": _MILDER},
+                    "second": {"sigma": (0.2, 1.0), "kernels": _MILDER},
+                },
+            },
+            needs=(ESTIMATOR,),
+            options=(
+                StageOption(
+                    "vae_rank", "Rank in the encoder's layers; `--rank` is for the UNet's.", "vae_rank", int, panel=_PANEL
+                ),
+                StageOption(
+                    "negative_ratio",
+                    "Share of samples whose target is their own input, under the negative prompt.",
+                    "negative_ratio",
+                    panel=_PANEL,
+                ),
+            ),
+            check=_faults,
+        ),
+    },
     imports=Import(
         files=("s3diff.pkl", "de_net.pth"),
         about="S3Diff's own checkpoints, s3diff.pkl and de_net.pth together; their base is SD-Turbo.",

@@ -128,7 +128,10 @@ def _part(adapter: Adapter, network: str, device: torch.device) -> Adapter:
     """What an adapter of several networks has for one, whose layers then have the names that they have in it."""
     mark = f"{network}."
     tensors = {key.removeprefix(mark): value.to(device) for key, value in adapter.tensors.items() if key.startswith(mark)}
-    return Adapter(adapter.name, tensors, adapter.info)
+    part = Adapter(adapter.name, tensors, adapter.info)
+    rank = max(part.ranks.values(), default=adapter.info.rank)
+    info = replace(adapter.info, rank=rank, alpha=adapter.info.alpha * rank / (adapter.info.rank or 1))  # the same factor
+    return replace(part, info=info)
 
 
 def _conditioner_of(adapter: Adapter, network: str) -> Conditioner:

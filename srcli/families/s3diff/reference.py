@@ -48,23 +48,24 @@ def convert(files: Sequence[Path], base_files: Sequence[Path], out: Path, base: 
 def read_reference(checkpoint: Mapping[str, Any], file: Path, base: str = "", licence: str = "") -> Adapter:
     """What `s3diff.pkl` holds, as one adapter of encoder, UNet and conditioners.
 
-    It has the rank and the factor of the UNet's part; where the encoder's factor is another one, that is in its `fuse`.
+    It has the largest rank and that one's factor; where the factor of a network is another one, that is in its `fuse`.
 
     Raises:
         ModelError: keys are missing, or values that are no tensors.
     """
     try:
         ranks = {UNET: int(checkpoint["rank_unet"]), VAE: int(checkpoint["rank_vae"])}
-        tensors: dict[str, Tensor] = {FREQUENCIES: checkpoint["w"].float()}
+        tensors: dict[str, Tensor] = {FREQUENCIES: _plain(checkpoint["w"])}
         for network in ranks:
             tensors |= _lora(checkpoint[f"state_dict_{network}"], network)
             embedding = checkpoint["state_embeddings"][f"state_dict_{network}_block"]["weight"]
-            tensors[f"{network}{CONDITIONER}.embedding.weight"] = embedding.float()
+            tensors[f"{network}{CONDITIONER}.embedding.weight"] = _plain(embedding)
             for own, theirs in _MLPS.items():
                 for key, value in checkpoint[f"state_dict_{network}_{theirs}"].items():
-                    tensors[f"{network}{CONDITIONER}.{own}.{key.rpartition('.')[2]}"] = value.float()
-        for leaf in ("weight", "bias"):
-            tensors[f"{VAE}{CONDITIONER}.fuse.{leaf}"] *= ranks[UNET] / ranks[VAE]
+                    tensors[f"{network}{CONDITIONER}.{own}.{key.rpartition('.')[2]}"] = _plain(value)
+        for network, rank in ranks.items():
+            for leaf in ("weight", "bias"):
+                tensors[f"{network}{CONDITIONER}.fuse.{leaf}"] *= max(ranks.values()) / rank
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"`{file}` is not an S3Diff checkpoint: {type(error).__name__} {error}"
         raise ModelError(message, "give `s3diff.pkl` and `de_net.pth`, in which S3Diff's authors publish it") from error
@@ -77,7 +78,7 @@ def read_estimator(checkpoint: Mapping[str, Any], file: Path, base: str = "", li
     Raises:
         ModelError: they are no estimator's.
     """
-    tensors = {str(key): value.float() for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    tensors = {str(key): _plain(value) for key, value in checkpoint.items() if isinstance(value, Tensor)}
     try:
         Estimator.of_tensors(tensors)
     except ModelError as fault:
@@ -88,7 +89,13 @@ def read_estimator(checkpoint: Mapping[str, Any], file: Path, base: str = "", li
 def _lora(state: Mapping[str, Any], network: str) -> dict[str, Tensor]:
     """The keys of peft have the adapter's name before the last word: `….lora_A.default.weight`."""
     names = {key: re.sub(r"(lora_[AB])\.[^.]+\.", r"\1.", key) for key in state}
-    return {f"{network}.{name}": state[key].float() for key, name in names.items()}
+    return {f"{network}.{name}": _plain(state[key]) for key, name in names.items()}
+
+
+def _plain(value: Any) -> Tensor:
+    """A tensor of a checkpoint without what is for training. Raises: AttributeError: it is none."""
+    tensor: Tensor = value.detach().float()
+    return tensor
 
 
 def _check_fit(adapter: Adapter, unet_file: Path, vae_file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import typing
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
@@ -24,7 +25,7 @@ from srcli.networks.remade import RemadeUNet
 from srcli.networks.unet import FixedPromptUNet
 from srcli.protocol import LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
-from srcli.store.layout import weight_files
+from srcli.store.layout import variant_of, weight_files
 from srcli.store.weights import adapter_path, base_folder
 
 POSITIVE, NEGATIVE = "positive", "negative"
@@ -132,7 +133,9 @@ class S3DiffRestorer:
         if scores != self._predicting:
             self._unets, self._predicting = {}, None  # first, as memory may not hold two
             made = self._unet.made(self._modulation.of(UNET, scores), list(self._embeddings.values()), self._timestep)
-            self._unets = dict(zip(self._embeddings, (unet.to(self.device) for unet in made), strict=True))
+            if self._unet.device != self.device:  # a copy, since they share weights with the base's own
+                made = [unet.to(self.device) for unet in copy.deepcopy(made)]
+            self._unets = dict(zip(self._embeddings, made, strict=True))
             self._predicting = scores
         return self._unets[prompt]
 
@@ -193,8 +196,9 @@ def dtype_for(options: LoadOptions) -> torch.dtype:
 
 def _home(base: Path, options: LoadOptions) -> torch.device:
     """Where the base's own UNet is kept and merged: on the device if that has room for it beside the merged one."""
-    size = sum(file.stat().st_size for file in weight_files(base / "unet"))
-    return options.device if 2 * size + RESERVE <= free_bytes(options.device) else torch.device("cpu")
+    numbers = sum(file.stat().st_size for file in weight_files(base / "unet")) // (2 if variant_of(base / "unet") else 4)
+    needed = 2 * numbers * dtype_for(options).itemsize + RESERVE
+    return options.device if needed <= free_bytes(options.device) else torch.device("cpu")
 
 
 def _estimator(spec: ModelSpec) -> Estimator:
