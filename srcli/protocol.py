@@ -516,7 +516,7 @@ class Trainee(Protocol):
         ...
 
     def views(self, batch: Batch) -> Mapping[str, Tensor]:
-        """For validation, z_sr by what it shows, without gradients; the whole result comes last."""
+        """For validation, z_sr by what it shows, without gradients; the whole result comes last. Empty where it is no picture."""
         ...
 
     def save(self, step: int, folder: Path, *, half: bool = False) -> None:

@@ -25,6 +25,25 @@ _MILDER: dict[str, Any] = {"generalised_beta": (0.5, 2.0), "plateau_beta": (1.0,
 _PANEL = "Training (the recipe)"
 
 
+_GRADED = ("sigma", "shrink", "gaussian_sigma", "jpeg_quality")
+"""What of the damage's first round the estimator's training has by degrees."""
+
+
+def _estimator_faults(config: TrainConfig) -> list[str]:
+    from dataclasses import asdict, replace
+
+    from srcli.config.degradation import Degradation
+
+    own = ("ranking", "anchors")
+    pictures = [name for name, weight in asdict(config.recipe.losses).items() if weight and name not in own]
+    faults = [f"the loss `{name}` compares pictures, and an estimator makes none: give it a weight of 0" for name in pictures]
+    damage, usual = config.recipe.degradation, Degradation()
+    if replace(damage, first=replace(damage.first, **{key: getattr(usual.first, key) for key in _GRADED})) != usual:
+        keys = ", ".join(f"`degradation.first.{key}`" for key in _GRADED)
+        faults.append(f"of `degradation` only {keys} have an effect here")
+    return faults
+
+
 def _faults(config: TrainConfig) -> list[str]:
     if config.recipe.degradation.resize_back == "bicubic":
         return []
@@ -88,6 +107,29 @@ FAMILY = Family(
                 ),
             ),
             check=_faults,
+        ),
+        ESTIMATOR: Stage(
+            """Train an estimator of blur and noise, of S3Diff's kind, on photos alone.
+
+            Each photo is damaged by degrees; the worse of two versions has to get the
+            higher score, clean photos 0 and the worst ones 1 (MM-RealSR).
+
+            Example: srcli train-estimator --model s3diff --data ~/photos -o runs/estimator
+            """,
+            defaults={
+                "steps": 40_000,
+                "batch": 24,
+                "crop": 192,
+                "learning_rate": 2e-4,
+                "weight_decay": 0.0,
+                "ema": 0.999,
+                "losses": {"l2": 0.0},
+                "degradation": {
+                    "first": {"shrink": (0.15, 1.0), "gaussian_sigma": (1.0, 30.0), "jpeg_quality": (30.0, 95.0)},
+                },
+            },
+            options=(StageOption("width", "Channels of the estimator; 64 is MM-RealSR's.", "width", int, panel=_PANEL),),
+            check=_estimator_faults,
         ),
     },
     imports=Import(

@@ -1,4 +1,4 @@
-"""What the recipe of the semantic stage has beside every recipe's keys."""
+"""What the recipes of the stages have beside every recipe's keys."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from srcli.config.recipe import STRICT, Recipe
-from srcli.families.s3diff import SEMANTIC
+from srcli.config.recipe import STRICT, Losses, Positive, Recipe, Weight
+from srcli.families.s3diff import ESTIMATOR, SEMANTIC
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,4 +25,23 @@ class SemanticRecipe(Recipe):
     ] = "identity"
 
 
-RECIPES: dict[str, type[Recipe]] = {SEMANTIC: SemanticRecipe}
+@dataclass(frozen=True, config=STRICT)
+class EstimatorLosses(Losses):
+    """Weights; a loss of weight 0 is not computed."""
+
+    ranking: Annotated[Weight, Field(description="by how much a worse version's score is not `margin` above the other's")] = 0.01
+    anchors: Annotated[Weight, Field(description="squared error of scores of clean photos to 0, and of the worst ones to 1")] = (
+        1e-4
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class EstimatorRecipe(Recipe):
+    """What is trained, by what, on what kind of damage."""
+
+    width: Annotated[int, Field(ge=1, le=1 << 10, description="channels of the estimator; 64 is MM-RealSR's")] = 64
+    margin: Annotated[Positive, Field(description="of `losses.ranking`")] = 0.05
+    losses: EstimatorLosses = Field(default_factory=EstimatorLosses)
+
+
+RECIPES: dict[str, type[Recipe]] = {SEMANTIC: SemanticRecipe, ESTIMATOR: EstimatorRecipe}

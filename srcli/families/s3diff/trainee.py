@@ -19,6 +19,7 @@ from srcli.config.training import TrainConfig
 from srcli.errors import ModelError, UsageError
 from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Estimator
+from srcli.families.s3diff.estimator_trainee import EstimatorTrainee
 from srcli.families.s3diff.modulation import (
     CONDITIONER,
     FREQUENCIES,
@@ -273,4 +274,8 @@ class S3DiffTrainee:
         return [bool(np.random.default_rng([seed, _NEGATIVE_STREAM, index]).random() < ratio) for index in batch.indices]
 
 
-load = S3DiffTrainee
+def load(config: TrainConfig, base: Path, device: torch.device, dtype: torch.dtype) -> S3DiffTrainee | EstimatorTrainee:
+    """What a stage trains; raises as `S3DiffTrainee` and `EstimatorTrainee`."""
+    if config.stage == ESTIMATOR:
+        return EstimatorTrainee(config, device, dtype)
+    return S3DiffTrainee(config, base, device, dtype)
