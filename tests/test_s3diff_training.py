@@ -10,6 +10,8 @@ import pytest
 import torch
 from commands import Done, srcli
 from parity_s3diff import Parity
+from PIL import Image
+from tiny_model import make_base
 from training_case import make_photos
 
 from srcli.config.recipe_file import build_recipe
@@ -173,3 +175,17 @@ def test_training_refuses_what_it_has_no_use_for(parity: Parity, tmp_path: Path)
         done = srcli("train-semantic", *model, *options)
         assert done.returncode == 2
         assert words in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_base_of_patches_is_trained_and_used_without_an_encoder(parity: Parity, tmp_path: Path) -> None:
+    make_base(tmp_path / "base")
+    photos, file = make_photos(tmp_path / "photos", 2, (96, 80)), tmp_path / "models.toml"
+    prompts = 'prompts = { positive = "positive", negative = "negative" }'
+    file.write_text(f'[models.small]\nfamily = "s3diff"\nnative_scale = 4\nbase = {{ path = "base" }}\n{prompts}\n')
+    model = ["--models-file", file, "--model", "small", "--estimator", adapter_path(parity.spec, "estimator"), "--device", "cpu"]
+    short = ["--steps", 1, "--batch", 1, "--crop", 64, "--rank", 4, "--lpips", 0, "--gan", 0, "--workers", 0, "--val-images", 1]
+    done = srcli("train-semantic", "--data", photos, "-o", tmp_path / "run", *model, *short)
+    assert done.returncode == 0, done.stderr
+    Image.new("RGB", (9, 8), "teal").save(tmp_path / "a.png")
+    done = srcli("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", tmp_path / "run", "--device", "cpu")
+    assert done.returncode == 0, done.stderr

@@ -73,10 +73,9 @@ class ModulatedNetwork(nn.Module):
         self.unet: Any = load_unet(base, dtype)
         self.vae = self.autoencoder.network
         self.frequencies = nn.Parameter(torch.randn(WIDTH).half().float(), requires_grad=False)  # the same in half precision
-        self.conditioners = {
-            UNET: _fresh(UNET_BLOCKS, ranks[UNET], max(ranks.values()), start),
-            VAE: _fresh(VAE_BLOCKS, ranks[VAE], max(ranks.values()), start),
-        }
+        blocks = {UNET: UNET_BLOCKS, VAE: VAE_BLOCKS} if any(True for _ in self.vae.parameters()) else {UNET: UNET_BLOCKS}
+        largest = max(ranks[network] for network in blocks)
+        self.conditioners = {network: _fresh(count, ranks[network], largest, start) for network, count in blocks.items()}
         for network, conditioner in self.conditioners.items():
             self.add_module(f"{network}{CONDITIONER}", conditioner)
         self.recompute = False
@@ -162,7 +161,7 @@ class S3DiffTrainee:
         estimator = load_adapter(find_adapter(config.adapters[ESTIMATOR], ESTIMATOR), ESTIMATOR)
         self._estimator = Estimator.of_tensors(estimator.tensors).to(device)
         self.frozen: Sequence[nn.Module] = [self._estimator]
-        self._info = AdapterInfo(max(ranks.values()), self.recipe.alpha)
+        self._info = AdapterInfo(max(ranks[network] for network in self.network.conditioners), self.recipe.alpha)
         self.parameters = attach(self.network, config.stage, self._ranks(ranks), self._info.alpha, full=_FULL)
         self.steps_before = self._start_from(config.start_from)
         self.network.modulate(config.stage)
