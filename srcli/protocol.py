@@ -61,6 +61,8 @@ class Dial:
     """What lies far outside of this spoils pictures, and is warned of."""
     adapter: str = ""
     """The adapter whose weight it is; a model without that has not this dial either."""
+    finder: str = ""
+    """The adapter that finds it for each picture; a model without that has to be given a value."""
     painted: bool = False
     """A map may lead it from 0, where the map is black, to its value, where it is white."""
 
@@ -106,6 +108,8 @@ class RowKey:
     high: float = math.inf
     prompt: bool = False
     """A text that the base's text encoder is asked for."""
+    choices: tuple[str, ...] = ()
+    """What a text may be; empty for anything."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,12 @@ class Stage:
 class Import:
     """The authors' own checkpoint, which `srcli models import` converts; the work is done by the family's `reference.py`."""
 
-    file: str
-    """What its authors call it."""
+    files: tuple[str, ...]
+    """What its authors call it: one file, or several that make a model together."""
     about: str
     """What it is, and the base that a new row of it needs: a sentence each."""
-    base_file: str
-    """The file of the base that tells its layers, and is enough of it for the conversion."""
+    base_files: tuple[str, ...]
+    """The files of the base that tell its layers, and are enough of it for the conversion."""
     row: Mapping[str, Any]
     """What a new row says, besides its base, adapters and licence."""
 
@@ -417,6 +421,8 @@ class Batch(Protocol):
     """Of the samples: the seeds of what is drawn for each."""
     prompts: list[str]
     """Positive prompts; empty where the stage has no use for them."""
+    judged: Sequence[bool] | None
+    """The samples whose results the discriminator sees; None for all."""
 
 
 @dataclass(frozen=True)
@@ -436,8 +442,8 @@ class LayerRank:
 class Trainee(Protocol):
     """What one stage trains, and all that the loop has to know of it.
 
-    First comes settle(). A step is prepared = prepare(batch); z = forward(prepared); the losses of decode(z) and losses(z, batch)
-    go back to z and on through `network`; before_step(), the optimiser's step, after_step().
+    First comes settle(). A step is batch = aimed(batch); prepared = prepare(batch); z = forward(prepared); the losses of
+    decode(z) and losses(z, batch) go back to z and on through `network`; before_step(), the optimiser's step, after_step().
     """
 
     network: nn.Module
@@ -483,6 +489,10 @@ class Trainee(Protocol):
         """
         ...
 
+    def aimed(self, batch: Batch) -> Batch:
+        """The batch with what the losses of training are to compare with, where that is not each sample's own original."""
+        ...
+
     def prepare(self, batch: Batch) -> Any:
         """What `forward` needs, without gradients."""
         ...
@@ -508,7 +518,7 @@ class Trainee(Protocol):
         ...
 
     def views(self, batch: Batch) -> Mapping[str, Tensor]:
-        """For validation, z_sr by what it shows, without gradients; the whole result comes last."""
+        """For validation, z_sr by what it shows, without gradients; the whole result comes last. Empty where it is no picture."""
         ...
 
     def save(self, step: int, folder: Path, *, half: bool = False) -> None:

@@ -56,7 +56,7 @@ class Parity:
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder = folder
         self.cases: list[dict[str, Any]] = json.loads((folder / "cases.json").read_text())["cases"]
-        convert(folder / "pisa_sr.pkl", folder / "base" / "unet" / "config.json", work, str(folder / "base"), "test")
+        convert([folder / "pisa_sr.pkl"], [folder / "base" / "unet" / "config.json"], work, str(folder / "base"), "test")
         row = ["[models.parity]", 'family = "pisasr"', f'base = {{ path = "{folder / "base"}" }}']
         row += [
             'licence = "test"',

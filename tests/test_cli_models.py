@@ -65,7 +65,8 @@ def models_file(tmp_path: Path, base: Path) -> Path:
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint that a stand-in for the family's own import takes; it refuses a file that says `wrong`."""
 
-    def convert(file: Path, base_file: Path, out: Path, base: str, licence: str) -> dict[str, Path]:
+    def convert(files: list[Path], base_files: list[Path], out: Path, base: str, licence: str) -> dict[str, Path]:
+        (file,), (base_file,) = files, base_files
         assert base_file.parts[-2:] == ("unet", "config.json")
         assert base_file.is_file()
         path = out / "pixel" / "adapter_model.safetensors"
@@ -296,7 +297,7 @@ def test_failed_import_leaves_everything_as_it_was(
     wrong = tmp_path / "wrong.pkl"
     wrong.write_text("wrong")
     with pytest.raises(ModelError, match="wrong file"):
-        run("import", "new", wrong, "--base", base)
+        run("import", "new", wrong, "--base", base, "--family", "pisasr")
     assert leftovers() == []
     assert not row_file("new").exists()
 
@@ -387,7 +388,7 @@ def test_import_tells_of_layers_that_are_left_out(tmp_path: Path, caplog: pytest
     checkpoint["state_dict_unet"] = {key: value for key, value in state.items() if not key.startswith("conv_in.")}
     torch.save(checkpoint, tmp_path / "less.pkl")
     with caplog.at_level(logging.WARNING, "srcli"):
-        run("import", "pisa", tmp_path / "less.pkl", "--base", PISA / "base")
+        run("import", "pisa", tmp_path / "less.pkl", "--base", PISA / "base", "--family", "pisasr")
     assert "leaves out 1 of" in caplog.messages[0]
     assert "`conv_in`: is it complete?" in caplog.messages[0]
 
@@ -396,7 +397,7 @@ def test_import_of_a_wrong_checkpoint(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pkl"
     torch.save({"state_dict": {}}, wrong)
     with pytest.raises(ModelError, match="is not a PiSA-SR checkpoint"):
-        run("import", "pisa", wrong, "--base", PISA / "base")
+        run("import", "pisa", wrong, "--base", PISA / "base", "--family", "pisasr")
     assert leftovers() == []
     assert not row_file("pisa").exists()
 

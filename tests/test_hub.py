@@ -95,7 +95,7 @@ def base_of(*repos: str, **more: Any) -> BaseSource:
 
 def fetch(*repos: str, dry_run: bool = False, **more: Any) -> tuple[Path | None, Recorder]:
     told = Recorder()
-    return fetch_base(base_of(*repos, **more), "model `m`", told, dry_run=dry_run), told
+    return fetch_base(base_of(*repos, **more), "the base of model `m`", told, dry_run=dry_run), told
 
 
 def fetched(*repos: str, **more: Any) -> dict[str, bytes]:

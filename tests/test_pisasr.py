@@ -264,7 +264,7 @@ def test_an_adapter_for_another_base_names_every_layer(imported: list[Adapter]) 
 def test_a_file_that_is_no_checkpoint_is_refused(content: dict[str, object], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pkl")
     with pytest.raises(ModelError):
-        convert(tmp_path / "x.pkl", DATA / "base" / "unet" / "config.json", tmp_path / "out", "b", "l")
+        convert([tmp_path / "x.pkl"], [DATA / "base" / "unet" / "config.json"], tmp_path / "out", "b", "l")
     assert not (tmp_path / "out").exists()
 
 

@@ -100,14 +100,14 @@ def _state_of(spec: ModelSpec) -> str:
 
 def _steps_of(spec: ModelSpec) -> list[str]:
     """What is to be done before a model can be used: `find` files that should be there, `fetch`, `install`, `import`, `train`."""
-    from srcli.store.weights import waiting_adapters
+    from srcli.store.weights import fetchable_sources, waiting_adapters
 
     waiting = waiting_adapters(spec)
     base = _base_state(spec)[1]
     there = all((spec.folder / adapter.path).is_file() for name, adapter in spec.adapters.items() if name not in waiting)
     steps = [] if there and base != "missing" and len(spec.parents) == len(spec.parent_rows) else ["find"]
     steps += [base.removeprefix("to ")] if base.startswith("to ") else []
-    steps += ["import"] if waiting else []
+    steps += (["fetch"] if fetchable_sources(spec) else ["import"]) if waiting else []
     steps += ["train"] if spec.lacking else []
     return list(dict.fromkeys([*steps, *(step for parent in spec.parents.values() for step in _steps_of(parent))]))
 
@@ -141,6 +141,7 @@ def _adapter_data(spec: ModelSpec, name: str) -> dict[str, Any]:
     data: dict[str, Any] = {"path": str(path), "sha256": adapter.sha256 or None, "state": "missing", "metadata": {}}
     if adapter.imported_from:
         data["import"] = adapter.imported_from
+        data |= {"repo": adapter.source.repo} if adapter.source is not None else {}
     if name in waiting_adapters(spec):
         data["state"] = "to import"
     elif path.is_file():

@@ -72,8 +72,9 @@ def fetch_model(
     spec = find_model(name, models_file)
     for each in _with_files(spec):
         _fetch(each.base, each, each.name, dry_run=dry_run)
+        _fetch_checkpoint(each, dry_run=dry_run)
     if not dry_run:
-        tell_next_step(spec)
+        tell_next_step(find_model(name, models_file))  # anew, as it may have been imported
 
 
 def _with_files(spec: ModelSpec) -> list[ModelSpec]:
@@ -130,8 +131,22 @@ def _fetch_feature_network(*, dry_run: bool) -> None:
         raise ModelError(fault.message, f"try again, or name a mirror of the hub in `HF_ENDPOINT`; {more}") from fault
 
 
+def _fetch_checkpoint(spec: ModelSpec, *, dry_run: bool) -> None:
+    """Fetch and import the files that adapters are made of, where the row says where they are."""
+    from srcli.cli.models_import import import_into_row
+    from srcli.store.weights import fetchable_sources, import_command
+
+    sources = fetchable_sources(spec)
+    try:
+        files = [_fetch_repo(source, f"`{source.file}`", f"`{source.file}` of", dry_run=dry_run) for source in sources]
+    except ModelError as fault:
+        by_hand = f"or get the files elsewhere, and import them: `{import_command(spec)}`"
+        raise ModelError(fault.message, f"{fault.hint}; {by_hand}") from fault
+    if sources and not dry_run:
+        import_into_row(spec, [file for file in files if file is not None])
+
+
 def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run: bool) -> Path | None:
-    from srcli.store.hub import fetch_base
     from srcli.store.weights import base_place
 
     if spec is not None:
@@ -140,11 +155,17 @@ def _fetch_base(base: BaseSource, spec: ModelSpec | None, name: str, *, dry_run:
             raise ModelError(f"model `{spec.name}` has no base to fetch", "use it as it is")
         if base.repo is None:
             return base_place(spec)
-    label = f"`{name}`" if spec is None else f"model `{name}`"
-    progress = _DownloadProgress(tell if dry_run else _LOGGER.info)
+    return _fetch_repo(base, f"the base of {'' if spec is None else 'model '}`{name}`", "base", dry_run=dry_run)
+
+
+def _fetch_repo(base: BaseSource, what: str, shown: str, *, dry_run: bool) -> Path | None:
+    """The folder, or the one file; None from a dry run where something is missing."""
+    from srcli.store.hub import fetch_base
+
+    progress = _DownloadProgress(shown, tell if dry_run else _LOGGER.info)
     try:
         with progress.bar:
-            folder = fetch_base(base, label, progress, dry_run=dry_run)
+            folder = fetch_base(base, what, progress, dry_run=dry_run)
     except KeyboardInterrupt as stop:
         _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
         raise typer.Exit(exit_code(stop)) from None
@@ -183,8 +204,8 @@ def _keep_prompts(folder: Path, spec: ModelSpec | None) -> None:
 class _DownloadProgress:
     """The plan as lines; then a bar on a terminal, and in a log a line for each file and each tenth."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, what: str, tell: Callable[[str], None]) -> None:
+        self._what, self._tell = what, tell
         columns = (BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
         shown = console.is_terminal and _LOGGER.isEnabledFor(logging.INFO)
         file = TextColumn("{task.description}", markup=False)
@@ -194,7 +215,7 @@ class _DownloadProgress:
 
     def plan(self, plan: Plan) -> None:
         licence = f", licence by its model card: {plan.licence}" if plan.licence else ""
-        self._tell(f"base `{plan.repo}`, commit `{plan.folder.name[:12]}`{licence}")
+        self._tell(f"{self._what} `{plan.repo}`, commit `{plan.folder.name[:12]}`{licence}")
         if not plan.missing:
             self._tell(f"all {decimal(plan.present_bytes)} are already here, nothing is to be downloaded")
             return

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from srcli.cli.models_fetch import tell_next_step
 from srcli.cli.options import FILES, ModelsFile
+from srcli.console import counted
 from srcli.errors import ModelError, UsageError
 from srcli.families import convert_checkpoint, families
 from srcli.protocol import Import
@@ -28,12 +29,12 @@ _LOGGER = logging.getLogger("srcli")
 
 def import_help() -> str:
     """The command's help, with what the families declare that can be imported."""
-    files = [imports.file for imports in importing().values()] or ["FILE"]
+    files = [" ".join(imports.files) for imports in importing().values()] or ["FILE"]
     return f"""Import a checkpoint of a method's authors.
 
     Its adapters are compared with the base's layers and written as safetensors
     into your data folder. Code that the checkpoint may hold is not run. Of the
-    base one small file is enough, and is fetched where it is missing: import
+    base small files are enough, and are fetched where they are missing: import
     and fetch may come in either order.
 
     With `--base` a new model is made: its row goes into a file of its own in
@@ -58,9 +59,9 @@ def import_model(
             show_default=False,
         ),
     ],
-    file: Annotated[
-        Path,
-        typer.Argument(help=" ".join(imports.about for imports in importing().values()), metavar="FILE", show_default=False),
+    files: Annotated[
+        list[Path],
+        typer.Argument(help=" ".join(imports.about for imports in importing().values()), metavar="FILE...", show_default=False),
     ],
     base: Annotated[
         str | None,
@@ -74,7 +75,7 @@ def import_model(
     family: Annotated[
         str | None,
         typer.Option(
-            help=f"For a new model, its method: {' or '.join(importing())}.",
+            help=f"For a new model, its method, where files' names do not tell it: {' or '.join(importing())}.",
             metavar="FAMILY",
             rich_help_panel=FILES,
             show_default=False,
@@ -94,8 +95,9 @@ def import_model(
     rows = models_file if models_file is not None and models_file.exists() else None  # a new row may make the file
     registry = load_registry(rows)
     known = registry.get(name)
-    if not file.is_file():
-        raise UsageError(f"`{file}` is no file", "give the path of the checkpoint, which you get from its authors")
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"`{file}` is no file", "give the path of the checkpoint, which you get from its authors")
     if known is not None and _takes_import(known) and (base is None or _is_base_of(known, base)):
         if rows != models_file:
             raise UsageError(
@@ -103,11 +105,11 @@ def import_model(
             )
         if family not in (None, known.family):
             raise UsageError(f"model `{name}` is of the family `{known.family}`, not `{family}`", "leave `--family` out")
-        _import_into_row(known, file, licence, force=force)
+        import_into_row(known, files, licence, force=force)
     else:
         _check_place(name, known, force=force)
-        method = _method(name, family, known)
-        _import_as_new(name, method, file, _known_base(name, method, base, registry), licence, models_file)
+        method = _method(name, family, known, files)
+        _import_as_new(name, method, files, _known_base(name, method, base, registry), licence, models_file)
         if known is not None:
             _LOGGER.info("it replaces the row in `%s`", known.origin)
     tell_next_step(find_model(name, models_file))
@@ -124,18 +126,32 @@ def _is_base_of(spec: ModelSpec, base: str) -> bool:
     return base in (spec.base.repo, *spec.base.mirrors)
 
 
-def _import_into_row(spec: ModelSpec, file: Path, licence: str | None, *, force: bool) -> None:
-    from srcli.store.weights import waiting_adapters
+def import_into_row(spec: ModelSpec, files: Sequence[Path], licence: str | None = None, *, force: bool = False) -> None:
+    """Import the adapters that a row waits for.
+
+    Args:
+        spec: the row.
+        files: the checkpoint.
+        licence: of the checkpoint; the row's if None.
+        force: replace what was imported before.
+
+    Raises:
+        UsageError: they are there, or there are too many files.
+        ModelError: the files are not what the row needs.
+    """
+    from srcli.store.weights import import_command, waiting_adapters
 
     folder = imported_folder(spec.name)
     if not force and not waiting_adapters(spec):
         raise UsageError(f"model `{spec.name}` has imported adapters, in `{folder}`", "`--force` replaces them")
-    with _converted(spec, file, folder, licence or spec.licence) as sums:
+    with _converted(spec, files, folder, licence or spec.licence) as sums:
         lacking = [
             f"`{adapter.name}`" for adapter in spec.adapters.values() if adapter.imported_from and adapter.name not in sums
         ]
         if lacking:
-            raise ModelError(f"`{file}` holds no adapter {', '.join(lacking)}, which model `{spec.name}` needs")
+            told = " and ".join(_quoted(str(file)) for file in files)
+            message = f"there is no adapter {', '.join(lacking)} in {told}, which model `{spec.name}` needs"
+            raise ModelError(message, f"give all of the checkpoint at once: `{import_command(spec)}`")
     _LOGGER.info("imported the adapters of model `%s` into `%s`", spec.name, folder)
 
 
@@ -154,8 +170,8 @@ def _check_place(name: str, known: ModelSpec | None, *, force: bool) -> None:
         raise UsageError(f"`{folder}` exists", "take another name, or `--force` to replace it")
 
 
-def _method(name: str, given: str | None, known: ModelSpec | None) -> str:
-    """The family of a new row: as asked for, that of the row it replaces, or the only one there is."""
+def _method(name: str, given: str | None, known: ModelSpec | None, files: Sequence[Path]) -> str:
+    """The family of a new row: as asked for, that of the row it replaces, or the only one that has files of these names."""
     choices = importing()
     if given is None and known is not None and known.family in choices:
         return known.family
@@ -163,8 +179,9 @@ def _method(name: str, given: str | None, known: ModelSpec | None) -> str:
         return given
     if given is not None:
         raise UsageError(f"`{given}` has no checkpoints to import", f"`--family` is {' or '.join(map(_quoted, choices))}")
-    if len(choices) == 1:
-        return next(iter(choices))
+    alike = [family for family, imports in choices.items() if all(file.name in imports.files for file in files)]
+    if len(choices) == 1 or len(alike) == 1:
+        return next(iter(alike or choices))
     raise UsageError(
         f"the method of the new model `{name}` is not known", f"give `--family` {' or '.join(map(_quoted, choices))}"
     )
@@ -183,18 +200,20 @@ def _quoted(word: str) -> str:
     return f"`{word}`"
 
 
-def _import_as_new(name: str, family: str, file: Path, base: str, licence: str | None, models_file: Path | None) -> None:
+def _import_as_new(
+    name: str, family: str, files: Sequence[Path], base: str, licence: str | None, models_file: Path | None
+) -> None:
     row: dict[str, Any] = {
         "family": family,
         **importing()[family].row,
         "base": _base_row(base_of(base)),
-        "adapters": {slot.name: {"import": file.name} for slot in families()[family].adapters if slot.required},
+        "adapters": {slot.name: {"import": files[0].name} for slot in families()[family].adapters if slot.required},
         "licence": licence or "unknown",
-        "source": f"imported from {file.name}",
+        "source": f"imported from {' and '.join(file.name for file in files)}",
     }
     spec = read_row(name, row, models_file or user_rows_folder() / f"{name}.toml")
     folder = imported_folder(name)
-    with _converted(spec, file, folder, spec.licence) as sums:
+    with _converted(spec, files, folder, spec.licence) as sums:
         row["adapters"] = {
             adapter: {"path": str(folder.resolve() / adapter / IMPORTED_FILE), "sha256": digest}
             for adapter, digest in sums.items()
@@ -213,19 +232,19 @@ def _base_row(source: BaseSource) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _converted(spec: ModelSpec, file: Path, folder: Path, licence: str) -> Iterator[dict[str, str]]:
+def _converted(spec: ModelSpec, files: Sequence[Path], folder: Path, licence: str) -> Iterator[dict[str, str]]:
     """Convert the checkpoint into `folder`; whatever fails, then or in the `with` block, `folder` is as it was.
 
     Yields:
         The SHA-256 of the adapters' files by their names; the files are in place.
     """
-    base_file = _base_file(spec)
+    base_files = _base_files(spec, files)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{spec.name}-") as work:
             new, old = Path(work) / "new", Path(work) / "old"
             new.mkdir()
-            sums = _convert(spec, file, base_file, new, licence)
+            sums = _convert(spec, files, base_files, new, licence)
             if folder.exists():
                 folder.rename(old)
             try:
@@ -241,23 +260,30 @@ def _converted(spec: ModelSpec, file: Path, folder: Path, licence: str) -> Itera
         raise ModelError(message, "check the space and the rights of its folder") from fault
 
 
-def _convert(spec: ModelSpec, file: Path, base_file: Path, new: Path, licence: str) -> dict[str, str]:
+def _convert(spec: ModelSpec, files: Sequence[Path], base_files: Sequence[Path], new: Path, licence: str) -> dict[str, str]:
     from srcli.store.weights import sha256_of
 
     base_name = spec.base.embedded or spec.base.repo or str(spec.base.path)
-    adapters = convert_checkpoint(spec.family, file, base_file, new, base_name, licence)
+    adapters = convert_checkpoint(spec.family, files, base_files, new, base_name, licence)
     sums = {name: sha256_of(path) for name, path in adapters.items()}
     record_sums(new, {f"{name}/{IMPORTED_FILE}": digest for name, digest in sums.items()})
     return sums
 
 
-def _base_file(spec: ModelSpec) -> Path:
-    """The file of the base that tells its layers; it alone is fetched where the base is not there."""
+def _base_files(spec: ModelSpec, files: Sequence[Path]) -> list[Path]:
+    """The files of the base that tell its layers; they alone are fetched where the base is not there.
+
+    Raises:
+        UsageError: the checkpoint is of fewer files than these.
+    """
     from srcli.store.hub import cached_base, fetch_config
     from srcli.store.weights import base_folder
 
     imports = spec.declared.imports
     assert imports is not None
+    if len(files) > len(imports.files):
+        told = f"a checkpoint of {spec.declared.title} is {counted(len(imports.files), 'file')}, and {len(files)} are given"
+        raise UsageError(told, f"give {' and '.join(map(_quoted, imports.files))}")
     if spec.base.repo is None or cached_base(spec.base) is not None:
-        return base_folder(spec) / imports.base_file
-    return fetch_config(spec.base, imports.base_file, f"model `{spec.name}`")
+        return [base_folder(spec) / file for file in imports.base_files]
+    return [fetch_config(spec.base, file, f"model `{spec.name}`") for file in imports.base_files]

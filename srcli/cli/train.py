@@ -253,4 +253,9 @@ def _tell_result(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     row_file = config.output / "models.toml"
     add_user_row(name if ROW_NAME.fullmatch(name) else "trained", row, row_file)
     log.info("saved `%s`, and a row for it in `%s`", folder, row_file)
-    log.info("use it: `srcli upscale PHOTOS -o OUT --model %s`", shlex.quote(str(config.output)))
+    made = {*needed, config.stage}
+    if any(slot.required and slot.name not in made for slot in spec.declared.adapters):  # it is a part of a model
+        words = f"{shlex.quote(config.model)} --{config.stage} {shlex.quote(str(config.output))}"
+    else:
+        words = shlex.quote(str(config.output))
+    log.info("use it: `srcli upscale PHOTOS -o OUT --model %s`", words)

@@ -6,7 +6,7 @@ Knows the `Restorer` protocol and nothing of any method.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,6 +23,11 @@ Step = tuple[Hashable, ...]
 
 class MixingEngine(RowEngine):
     """Restores one picture at many settings."""
+
+    @torch.inference_mode()
+    def found(self, picture: Plane, settings: Settings) -> Mapping[str, float]:
+        """What is found for a picture, by the names of the dials that `settings` lack."""
+        return self._with_less_memory(lambda: self._mixture(picture, settings), [picture]).facts
 
     def restore_all(self, picture: Plane, settings: Sequence[Settings]) -> Iterator[tuple[int, Tensor]]:
         """Restore one picture at each of `settings`: each encoding and each pass is computed once, each setting decoded.

@@ -286,6 +286,9 @@ class Stream:
         seconds = time.perf_counter() - start
         self.clock.model += seconds
         for item, mixture in zip(items, mixtures, strict=True):
+            if mixture.facts:
+                found = ", ".join(f"{name} {value:.3f}" for name, value in mixture.facts.items())
+                log.info("`%s`: found %s", item.job.source, found)
             item.outcome = Outcome(
                 item.job,
                 "done",

@@ -16,7 +16,7 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -92,13 +92,15 @@ def recipe_class(family: str, stage: str) -> type[Recipe]:
     return cast("type[Recipe]", _module(family, "recipe").RECIPES.get(stage, Recipe))
 
 
-def convert_checkpoint(family: str, file: Path, base_file: Path, out: Path, base: str, licence: str) -> dict[str, Path]:
+def convert_checkpoint(
+    family: str, files: Sequence[Path], base_files: Sequence[Path], out: Path, base: str, licence: str
+) -> dict[str, Path]:
     """Convert a checkpoint of a method's authors into adapters.
 
     Args:
         family: one that declares `imports`.
-        file: the checkpoint; no code in it is run.
-        base_file: what `Import.base_file` says, of the base.
+        files: the checkpoint, in any order and not more than `Import.files`; no code in it is run.
+        base_files: what `Import.base_files` says, of the base.
         out: a folder, which gets a folder for each adapter.
         base: what the adapters' metadata name as their base.
         licence: likewise.
@@ -109,7 +111,7 @@ def convert_checkpoint(family: str, file: Path, base_file: Path, out: Path, base
     Raises:
         ModelError: not such a checkpoint, damaged, or for another base.
     """
-    return cast("dict[str, Path]", _module(family, "reference").convert(file, base_file, out, base, licence))
+    return cast("dict[str, Path]", _module(family, "reference").convert(files, base_files, out, base, licence))
 
 
 def row_of_file(family: str, file: Path) -> dict[str, Any]:

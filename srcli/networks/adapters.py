@@ -451,7 +451,10 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: torch.dtype = torch.floa
     from safetensors.torch import save
 
     dtypes = {key: torch.float32 if key in adapter.full else dtype for key in sorted(adapter.tensors)}
-    tensors = {_PREFIX + key: adapter.tensors[key].to(each).contiguous() for key, each in dtypes.items()}
+    tensors = {  # copied, since a checkpoint's tensors may share memory, which the format does not allow
+        _PREFIX + key: adapter.tensors[key].to(each, copy=True, memory_format=torch.contiguous_format)
+        for key, each in dtypes.items()
+    }
     write_whole(folder / ADAPTER_FILE, _in_order(save(tensors, {"format": "pt", **adapter.info.to_metadata()})))
     info, ranks = adapter.info, {name: rank for name, rank in adapter.ranks.items() if rank != adapter.info.rank}
     config = LoraConfig(

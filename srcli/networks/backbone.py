@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import textwrap
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,6 +35,7 @@ from srcli.store.weights import load_tensors
 
 Pass = TypeVar("Pass", bound=Hashable)
 
+_LOGGER = logging.getLogger("srcli")
 NAMED_PROMPTS_FILE = "prompt_embeddings.safetensors"
 NULL_PROMPT = "null"
 """The name under which a model without a text encoder keeps the embedding of the empty prompt."""
@@ -151,7 +154,7 @@ def load_unet(base: Path, dtype: torch.dtype = torch.float32) -> Any:
             base, subfolder="unet", use_safetensors=True, torch_dtype=dtype, variant=variant
         )
     unet.eval().requires_grad_(False)
-    if (tail := _empty_tail(base)) is not None:
+    if (tail := empty_tail(base)) is not None:
         fill_alone(tail, base, "tail", dtype)
         attach_tail(unet, tail)
     return unet
@@ -177,7 +180,7 @@ def load_passes(
     if not passes:
         return {}
     unet = empty(FixedPromptUNet, base, "unet")
-    tail = unet.tail = _empty_tail(base)
+    tail = unet.tail = empty_tail(base)
     for adapter in {adapter.name: adapter for adapters in passes.values() for adapter in adapters}.values():
         check_fit(unet, adapter)
     unet.tail, exact = None, unet.folded()
@@ -269,22 +272,24 @@ class PromptEncoder:
         base: the base's folder. With a text encoder any prompt will do; without one, the names in
             `prompt_embeddings.safetensors` and the empty prompt.
         device: of the encoder and the embeddings.
+        cut: what is longer than the encoder takes loses its end, which is told once, instead of being refused.
     """
 
     KEPT = 4096
     """Embeddings that are remembered."""
 
-    def __init__(self, base: Path, device: torch.device) -> None:
-        self._base, self._device = base, device
+    def __init__(self, base: Path, device: torch.device, *, cut: bool = False) -> None:
+        self._base, self._device, self._cut = base, device, cut
         self._text: tuple[Any, Any] | None = None
         self._known: dict[str, Tensor] = {}
+        self._told_of_cut = False
         self.named = (base / NAMED_PROMPTS_FILE).is_file()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """(N, tokens, width), float32.
 
         Raises:
-            ModelError: the base has neither encoder nor embeddings, or a prompt has no embedding.
+            ModelError: the base has neither encoder nor embeddings, or a prompt has no embedding or is too long.
         """
         new = sorted({prompt for prompt in prompts if prompt not in self._known})
         if not self.named:
@@ -317,12 +322,25 @@ class PromptEncoder:
                 raise ModelError(message, f"its prompts: {known}")
         return torch.stack([tensors[name or NULL_PROMPT].float() for name in names])
 
+    def _tell_too_long(self, text: str, count: int, most: int) -> None:
+        """Tokens count with the two that mark beginning and end. Raises: ModelError: unless what is too long is cut."""
+        shown = textwrap.shorten(text, 40, placeholder=" …")
+        message = f"the prompt `{shown}` has {count - 2} tokens, and the text encoder takes {most - 2}"
+        if not self._cut:
+            raise ModelError(message, "shorten it, where it stands in the model's row")
+        if not self._told_of_cut:
+            _LOGGER.warning("%s: its end is left out, and that of others that are as long", message)
+        self._told_of_cut = True
+
     @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> Tensor:
         if self._text is None:
             self._text = _load_text_encoder(self._base, self._device)
         tokenizer, encoder = self._text
         length = tokenizer.model_max_length
+        for text, own in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
+            if len(own) > length:
+                self._tell_too_long(text, len(own), length)
         tokens = tokenizer(list(texts), max_length=length, padding="max_length", truncation=True, return_tensors="pt").input_ids
         # one by one on a CPU, where batches gain nothing: an embedding then does not depend on what else was asked for
         parts = tokens.split(1 if self._device.type == "cpu" else 16)
@@ -371,7 +389,7 @@ def _quiet(library: Any) -> None:
     library.disable_progress_bar()
 
 
-def _empty_tail(base: Path) -> PixelTail | None:
+def empty_tail(base: Path) -> PixelTail | None:
     """Raises: ModelError: the base's latents are not the patches that its tail takes them for."""
     if not (base / "tail").is_dir():
         return None

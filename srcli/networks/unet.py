@@ -175,7 +175,7 @@ class FixedPromptUNet(nn.Module):
         """Compute what is constant, and drop what is not needed any more.
 
         Args:
-            embedding: of the prompt, (1, tokens, width), float32, on the CPU as the weights are.
+            embedding: of the prompt, (1, tokens, width), float32, where the weights are.
             timesteps: those that will be asked for.
             joined: one and the same for networks that share weights and are all there before the first is settled.
         """
@@ -196,9 +196,10 @@ class FixedPromptUNet(nn.Module):
     def _embedded(self, timestep: int) -> Tensor:
         """(1, time_width): what the time projections of the residual blocks see."""
         assert self.time_embedding is not None
-        half = self.width // 2
-        exponent = -math.log(_MOST_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - self._config["freq_shift"])
-        angles = torch.tensor([[float(timestep)]]) * torch.exp(exponent)
+        half, device = self.width // 2, self.conv_in.weight.device
+        steps = torch.arange(half, dtype=torch.float32, device=device)
+        exponent = -math.log(_MOST_PERIOD) * steps / (half - self._config["freq_shift"])
+        angles = float(timestep) * torch.exp(exponent)[None]
         waves = (angles.cos(), angles.sin()) if self._config["flip_sin_to_cos"] else (angles.sin(), angles.cos())
         told = functional.pad(torch.cat(waves, -1), (0, self.width % 2))
         linear_1, linear_2 = self.time_embedding.values()

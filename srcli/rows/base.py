@@ -150,6 +150,19 @@ def embedded_path(table: Table) -> Path:
     return BUILTIN / embedded
 
 
+def read_source(table: Table, file: str) -> BaseSource:
+    """Where a repository has a file, as a table with `repo` and perhaps `mirrors` and `revision` says it."""
+    mirrors: list[Any] = table.get("mirrors", [])
+    source = BaseSource(
+        repo=table.find("repo", str),
+        mirrors=tuple(mirror for mirror in mirrors if isinstance(mirror, str)),
+        revision=table.find("revision", str),
+        file=file,
+    )
+    _check_repos(table, source, mirrors, ("mirrors", "revision"))
+    return source
+
+
 def _check_repos(table: Table, base: BaseSource, mirrors: list[Any], needing: tuple[str, ...]) -> None:
     """Note what is wrong with a base's repositories, and keys that have no sense without one."""
     for repo in (*([base.repo] if base.repo is not None else []), *mirrors):

@@ -17,7 +17,7 @@ from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.families import families, recipe_class
 from srcli.images.choices import COLOR_FIXES
 from srcli.protocol import Base, Dial, Family, Slot
-from srcli.rows.base import PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, embedded_path, expanded, read_base
+from srcli.rows.base import PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, embedded_path, expanded, read_base, read_source
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
 from srcli.rows.toml import Table, parse
 
@@ -37,6 +37,8 @@ class AdapterFile:
     """64 lower-case hexadecimal digits; empty where the file is still to be imported."""
     imported_from: str = ""
     """The name of the file that `srcli models import` makes it from; empty for an adapter that is there as it is."""
+    source: BaseSource | None = None
+    """Where `srcli models fetch` gets that file; None where the user has to."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class ModelSpec:
         """Those that this very model has, with its own defaults."""
         own = (dial for dial in self.declared.dials if not dial.adapter or dial.adapter in self.adapters)
         return tuple(replace(dial, default=self.dial_defaults.get(dial.name, dial.default)) for dial in own)
+
+    @property
+    def found_dials(self) -> list[str]:
+        """Those that it can find a value of for each picture."""
+        return [dial.name for dial in self.dials if dial.default is None and dial.finder in ("", *self.adapters)]
 
     @property
     def lacking(self) -> list[Slot]:
@@ -291,7 +298,7 @@ def _read_own(table: Table, family: Family) -> dict[str, str | int | float]:
         if head and head not in inner:
             inner[head] = table.table(head)
         part = inner[head] if head else table
-        value = part.get(last, key.default)
+        value = part.choice(last, str(key.default), key.choices) if key.choices else part.get(last, key.default)
         if isinstance(value, (int, float)) and not key.low <= value <= key.high:
             bounds = f"{key.low:g} to {key.high:g}" if key.high < math.inf else f"{key.low:g} or more"
             part.fault(f"`{last}` must be {bounds}, not {value:g}")
@@ -351,14 +358,14 @@ def _read_adapters(model: str, table: Table, family: Family) -> dict[str, Adapte
 def _read_adapter(model: str, name: str, table: Table) -> AdapterFile:
     origin = table.find("import", str)
     if origin is not None:
-        path = f"{name}/{IMPORTED_FILE}"
+        path, source = f"{name}/{IMPORTED_FILE}", read_source(table, origin) if table.has("repo") else None
         for key in ("path", "embedded", "sha256"):
             if table.has(key):
                 table.find(key, str)
                 table.fault(f"`{key}` and `import` exclude each other")
         table.close()
         folder = imported_folder(model)
-        return AdapterFile(name, str(folder / path), recorded_sums(folder).get(path, ""), origin)
+        return AdapterFile(name, str(folder / path), recorded_sums(folder).get(path, ""), origin, source)
     path = str(expanded(table.need("path", ""))) if not table.has("embedded") else str(embedded_path(table))
     digest = table.need("sha256", "0" * 64)
     check_sum(table, "sha256", digest)

@@ -118,14 +118,14 @@ def repositories(base: BaseSource) -> tuple[str, ...]:
     return (base.repo, *base.mirrors) if base.repo is not None else ()
 
 
-def fetch_base(base: BaseSource, label: str, listener: Listener, *, dry_run: bool = False) -> Path | None:
-    """Download what is missing of a base from the first repository that has all of it, and check it.
+def fetch_base(base: BaseSource, what: str, listener: Listener, *, dry_run: bool = False) -> Path | None:
+    """Download what is missing of a base, or another file, from the first repository that has all of it, and check it.
 
     A complete copy in the cache is used without a look at the network; its files are checked.
 
     Args:
         base: one with a `repo`.
-        label: what messages call it.
+        what: what messages call it, as `the base of model ...`.
         listener: gets the plan and the progress.
         dry_run: True ends after the plan.
 
@@ -145,7 +145,7 @@ def fetch_base(base: BaseSource, label: str, listener: Listener, *, dry_run: boo
         listener.plan(plan)
         return None if dry_run else _carry_out(plan, base, listener)
 
-    return _of_first(base, f"the base of {label}", attempt)
+    return _of_first(base, what, attempt)
 
 
 def fetch_config(base: BaseSource, path: str, label: str) -> Path:

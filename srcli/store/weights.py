@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from srcli.console import counted
 from srcli.disk import first_line
 from srcli.errors import ModelError, joined_faults
-from srcli.rows.base import BUILTIN
+from srcli.rows.base import BUILTIN, BaseSource
 from srcli.rows.spec import ModelSpec, raise_together, standing_files
 from srcli.store import hub
 from srcli.store.hub_file import file_digest
@@ -191,6 +191,12 @@ def waiting_adapters(spec: ModelSpec) -> list[str]:
     return [adapter.name for adapter in adapters if not (adapter.sha256 and (spec.folder / adapter.path).is_file())]
 
 
+def fetchable_sources(spec: ModelSpec) -> list[BaseSource]:
+    """Where the files are that a model's adapters are still to be imported from, if the row says so of all of them."""
+    sources = [spec.adapters[name].source for name in waiting_adapters(spec)]
+    return [] if None in sources else list(dict.fromkeys(source for source in sources if source is not None))
+
+
 def import_command(spec: ModelSpec) -> str:
     """What to type to import a model's adapters."""
     return f"srcli models import {spec.name} {' '.join(map(shlex.quote, _origins(spec)))}{models_file_option(spec)}"
@@ -205,9 +211,10 @@ def steps_left(spec: ModelSpec) -> str:
 
 def _steps_left(spec: ModelSpec) -> list[str]:
     steps = [step for parent in spec.parents.values() for step in _steps_left(parent)]
-    if spec.base.repo is not None and hub.cached_base(spec.base) is None:
+    sources = fetchable_sources(spec)
+    if sources or (spec.base.repo is not None and hub.cached_base(spec.base) is None):
         steps.append(f"srcli models fetch {spec.name}{models_file_option(spec)}")
-    if waiting_adapters(spec):
+    if waiting_adapters(spec) and not sources:
         origins = " and ".join(f"`{origin}`" for origin in _origins(spec))
         steps.append(f"to upscale, get {origins} from its authors, then: {import_command(spec)}")
     for slot in spec.lacking:

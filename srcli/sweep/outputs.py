@@ -44,4 +44,5 @@ def table_of(sweep: Sweep) -> Table:
     """The numbers of a sweep that has run."""
     photos = {photo.name: sweep.values(photo) for photo in sweep.complete}
     plain = {photo.name: values for photo in sweep.complete if (values := sweep.plain(photo))}
-    return Table(sweep.grid, sweep.infos, photos, sweep.config.rule, plain)
+    found = {photo.name: sweep.found(photo) for photo in sweep.complete}
+    return Table(sweep.grid, sweep.infos, photos, sweep.config.rule, plain, found)

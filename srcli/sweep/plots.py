@@ -68,7 +68,7 @@ def write_plots(table: Table, folder: Path) -> list[Plot]:
         for info in table.infos:
             for axis in table.grid.long_axes:
                 title = f"{info.label} against {table.grid.axes[axis].symbol}"
-                figure = _against_axis(table.grid, axis, info, means[info.name])
+                figure = _against_axis(table, axis, info, means[info.name])
                 plots.append(_save(figure, title, folder, f"{info.name}-{table.grid.axes[axis].name}"))
         fidelity = next((info for info in table.infos if info.name in FIDELITY), None)
         for info in table.infos:
@@ -80,10 +80,13 @@ def write_plots(table: Table, folder: Path) -> list[Plot]:
     return plots
 
 
-def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, float]) -> Figure:
-    """A line for each combination of the other axes, the one at their defaults thick; only points where values are names."""
+def _against_axis(table: Table, axis: int, info: MetricInfo, means: Mapping[str, float]) -> Figure:
+    """A line for each combination of the other axes, the one at their defaults thick; only points where values are names.
+
+    Where the model finds the dial's value for each photo, a dotted line stands at each of these.
+    """
     figure, axes = _figure()
-    drawn = grid.axes[axis]
+    grid, drawn = table.grid, table.grid.axes[axis]
     positions: Sequence[float] = drawn.values or range(len(drawn.texts))
     lines = _lines(grid, axis)
     for number, cells in enumerate(lines):
@@ -93,6 +96,8 @@ def _against_axis(grid: Grid, axis: int, info: MetricInfo, means: Mapping[str, f
         style |= {"markersize": 3} if drawn.values else {"markersize": 7, "linestyle": "none"}
         label = _named(grid, cells[0], axis)
         axes.plot(positions, values, marker="o", color=_color(number, len(lines)), label=label, **style)
+    for number, value in enumerate(each[drawn.name] for each in table.found.values() if drawn.name in each):
+        axes.axvline(value, color=_MARK, linestyle=":", linewidth=1, label="" if number else "found for each photo")
     axes.set_xticks(list(positions), list(drawn.texts))
     axes.set_xlabel(f"{drawn.symbol} ({drawn.about})")
     axes.set_ylabel(_head(info))

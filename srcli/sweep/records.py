@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Record:
     """The full image of this result, below the folder; empty where none was kept."""
     quality: int = 0
     """That it was written with."""
+    found: Mapping[str, float] = field(default_factory=dict)
+    """What the model finds for the photo, where dials are swept that it can find."""
 
     def of_same(self, other: Record) -> bool:
         """Whether both are made of the same files with the same settings, as far as both have a reference."""

@@ -62,6 +62,8 @@ class _Loaded:
     picture: Picture
     canvas: Canvas
     hq_u8: npt.NDArray[np.uint8] | None
+    found: Mapping[str, float]
+    """What the model finds for it, where a dial is swept that it can find."""
 
 
 class Sweep:
@@ -188,6 +190,11 @@ class Sweep:
         """The metrics of a complete photo's cells."""
         return {cell.key: self.record(photo, cell).metrics for cell in self.grid.cells}
 
+    def found(self, photo: Photo) -> Mapping[str, float]:
+        """What the models find for a complete photo, by the dials that are swept: of several models the first one's."""
+        swept = {axis.name for axis in self.grid.axes if axis.values}
+        return {name: value for name, value in self.record(photo, self.grid.cells[0]).found.items() if name in swept}
+
     def plain(self, photo: Photo) -> Mapping[str, float]:
         """The metrics of the plainly enlarged photo, where it is compared with that; else none."""
         record = self.records.get(photo.name, PLAIN) if self._with_plain else None
@@ -283,7 +290,14 @@ class Sweep:
         if photo.hq is not None:
             self.views.write(decode(photo.hq), photo.name, HQ)
             hq_u8 = Reader().read(photo.hq) if self.opened.metrics else None
-        return _Loaded(photo, digests, picture, canvas, hq_u8)
+        return _Loaded(photo, digests, picture, canvas, hq_u8, self._found_in(canvas, variant))
+
+    def _found_in(self, canvas: Canvas, variant: int) -> Mapping[str, float]:
+        return self._engine_of(variant).found(canvas, self._defaults[variant]) if self._finds(variant) else {}
+
+    def _finds(self, variant: int) -> bool:
+        """Whether a dial is swept that the model can find."""
+        return any(axis.name in self._variants[variant].found_dials for axis in self.grid.axes if axis.values)
 
     def _restore(self, loaded: _Loaded, variant: int, cells: Sequence[Cell]) -> Iterator[Done]:
         """One encoding and each pass once, then a decoding for each cell; nothing of a cell stays in memory."""
@@ -322,6 +336,7 @@ class Sweep:
             crops,
             image,
             config.quality if image else 0,
+            loaded.found,
         )
         return self._note(record)
 
@@ -342,7 +357,8 @@ class Sweep:
     def _write_sheets(self, photo: Photo) -> None:
         values, rule = self.values(photo), self.config.rule
         best = None if rule is None else picked_cell(rule, self.grid.cells, values, self.plain(photo))
-        write_sheets(self.grid, self.views, photo, values, self._infos_of([photo]), best, self.config.cell_px)
+        infos, found = self._infos_of([photo]), self.found(photo)
+        write_sheets(self.grid, self.views, photo, values, infos, best, self.config.cell_px, found)
 
     def _infos_of(self, photos: Sequence[Photo]) -> tuple[MetricInfo, ...]:
         every = [metrics for photo in photos for metrics in self.values(photo).values()]
@@ -364,6 +380,7 @@ class Sweep:
                 gc.collect()
             spec = self._variants[variant]
             settings = [cell.settings for cell in self.grid.cells if cell.variant == variant]
+            settings += [self._defaults[variant]] if self._finds(variant) else []
             self._engine = (variant, open_engine(spec, self.config, settings))
         return self._engine[1]
 

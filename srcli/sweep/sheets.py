@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from srcli.evaluation.catalogue import MetricInfo
 from srcli.evaluation.measure import value_text
 from srcli.images.codec import Picture, encode
 from srcli.images.sheet import save_sheet
-from srcli.sweep.grid import Cell, Grid
+from srcli.sweep.grid import Axis, Cell, Grid
 from srcli.sweep.inputs import Photo
 from srcli.sweep.picking import Values
 from srcli.sweep.views import HQ, LQ, Views, thumbnail
@@ -78,6 +80,7 @@ def write_sheets(
     infos: Sequence[MetricInfo],
     best: Cell | None,
     cell_px: int,
+    found: Mapping[str, float] | None = None,
 ) -> list[Sheet]:
     """Write all sheets of a photo.
 
@@ -89,12 +92,13 @@ def write_sheets(
         infos: of the metrics.
         best: the one whose picture gets a frame.
         cell_px: longer side of a picture, less where the sheet would be larger than `MAX_SIDE_PX`.
+        found: what the model finds for the photo, by dials: marked on their axes.
     """
     captions = {cell.key: caption(values[cell.key], infos) for cell in grid.cells}
     sheets = planned_sheets(grid, views, photo)
     for sheet in sheets:
         box_px = min(cell_px, MAX_SIDE_PX // max(len(sheet.rows) + 1, len(sheet.rows[0]) + 2))
-        drawn = _Drawing(grid, sheet, box_px).draw(captions, best)
+        drawn = _Drawing(grid, sheet, box_px, found or {}).draw(captions, best)
         save_sheet(drawn, sheet.path)
         _save_small(drawn, sheet.small)
     return sheets
@@ -116,9 +120,11 @@ class _Drawing:
         grid: for the axes.
         sheet: what to draw.
         box_px: longer side of a picture.
+        found: what the model finds, by dials.
     """
 
-    def __init__(self, grid: Grid, sheet: Sheet, box_px: int) -> None:
+    def __init__(self, grid: Grid, sheet: Sheet, box_px: int, found: Mapping[str, float]) -> None:
+        self._found = found
         self._grid, self._sheet_of, self._rows = grid, sheet, sheet.rows
         self._height, self._width = thumbnail(sheet.picture(LQ), box_px).shape[:2]
         self._font = ImageFont.load_default(_TEXT)
@@ -133,7 +139,8 @@ class _Drawing:
         height = self._top + max(len(self._rows), len(beside)) * self._step[0] + below
         self._sheet = Image.new("RGB", (self._left + len(self._rows[0]) * self._step[1] + _GAP, height), _BACKGROUND)
         self._pen = ImageDraw.Draw(self._sheet)
-        self._write(self._sheet_of.title, (2 * _GAP, _GAP), self._sheet.width, _INK)
+        told = [f"{name} {value:.3g} is found" for name, value in self._found.items()]
+        self._write(" · ".join([self._sheet_of.title, *told]), (2 * _GAP, _GAP), self._sheet.width, _INK)
         for number, (name, key) in enumerate(beside):
             self._paste(key, 2 * _GAP, self._top + number * self._step[0], name)
             self._mark_crops(2 * _GAP, self._top + number * self._step[0])
@@ -174,6 +181,16 @@ class _Drawing:
         turned = name.rotate(90, expand=True)
         middle = self._top + (len(self._rows) * self._step[0] - _GAP) // 2
         self._sheet.paste(turned, (self._width + 4 * _GAP, max(0, middle - turned.height // 2)))
+        if (step := self._step_of(axis)) is not None:
+            y = self._top + round((len(self._rows) - 1 - step) * self._step[0]) + self._height // 2
+            self._pen.polygon([(self._left - 7, y - 5), (self._left - 7, y + 5), (self._left - 1, y)], _FRAME)
+
+    def _step_of(self, axis: Axis) -> float | None:
+        """Where the value that is found lies on an axis, in steps from its first value; None where it lies beyond."""
+        value = self._found.get(axis.name, math.nan)
+        pairs = enumerate(itertools.pairwise(axis.values))
+        inside = (i + (value - low) / (high - low) for i, (low, high) in pairs if low <= value <= high)
+        return next(inside, None)
 
     def _label_columns(self) -> None:
         if self._grid.across is None:
@@ -187,6 +204,9 @@ class _Drawing:
         width = len(self._rows[-1]) * self._step[1] - _GAP
         left = self._left + (width - self._font.getlength(axis.name)) / 2
         self._pen.text((left, top + _LINE + _GAP), axis.name, _INK, self._font)
+        if (step := self._step_of(axis)) is not None:
+            x = self._left + round(step * self._step[1]) + self._width // 2
+            self._pen.polygon([(x - 5, top - 1), (x + 5, top - 1), (x, top - 7)], _FRAME)
 
     def _write(self, text: str, place: tuple[int, int], width: int, ink: tuple[int, int, int]) -> None:
         """As much as fits; the built-in font has little beside ASCII."""

@@ -39,6 +39,7 @@ class Table:
         photos: photo -> values of its cells; complete.
         pick: the rule by which each photo's best cell is chosen, and that of all.
         plain: photo -> metric -> value of the plainly enlarged input; empty where it is not asked for.
+        found: photo -> swept dial -> the value that the model finds for the photo; empty where it finds none.
     """
 
     grid: Grid
@@ -46,6 +47,7 @@ class Table:
     photos: Mapping[str, Values]
     pick: Rule | None = None
     plain: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    found: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def results(self) -> Results:
         """As `srcli eval` has them, a method for each cell, and `PLAIN` where it is asked for."""

@@ -19,8 +19,9 @@ from srcli.disk import held
 from srcli.errors import TrainingError, UsageError
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
+from srcli.protocol import Batch
 from srcli.training.checkpoint import Checkpoint, check_settings, checkpoints, newest_checkpoint, save_checkpoint
-from srcli.training.data.crops import Batch, Sample, StepOrder, finish, make_loader
+from srcli.training.data.crops import Sample, StepOrder, finish, make_loader
 from srcli.training.data.sources import Skipped, tell_skipped
 from srcli.training.launch import lost_another
 from srcli.training.memory_need import out_of_memory
@@ -177,13 +178,13 @@ class Run:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradients of one batch to the adapter's (and let the discriminator learn)."""
-        setup = self.setup
+        setup, batch = self.setup, self.trainee.aimed(batch)
         z_sr = self.trainee.forward(self.trainee.prepare(batch))
         scaler = self.accelerator.scaler
         gradient, values, sr = setup.objective.gradient(z_sr, batch, self.step, scaler.get_scale() if scaler else 1.0)
         self.accelerator.backward((z_sr * gradient).sum())
         if setup.critic is not None:
-            values |= setup.critic.learn(sr, setup.objective.references(batch.hq), batch.indices)
+            values |= setup.critic.learn(sr, setup.objective.references(batch.hq), batch.indices, batch.judged)
         return values
 
     def _agreed(self, sums: dict[str, Tensor], asked: bool) -> tuple[dict[str, float], bool]:

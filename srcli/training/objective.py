@@ -75,7 +75,8 @@ class Objective:
         for part in _chunks(len(leaf), self.chunk):
             sr = self.trainee.decode(leaf[part])
             share = sr.shape[0] / len(leaf)
-            losses = self.picture_losses(sr, hq[part], step, batch.indices[part])
+            judged = None if batch.judged is None else batch.judged[part]
+            losses = self.picture_losses(sr, hq[part], step, batch.indices[part], judged)
             _add(values, losses, share)
             if losses:
                 (self._weighted(losses) * (share * scale)).backward()  # type: ignore[no-untyped-call]
@@ -101,10 +102,12 @@ class Objective:
         """What the results are to look like, as the recipe has it: (N, 3, H, W), RGB, float32 in [-1, 1]."""
         return sharpened(hq, self.recipe.references.sharpening, self.recipe.references.sigma_px)
 
-    def picture_losses(self, sr: Tensor, hq: Tensor, step: int, indices: Sequence[int]) -> dict[str, Tensor]:
+    def picture_losses(
+        self, sr: Tensor, hq: Tensor, step: int, indices: Sequence[int], judged: Sequence[bool] | None = None
+    ) -> dict[str, Tensor]:
         """The losses that compare pictures of samples; a negative step leaves the adversarial one out.
 
-        Pictures are (N, 3, H, W), RGB, about [-1, 1].
+        Pictures are (N, 3, H, W), RGB, about [-1, 1]; the discriminator sees those that are `judged`, or all.
         """
         recipe, weights = self.recipe, self.recipe.losses
         losses = {}
@@ -125,7 +128,7 @@ class Objective:
         if self.features is not None:
             losses["features"] = feature_loss(sr, hq, self.features, recipe.features.weights)
         if self.critic is not None and step >= recipe.gan.start:
-            losses["gan"] = self.critic.judge(sr, hq, indices)
+            losses["gan"] = self.critic.judge(sr, hq, indices, judged)
         return losses
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:

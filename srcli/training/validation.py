@@ -84,10 +84,11 @@ def validate(samples: Sequence[Sample], trainee: Trainee, objective: Objective, 
         batch = finish([sample], device)
         assert sample.lq is not None
         pictures = {"lq": enlarged(sample.lq, len(sample.hq))}
-        for label, z_sr in trainee.views(batch).items():
-            with torch.no_grad():
-                pictures[label] = to_levels(trainee.decode(z_sr)[0])
-        loss = objective.value(z_sr, batch)
+        with torch.no_grad():
+            views = trainee.views(batch)
+            pictures |= {label: to_levels(trainee.decode(z_sr)[0]) for label, z_sr in views.items()}
+            whole = [*views.values()][-1] if views else trainee.forward(trainee.prepare(batch))
+        loss = objective.value(whole, batch)
         record = {} if loss is None else {"loss": loss}
         for label, picture in pictures.items():
             record[f"psnr_{label}"] = psnr_y(picture, sample.hq)

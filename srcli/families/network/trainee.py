@@ -218,6 +218,9 @@ class NetworkTrainee:
     def know(self, prompts: Sequence[str]) -> None:
         """There is nothing that prompts are for."""
 
+    def aimed(self, batch: Batch) -> Batch:
+        return batch
+
     def prepare(self, batch: Batch) -> Tensor:
         """The raw input, (N, 3, h, w), RGB, float32 in [0, 1]."""
         return (batch.lq + 1) / 2

@@ -120,9 +120,9 @@ FAMILY = Family(
         ),
     },
     imports=Import(
-        file="pisa_sr.pkl",
+        files=("pisa_sr.pkl",),
         about="PiSA-SR's own checkpoint, pisa_sr.pkl; its base is SD 2.1-base.",
-        base_file="unet/config.json",
+        base_files=("unet/config.json",),
         row={
             "description": "PiSA-SR, imported",
             "native_scale": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ _NAMES = {"pix": PIXEL, "sem": SEMANTIC}
 _LOGGER = logging.getLogger("srcli")
 
 
-def convert(file: Path, base_file: Path, out: Path, base: str, licence: str) -> dict[str, Path]:
+def convert(files: Sequence[Path], base_files: Sequence[Path], out: Path, base: str, licence: str) -> dict[str, Path]:
     """Convert the reference's checkpoint into two adapters; see `srcli.families.convert_checkpoint`.
 
     Of the base its UNet's `config.json` alone is read, and the layers that it tells of are compared before anything is written.
     """
+    (file,), (base_file,) = files, base_files
     adapters = read_reference(load_pickle(file), file, base, licence)
     unet = _unet_without_weights(base_file)
     wanted = {name for name, module in unet.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")}

@@ -82,7 +82,7 @@ class PisaTrainee:
         if config.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         self.trained: Any = self.network
-        self._prompts = PromptEncoder(base, device)
+        self._prompts = PromptEncoder(base, device, cut=True)
         self.alphas = load_alphas(base).to(device) if self._csd_weight else torch.empty(0)
         if config.captions and self._prompts.named:
             raise UsageError(f"captions need a text encoder, which `{config.base_name}` has not", "leave out `--captions`")
@@ -148,6 +148,9 @@ class PisaTrainee:
     def know(self, prompts: Sequence[str]) -> None:
         self._prompts(sorted({self._inference, self._negative, self._positive, *prompts}))
         self._prompts.release()
+
+    def aimed(self, batch: Batch) -> Batch:
+        return batch
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """z_lq, (N, channels, h, w), and the embeddings of what the UNet is told, (N, tokens, width); float32."""

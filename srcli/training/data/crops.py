@@ -112,12 +112,14 @@ class Batch:
         hq: (N, 3, crop, crop), likewise.
         indices: of the samples; the seeds of what is drawn later for each.
         prompts: positive prompts.
+        judged: the samples whose results the discriminator sees; None for all.
     """
 
     lq: Tensor
     hq: Tensor
     indices: list[int]
     prompts: list[str]
+    judged: Sequence[bool] | None = None
 
 
 class TrainingCrops(Dataset[Sample]):

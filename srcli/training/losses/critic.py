@@ -49,11 +49,12 @@ class Critic:
                 self._trained = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=BETAS)
 
-    def judge(self, sr: Tensor, hq: Tensor, indices: Sequence[int]) -> Tensor:
-        """What the adapter is to lower, a scalar, for samples of these indices.
+    def judge(self, sr: Tensor, hq: Tensor, indices: Sequence[int], judged: Sequence[bool] | None = None) -> Tensor:
+        """What the adapter is to lower, a scalar, for samples of these indices: the mean over all, 0 for those not `judged`.
 
         Pictures are (N, 3, H, W), RGB, about [-1, 1]; gradients reach `sr` only.
         """
+        sr, hq, indices, share = _judged(sr, hq, indices, judged)
         settings, pictures = self.settings, self._shown(sr, hq, indices)
         self.network.requires_grad_(False)
         try:
@@ -63,14 +64,15 @@ class Critic:
         finally:
             self.network.requires_grad_(True)
         losses = [generator_loss(*both, settings.kind, settings.target) for both in zip(fake, real, strict=True)]
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() * share
 
-    def learn(self, sr: Tensor, hq: Tensor, indices: Sequence[int]) -> dict[str, Tensor]:
+    def learn(self, sr: Tensor, hq: Tensor, indices: Sequence[int], judged: Sequence[bool] | None = None) -> dict[str, Tensor]:
         """Learn from samples' restored and real pictures, both without a graph; steps when the adapter does. Returns its losses.
 
-        Where the gradient is no number, the loss that is returned is none either.
+        Of those that are `judged`, or all. Where the gradient is no number, the loss that is returned is none either.
         """
         settings = self.settings
+        sr, hq, indices, share = _judged(sr, hq, indices, judged)
         with self._autocast(sr):
             logits = _depths(self._trained(torch.cat(self._shown(hq, sr, indices))))
         halves = [depth.float().chunk(2) for depth in logits]
@@ -80,7 +82,7 @@ class Critic:
             penalty = gradient_penalty(self.network, hq.float())
             values["r1"] = penalty.detach()
             loss = loss + self.settings.r1 * penalty
-        (loss / self.accelerator.gradient_accumulation_steps).backward()
+        (loss * share / self.accelerator.gradient_accumulation_steps).backward()
         if self.accelerator.sync_gradients:
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), math.inf)
             values["discriminator"] = torch.where(norm.isfinite(), values["discriminator"], norm)  # the loop ends the run by it
@@ -103,6 +105,16 @@ class Critic:
     def load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _judged(
+    sr: Tensor, hq: Tensor, indices: Sequence[int], judged: Sequence[bool] | None
+) -> tuple[Tensor, Tensor, Sequence[int], float]:
+    """The samples that are judged and their share in all; where none is, all and 0, so that processes stay in step."""
+    kept = [place for place, each in enumerate(judged or ()) if each]
+    if not kept:
+        return sr, hq, indices, float(judged is None)
+    return sr[kept], hq[kept], [indices[place] for place in kept], len(kept) / len(sr)
 
 
 def _depths(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

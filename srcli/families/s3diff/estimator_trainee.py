@@ -1,0 +1,114 @@
+"""The training of the degradation estimator: no score is right by itself, but a worse version's has to be higher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from srcli.config.training import TrainConfig
+from srcli.families.s3diff import ESTIMATOR
+from srcli.families.s3diff.estimator import Estimator
+from srcli.families.s3diff.grades import VERSIONS, damaged, drawn_grades
+from srcli.families.s3diff.recipe import EstimatorRecipe
+from srcli.networks.adapters import Adapter, AdapterInfo, load_adapter, save_adapter
+from srcli.protocol import Batch, LayerRank
+from srcli.store.adapter_files import find_adapter
+
+FIRST, BLURRED, NOISY, BEST, WORST = range(len(VERSIONS))
+BLUR, NOISE = range(2)
+
+
+class EstimatorTrainee:
+    """What the stage trains; implements `srcli.protocol.Trainee`. Its z_sr are scores, and nothing decodes them.
+
+    Args:
+        config: of the run.
+        device: where it works.
+        dtype: of the run; the weights are float32.
+
+    Raises:
+        ModelError: the estimator to start from is none.
+    """
+
+    frozen: Sequence[nn.Module] = ()
+    decodes_alone = False
+
+    def __init__(self, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.recipe = config, cast(EstimatorRecipe, config.recipe)
+        self._device, self._dtype = device, dtype
+        self.factor = config.scale
+        self.steps_before = 0
+        network = Estimator((self.recipe.width, 2 * self.recipe.width), hidden=8 * self.recipe.width)
+        if config.start_from is not None:
+            start = load_adapter(find_adapter(config.start_from, ESTIMATOR), ESTIMATOR)
+            network, self.steps_before = Estimator.of_tensors(start.tensors), start.info.steps
+        self.network = network.requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trained: Any = self.network
+        self.parameters = list(self.network.parameters())
+
+    def settle(
+        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
+    ) -> Sequence[LayerRank]:
+        """All is decided already."""
+        return ()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+    def know(self, prompts: Sequence[str]) -> None:
+        """There is nothing that prompts are for."""
+
+    def aimed(self, batch: Batch) -> Batch:
+        return batch
+
+    def prepare(self, batch: Batch) -> Tensor:
+        """The `VERSIONS` of each sample, (N · 5, 3, h, w), RGB, in [0, 1]."""
+        ranges, seed = self.recipe.degradation, self.config.seed
+        return torch.stack(
+            [
+                damaged((hq + 1) / 2, grade, self.config.scale, ranges, seed, index)
+                for hq, index in zip(batch.hq, batch.indices, strict=True)
+                for grade in drawn_grades(seed, index)
+            ]
+        )
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """Scores, (N, 5, 2, 1)."""
+        with self.autocast():
+            scores: Tensor = self.trained(prepared)
+        return scores.float().view(-1, len(VERSIONS), 2, 1)
+
+    def decode(self, z_sr: Tensor) -> Tensor:
+        return z_sr
+
+    def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Margin ranking of versions of which one is the worse, and the squared error of the best and the worst ones' scores."""
+        scores, weights = z_sr[..., 0], self.recipe.losses
+        losses = {}
+        if weights.ranking:
+            pairs = ((BLURRED, BLUR), (NOISY, NOISE))
+            lacking = [self.recipe.margin - scores[:, worse, kind] + scores[:, FIRST, kind] for worse, kind in pairs]
+            losses["ranking"] = torch.stack(lacking).clamp_min(0).mean(1).sum()
+        if weights.anchors:
+            losses["anchors"] = scores[:, BEST].square().mean() + (1 - scores[:, WORST]).square().mean()
+        return losses
+
+    def before_step(self) -> None:
+        """Nothing is done to gradients."""
+
+    def after_step(self) -> None:
+        """Nothing is done to weights."""
+
+    def views(self, batch: Batch) -> Mapping[str, Tensor]:
+        return {}
+
+    def save(self, step: int, folder: Path, *, half: bool = False) -> None:
+        """In float32 always: it is small."""
+        config = self.config
+        tensors = {key: value.detach().cpu().clone() for key, value in self.network.state_dict().items()}
+        info = AdapterInfo(0, 0, "", ESTIMATOR, self.steps_before + step, config.licence)
+        save_adapter(Adapter(ESTIMATOR, tensors, info), folder)
