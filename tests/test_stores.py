@@ -295,6 +295,9 @@ def test_what_is_wrong_with_a_store_is_named_before_any_work(
     assert "of a kind that is not known" in told("ftp://host/a.png", "-o", out)[1]
     assert "names no bucket" in told(photos, "-o", "s3://")[1]
     assert "`--lambda-map` leads local photos only" in told(photos, "-o", out, "--lambda-map", photo_folder)[1]
+    assert "is not a webp file" in told(f"{photos}/a.png", "-o", f"{out}/a.png", "--format", "webp")[1]
+    assert "has the name of a picture" in told(photos, "-o", out, "--report", photo_folder / "a.png")[1]
+    assert (photo_folder / "a.png").stat().st_size
     assert "is at a URL" in told(photos, "-o", out, "--report", f"s3://{BUCKET}/report.jsonl")[1]
     for do, words in ((403, "access is denied (AccessDenied)"), (404, "there is no bucket"), (500, "it answers 500")):
         server.fail({"do": do, "times": 99})

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,13 +23,14 @@ from srcli.disk import make_output_folder
 from srcli.errors import UsageError, escaped
 from srcli.images.files import EXISTS, Job, Outcome
 from srcli.images.metadata import is_own_result
+from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
 from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
 from srcli.remote.faults import StoreError
 from srcli.remote.plan import Item, Naming, Plan
 from srcli.remote.staging import staged
 from srcli.remote.store import Stores
 from srcli.remote.transit import Transit
-from srcli.remote.urls import parsed
+from srcli.remote.urls import is_url, parsed
 from srcli.rows.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def run_at_stores(config: UpscaleConfig, inputs: Sequence[str], names: Mapping[s
         UsageError: what cannot be, or can only be for files; a package that is missing.
         StoreError: a store that cannot be used, where nothing was begun yet.
     """
-    _refuse(config)
+    _refuse(config, inputs)
     start = time.perf_counter()
     spec = model_of(config)
     check_device(config.device)
@@ -91,12 +93,18 @@ def run_at_stores(config: UpscaleConfig, inputs: Sequence[str], names: Mapping[s
     return 1 if summary.failed or summary.stopped else 0
 
 
-def _refuse(config: UpscaleConfig) -> None:
-    """What is for files only."""
+def _refuse(config: UpscaleConfig, inputs: Sequence[str]) -> None:
+    """What is for files only, and a report that would take a photo's place."""
     if config.lambda_map is not None:
         raise UsageError("`--lambda-map` leads local photos only", "copy the photos into a folder first")
     if config.writes_to_pipe:
         raise UsageError("`-o -` takes a local photo", "give a file as `--output`")
+    report = config.report
+    if report is not None and report.suffix.lower() in INPUT_SUFFIXES | UNREAD_SUFFIXES:
+        raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
+    paths = [Path(text) for text in inputs if not is_url(text)]
+    if report is not None and report.exists() and any(path.exists() and path.samefile(report) for path in paths):
+        raise UsageError(f"the report `{report}` is an input", "give another `--report`")
 
 
 @dataclass
@@ -222,9 +230,16 @@ def _dry_run(config: UpscaleConfig, spec: ModelSpec, plan: Plan, transit: Transi
     outline = _Outline()
     for item in plan.items():
         outline.add(item, as_json=config.json)
-    faulty: list[Job] = []
-    jobs = transit.jobs(iter(outline.samples), lambda item: None, lambda job, error: faulty.append(job))
-    images = [image for image in planned(config, spec, jobs) if not image.fault]
+
+    def failed(job: Job, error: StoreError) -> None:
+        raise error
+
+    images = list(planned(config, spec, transit.jobs(iter(outline.samples), lambda item: None, failed)))
+    for image in images:
+        if image.fault:
+            outline.faulty += 1
+            log.warning("%s", image.fault)
+    images = [image for image in images if not image.fault]
     loading = seconds = total = 0.0
     if images:
         start = time.perf_counter()

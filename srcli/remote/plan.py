@@ -19,7 +19,7 @@ from srcli.errors import UsageError, joined_faults
 from srcli.images.files import is_done, plan_jobs, result_name
 from srcli.images.metadata import is_own_result
 from srcli.images.search import LeftOut, counted_kinds
-from srcli.images.suffixes import FORMAT_OF_SUFFIX, INPUT_SUFFIXES, UNREAD_SUFFIXES, counts_by_suffix
+from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, counts_by_suffix, format_of
 from srcli.remote.faults import StoreError
 from srcli.remote.store import Entry, Stores
 from srcli.remote.urls import Place, Url, is_url, parsed, relative_fault, trees
@@ -87,7 +87,7 @@ class Results:
                 times = np.concatenate([times, np.zeros_like(times)])
             times[count] = entry.modified or 0
             digests += _digest(entry.url)
-        found = np.frombuffer(bytes(digests), f"S{_DIGEST_BYTES}")
+        found = np.frombuffer(digests, f"S{_DIGEST_BYTES}")
         order = np.argsort(found)
         self._digests, self._times = found[order], times[order]
 
@@ -135,11 +135,9 @@ class Plan:
             self.stores.of(url)
         if isinstance(self.output, Url):
             _check_output(self.output, urls)
-        self._to_file = FORMAT_OF_SUFFIX.get(_suffix(self.output)) is not None and not (
-            isinstance(self.output, Path) and self.output.is_dir()
-        )
-        if self._to_file and (self.listed or len(self.inputs) != 1):
-            raise UsageError(f"the output `{self.output}` is a file name, but the input is more than one file", "name a folder")
+        self._to_file = _suffix(self.output) in INPUT_SUFFIXES and not (isinstance(self.output, Path) and self.output.is_dir())
+        if self._to_file:
+            self._check_file()
         self._results = Results(self._there())
 
     def items(self) -> Iterator[Item]:
@@ -163,6 +161,18 @@ class Plan:
                 yield replace(item, fault=f"another input becomes `{item.target}`, too", hint=_RENAME)
         if faults:
             raise UsageError(joined_faults("these inputs cannot be used:", faults), "check the spelling and your rights there")
+
+    def _check_file(self) -> None:
+        """What cannot be asked of a result that has a name; see `plan_jobs`."""
+        named = format_of(Path(self.output.name))
+        if self.listed or len(self.inputs) != 1:
+            raise UsageError(f"the output `{self.output}` is a file name, but the input is more than one file", "name a folder")
+        if self.naming.format not in (None, named):
+            message = f"the output `{self.output}` is not a {self.naming.format} file"
+            raise UsageError(message, "change the name or leave out the format")
+        if self.naming.suffix:
+            message = f"the output `{self.output}` is a file name, which gets no suffix"
+            raise UsageError(message, f"put `{self.naming.suffix}` into the name")
 
     def _there(self) -> Iterator[Entry]:
         """The results that are there, in one listing; it also tells whether the store is there and lets us in."""
