@@ -9,6 +9,7 @@ from pathlib import Path
 from srcli.config._checks import device_faults, raise_faults, tile_faults
 from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
+from srcli.shards.shard import Shard
 
 PIPE = "-"
 """Standard input, or standard output."""
@@ -48,7 +49,12 @@ class UpscaleConfig:
     null: bool = False
     """The list's paths end with NULs, not with lines."""
     recursive: bool = True
+    shard: Shard | None = None
+    """Work on this part of the inputs alone."""
     overwrite: bool = False
+    """Do again what is done already."""
+    redo_changed: bool = False
+    """Of that, only what is not known to be of these settings, or is older than its photo."""
     dry_run: bool = False
     json: bool = False
     report: Path | None = None
@@ -59,6 +65,8 @@ class UpscaleConfig:
             faults.append(f"`--suffix {self.suffix}` must not hold a path separator")
         if not 1 <= self.quality <= 100:
             faults.append(f"`--quality {self.quality}` is not between 1 and 100")
+        if self.overwrite and self.redo_changed:
+            faults.append("`--overwrite` and `--overwrite=changed` cannot be given together")
         if self.dry_run and self.report is not None:
             faults.append("`--report` has no effect with `--dry-run`; its plan comes with `--json`")
         raise_faults(faults, "srcli upscale --help")
@@ -79,6 +87,8 @@ def _pipe_faults(config: UpscaleConfig) -> list[str]:
         faults.append("`--null` says how the list of `--files-from` is written, which is not given")
     if PIPE in config.inputs and len(config.inputs) > 1:
         faults.append("`-`, one picture on standard input, stands alone")
+    if config.shard is not None and (config.writes_to_pipe or PIPE in config.inputs):
+        faults.append("`--shard` divides folders and lists, and `-` is one picture")
     if config.writes_to_pipe:
         if config.json:
             faults.append("`--json` and `-o -` both write to standard output")
