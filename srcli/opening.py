@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srcli.config import UpscaleConfig
+from srcli.config.upscale import ALL_DEVICES
 from srcli.disk import name_fault
 from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
 from srcli.families import load_restorer
@@ -127,6 +128,23 @@ def check_device(name: str) -> None:
         from srcli.networks.device import choose_device
 
         choose_device(name)
+
+
+def with_devices(config: UpscaleConfig) -> UpscaleConfig:
+    """The config with `all` spelt out, and all its devices there; those of a cluster are looked for by their own machines.
+
+    Raises:
+        UsageError: a GPU is asked for that is not there.
+    """
+    if config.ray_address is not None:
+        return config
+    if config.device == ALL_DEVICES:
+        import torch
+
+        config = replace(config, device=",".join(f"cuda:{i}" for i in range(torch.cuda.device_count())) or "auto")
+    for device in config.devices:
+        check_device(device)
+    return config
 
 
 def ready_device(work: Work) -> tuple[torch.device, torch.dtype]:

@@ -220,7 +220,8 @@ def test_another_run_of_other_settings_in_the_same_folder_is_told(
 
     def beside_another(self: Engine, *rest: Any) -> Any:
         if not (out / "sub" / "11.png").exists():
-            other = Ledger(out, {"model": "another"})
+            (out / "sub").mkdir(exist_ok=True)
+            other = Ledger(out, {"dials": "others"})
             with other.opened():
                 other.placing(out / "sub" / "11.png", len(content))
             (out / "sub" / "11.png").write_bytes(content)

@@ -9,17 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from srcli.console import counted, format_duration, format_megapixels
+from srcli.engine.effort import Effort
 from srcli.errors import UsageError, escaped
 from srcli.images.files import ELSEWHERE, OTHERWISE, UNKNOWN, Outcome
 from srcli.images.search import LeftOut, counted_kinds
 from srcli.images.suffixes import counts_by_suffix, suffix_counts
-
-if TYPE_CHECKING:
-    from srcli.engine.stream import Stream
-
 
 log = logging.getLogger("srcli")
 
@@ -77,16 +74,14 @@ class Summary:
         width, height = outcome.output_size or (0, 0)
         self.megapixels += width * height / 1e6
 
-    def add_work(self, stream: Stream, seconds: float) -> None:
+    def add_work(self, effort: Effort, seconds: float) -> None:
         """Take over the engine's counts and clock, and how long it worked."""
         self.work_seconds = seconds
-        self.exact_tiles = stream.engine.repairs.exact_tiles
-        self.memory_retries = stream.engine.repairs.memory_retries
-        clock = stream.clock
+        self.exact_tiles, self.memory_retries = effort.exact_tiles, effort.memory_retries
         self.times = {
-            "waiting_for_input": clock.waiting_for_input,
-            "model": clock.model,
-            "waiting_for_output": clock.waiting_for_output,
+            "waiting_for_input": effort.waiting_for_input,
+            "model": effort.model,
+            "waiting_for_output": effort.waiting_for_output,
         }
 
     def told(self, text: str) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,26 +17,26 @@ import typer
 
 from srcli.cli.app import REDO_CHANGED
 from srcli.cli.family_options import DIALS, with_adapters, with_dials
-from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
+from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Dtype, ModelsFile
 from srcli.cli.pipe import listed, piped
 from srcli.cli.standing import Standing, standing_of
 from srcli.cli.stopping import exit_code, word
 from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
+from srcli.cli.working import Notes, restore
 from srcli.config import UpscaleConfig
 from srcli.config.upscale import PIPE
-from srcli.console import UpscaleProgress, console, counted, format_duration, format_megapixels, rough_duration, tell
-from srcli.disk import make_output_folder
+from srcli.console import counted, format_duration, format_megapixels, rough_duration, tell
 from srcli.errors import UsageError, escaped
-from srcli.images.files import ELSEWHERE, EXISTS, OTHERWISE, UNKNOWN, Job, Outcome, plan_jobs
+from srcli.images.files import OTHERWISE, UNKNOWN, Job, Outcome, plan_jobs
 from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
-from srcli.opening import PlannedImage, check_device, estimate_seconds, made_with, megapixels, model_of, open_stream, planned
+from srcli.opening import PlannedImage, estimate_seconds, made_with, megapixels, model_of, open_stream, planned, with_devices
 from srcli.rows.spec import ModelSpec
 from srcli.shards.ledger import Begun, Ledger
 from srcli.shards.shard import Shard, read_shard
 
 if TYPE_CHECKING:
-    from srcli.engine.stream import Stream
+    pass
 
 log = logging.getLogger("srcli")
 
@@ -115,7 +113,23 @@ def upscale(
     batch: Annotated[
         int | None, typer.Option(help="Tiles at once. Chosen from free memory if not given.", rich_help_panel=WORK)
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Place to compute: auto, cpu, mps, cuda, or cuda:1 for one GPU; several, as cuda:0,cuda:1, or all for all GPUs, "
+            "share the photos.",
+            rich_help_panel=WORK,
+            metavar="DEVICE",
+        ),
+    ] = "auto",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Share the photos among all machines of a Ray cluster: auto for the one that this machine is of, or HOST:PORT.",
+            rich_help_panel=WORK,
+            metavar="ADDRESS",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     files_from: Annotated[
         Path | None,
@@ -208,6 +222,7 @@ def upscale(
         overlap=overlap,
         batch=batch,
         device=device,
+        ray_address=ray_address,
         dtype=dtype,
         color_fix=color_fix,
         format=format,
@@ -243,7 +258,7 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     start = time.perf_counter()
     jobs, left_out = _plan(config)
     spec = model_of(config)
-    check_device(config.device)
+    config = with_devices(config)
     ledger = None if _is_for_a_file(config, jobs) else Ledger(config.output, made_with(config, spec), config.shard)
     standing = Standing() if config.overwrite else standing_of(jobs, ledger)
     differences = list(dict.fromkeys(line for maker in standing.makers if ledger for line in ledger.differences(maker)))
@@ -258,13 +273,17 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
         return _dry_run(config, spec, [*faulty, *planned(config, spec, to_do)], summary)
     stop: KeyboardInterrupt | None = None
     with ExitStack() as stack:
-        if ledger is not None and (to_do or faulty or config.shard is not None or ledger.can_go_on):
+        notes = Notes(summary, stack.enter_context(Report(_report_of(config), summary.told)), ledger)
+        if ledger is not None and config.for_fleet and config.shard is None:
+            places = [*(job.place for job in jobs), *(each.job.place for each in faulty)]
+            notes.divide = notes.dividing(ledger, places, [job.place for job in kept.reasons])
+        elif ledger is not None and (to_do or faulty or config.shard is not None or ledger.can_go_on):
             stack.enter_context(ledger.kept_by(Begun(len(jobs) + len(faulty), len(skipped))))
-        notes = _Notes(summary, stack.enter_context(Report(_report_of(config), summary.told)), ledger)
+            notes.record = lambda job, reason: ledger.failed(job.source, reason)
         try:
             for outcome in skipped:
                 notes.add(outcome)
-            _restore(config, spec, [*faulty, *planned(config, spec, to_do)], notes)
+            restore(config, spec, [*faulty, *planned(config, spec, to_do)], notes)
         except KeyboardInterrupt as asked:
             stop = asked
     _tell_of_others(notes)
@@ -283,29 +302,7 @@ def _is_for_a_file(config: UpscaleConfig, jobs: Sequence[Job]) -> bool:
     return len(jobs) == 1 and jobs[0].target == config.output
 
 
-@dataclass
-class _Notes:
-    """All that is to know what becomes of photos."""
-
-    summary: Summary
-    report: Report
-    ledger: Ledger | None
-    met: list[Job] = field(default_factory=list)
-    """Those that another run has done meanwhile."""
-
-    def add(self, outcome: Outcome) -> None:
-        self.summary.add(outcome)
-        self.report.add(outcome)
-        if self.ledger is not None and outcome.status == "failed":
-            self.ledger.failed(outcome.job.source, outcome.reason)
-
-    def placing(self, result: Path, size_bytes: int) -> None:
-        """For `Stream.run`."""
-        if self.ledger is not None:
-            self.ledger.placing(result, size_bytes)
-
-
-def _tell_of_others(notes: _Notes) -> None:
+def _tell_of_others(notes: Notes) -> None:
     """A run beside this one may have other settings."""
     reasons = Counter(standing_of(notes.met, notes.ledger).reasons.values())
     notes.summary.otherwise += reasons[OTHERWISE]
@@ -363,76 +360,15 @@ def _check_report(report: Path, jobs: Sequence[Job]) -> None:
         raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
 
 
-def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedImage], notes: _Notes) -> None:
-    """Files that cannot be read fail without a model; the others go through it."""
-    for image in images:
-        if image.fault:
-            notes.add(Outcome(image.job, "failed", image.fault, image.hint))
-    good = {image.job: image for image in images if not image.fault}
-    if not good:
-        return
-    make_output_folder(next(iter(good)).target.parent)
-    with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        stream = open_stream(config, spec)
-    expected = {job: megapixels(image.output_size) for job, image in good.items()}
-    start = time.perf_counter()
-    with UpscaleProgress(len(good), sum(expected.values())) as progress:
-
-        def note(outcome: Outcome) -> None:
-            notes.add(outcome)
-            if outcome.reason == EXISTS:
-                notes.met.append(outcome.job)
-            progress.finish(megapixels(outcome.output_size), expected[outcome.job])
-
-        try:
-            shared = not (config.overwrite or config.redo_changed)
-            run = partial(_stream, stream, note=note, progress=progress, placing=notes.placing)
-            if left := run(good, shared=shared, last=False):  # to another run, which may have been ended meanwhile
-                run({job: good[job] for job in left}, shared=True, last=True)
-        finally:
-            notes.summary.add_work(stream, time.perf_counter() - start)
-
-
-def _stream(
-    stream: Stream,
-    images: Mapping[Job, PlannedImage],
-    *,
-    note: Callable[[Outcome], None],
-    progress: UpscaleProgress,
-    placing: Callable[[Path, int], None],
-    shared: bool,
-    last: bool,
-) -> list[Job]:
-    """Run jobs and note what became of each, whatever ends that; but unless it is the `last` time, not of those returned.
-
-    Returns:
-        Jobs that another run is at.
-    """
-    headers = {job: image.header for job, image in images.items() if image.header}
-    left: list[Job] = []
-    outcomes = stream.run(images, lambda job: progress.start(job.source.name), headers, shared=shared, placing=placing)
-    try:
-        for outcome in outcomes:
-            if outcome.reason == ELSEWHERE and not last:
-                left.append(outcome.job)
-            else:
-                note(outcome)
-    finally:
-        outcomes.close()
-        for outcome in stream.late:
-            note(outcome)
-    return left
-
-
 def _dry_run(config: UpscaleConfig, spec: ModelSpec, images: list[PlannedImage], summary: Summary) -> int:
     """Tell what would be done; the estimate comes from loading and one tile, timed on this machine now."""
     good = [image for image in images if not image.fault]
     loading = seconds = 0.0
     if good:
         start = time.perf_counter()
-        stream = open_stream(config, spec)
+        stream = open_stream(replace(config, device="auto" if config.ray_address else config.devices[0]), spec)
         loading = time.perf_counter() - start
-        seconds = loading + estimate_seconds(stream, good)
+        seconds = loading + estimate_seconds(stream, good) / len(config.devices)
     total = sum(megapixels(image.output_size) for image in good)
     code = 1 if len(good) < len(images) else 0
     if config.json:

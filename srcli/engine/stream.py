@@ -20,6 +20,7 @@ import torch
 
 from srcli.disk import claim, let_go
 from srcli.engine.budget import Budget
+from srcli.engine.effort import Effort
 from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_bytes
 from srcli.engine.restore import Engine, is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
@@ -147,6 +148,13 @@ class Stream:
             self.late = [future.result() for future in pending]
             for job in self._claimed:
                 let_go(job.target)
+
+    @property
+    def effort(self) -> Effort:
+        """What the work so far has cost."""
+        repairs, clock = self.engine.repairs, self.clock
+        times = (clock.waiting_for_input, clock.model, clock.waiting_for_output)
+        return Effort(repairs.exact_tiles, repairs.memory_retries, *times)
 
     # --- reading ---
 

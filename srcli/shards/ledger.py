@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,43 @@ class Ledger:
             if written < len(start + content):
                 raise OSError("only a part of it fits onto the disk")
             self._whole_lines = True
+
+
+class Division:
+    """The ledgers of all shards, for a run that divides the work among its workers; these append the results.
+
+    Args:
+        output: the folder of results.
+        settings: as of `Ledger`.
+        count: of shards.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any], count: int) -> None:
+        self.output, self._settings, self._count = output, settings, count
+
+    def begin(self, planned: Iterable[str], kept: Iterable[str]) -> None:
+        """The first line of each shard; of all files, and of those whose results are there, by their paths.
+
+        Raises:
+            UsageError: the folder cannot be made or written to.
+            SrcliError: a ledger cannot be written.
+        """
+        make_output_folder(self.output)
+        all_, done = (Counter(Shard.of(path, self._count) for path in paths) for paths in (planned, kept))
+        folder = ledger_file(self.output, Shard(1, self._count)).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.output / OWN_FOLDER / _COUNT_FILE, f"{self._count}\n".encode("ascii"))
+            for shard in (Shard(index, self._count) for index in range(1, self._count + 1)):
+                with Ledger(self.output, self._settings, shard).opened() as ledger:
+                    ledger.begin(Begun(all_[shard], done[shard]))
+        except OSError as fault:
+            raise cannot_write(folder, fault) from fault
+
+    def failed(self, path: str, source: Path, reason: str) -> None:
+        """As of `Ledger`, of the shard that the file belongs to by its path."""
+        with suppress(OSError), Ledger(self.output, self._settings, Shard.of(path, self._count)).opened() as ledger:
+            ledger.failed(source, reason)
 
 
 def lines_of(file: Path) -> Iterator[dict[str, Any]]:

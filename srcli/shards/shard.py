@@ -31,8 +31,13 @@ class Shard:
 
         Neither the order of a listing nor other files matter.
         """
+        return Shard.of(path, self.count) == self
+
+    @classmethod
+    def of(cls, path: str, count: int) -> Shard:
+        """The one of `count` shards that has the file."""
         digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.count == self.index - 1
+        return cls(int.from_bytes(digest, "big") % count + 1, count)
 
 
 WHOLE = Shard(1, 1)
