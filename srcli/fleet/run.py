@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ PIECE_JOBS = 500
 SUSPECTS = 64
 """Photos that may be on their way in a worker: read ahead, in a batch, and being written."""
 MOST_TRIES = 3
-SIGN_EVERY_S = 0.5
+SIGN_EVERY_S = 0.2
 START_S, SILENT_S, STALLED_S = 600.0, 60.0, 900.0
 """How long a worker may take to its first sign of life, to another one, and to the network's next layer or the next photo."""
 STOP_S = 10.0
@@ -50,12 +50,16 @@ class _Slot:
     place: Place
     actor: Any = None
     loading: Any = None
-    """Ray's promises: of the model, the piece, the sign of life."""
+    """Ray's promises: of the model, the work, new work, the sign of life."""
     working: Any = None
+    giving: Any = None
     sign: Any = None
-    piece: Piece | None = None
-    left: dict[Job, None] = field(default_factory=dict)
-    """Jobs of the piece whose outcome is not known."""
+    left: dict[Job, Shard] = field(default_factory=dict)
+    """Jobs that it was given and whose outcome is not known, in this order."""
+    queued: int = 0
+    """Pieces that it has not begun, as far as known."""
+    ended: bool = False
+    """Whether it was given its last piece."""
     heard: bool = False
     heard_at: float = 0.0
     asked_at: float = 0.0
@@ -66,7 +70,7 @@ class _Slot:
 
     @property
     def promises(self) -> list[Any]:
-        return [each for each in (self.loading, self.working, self.sign) if each is not None]
+        return [each for each in (self.loading, self.working, self.giving, self.sign) if each is not None]
 
 
 class Fleet:
@@ -97,6 +101,8 @@ class Fleet:
         self._before: dict[Job, tuple[int, ...] | None] = {}
         self._pieces: deque[Piece] = deque()
         self._elsewhere: list[Job] = []
+        self._tries: Counter[Job] = Counter()
+        self._again: set[Job] = set()
         self._slots: list[_Slot] = []
         self._told: set[tuple[int, str]] = set()
         self._ray: Any = None
@@ -146,16 +152,16 @@ class Fleet:
             groups.setdefault(index, []).append(job)
         for index, group in sorted(groups.items()):
             for at in range(0, len(group), PIECE_JOBS):
-                yield self._piece(own or Shard(index, count), group[at : at + PIECE_JOBS], 0)
+                yield self._piece(own or Shard(index, count), group[at : at + PIECE_JOBS])
 
-    def _piece(self, shard: Shard, jobs: Sequence[Job], tries: int) -> Piece:
-        return Piece(shard, {job: self._images[job].header for job in jobs}, tries)
+    def _piece(self, shard: Shard, jobs: Iterable[Job]) -> Piece:
+        return Piece(shard, {job: self._images[job].header for job in jobs})
 
     # --- work ---
 
     def _work(self) -> None:
         """Until there is nothing left to do, or nobody who could."""
-        while self._pieces or any(slot.piece for slot in self._slots):
+        while self._pieces or any(slot.left for slot in self._slots):
             open_ = [slot for slot in self._slots if slot.failed_starts < MOST_TRIES]
             if not open_:
                 self._give_up()
@@ -163,7 +169,8 @@ class Fleet:
             for slot in open_:
                 self._keep_busy(slot)
             promises = [promise for slot in open_ for promise in slot.promises]
-            self._ray.wait(promises, num_returns=1, timeout=SIGN_EVERY_S)
+            if promises:
+                self._ray.wait(promises, num_returns=1, timeout=SIGN_EVERY_S)
             for slot in open_:
                 self._look_after(slot)
 
@@ -173,12 +180,25 @@ class Fleet:
             slot.actor = self._hired(slot.place)
             slot.heard, slot.heard_at = False, now
             slot.loading = slot.actor.load.remote()
-        if slot.loading is None and slot.piece is None and self._pieces:
-            slot.piece = self._pieces.popleft()
-            slot.left = dict.fromkeys(slot.piece.jobs)
-            slot.working = slot.actor.work.remote(slot.piece)
+        if slot.loading is None and slot.working is None and self._pieces:
+            slot.working, slot.queued, slot.ended = slot.actor.work.remote(), 0, False
+        if slot.working is not None and slot.giving is None and not slot.ended and not slot.queued:
+            self._give(slot)
         if slot.sign is None and now - slot.asked_at >= SIGN_EVERY_S:
             slot.sign, slot.asked_at = slot.actor.sign.remote(), now
+
+    def _give(self, slot: _Slot) -> None:
+        """A piece more, or the end; what has ended two workers goes alone, so that nothing else is blamed for it."""
+        piece = self._pieces[0] if self._pieces else None
+        alone = piece is not None and any(self._tries[job] == MOST_TRIES - 1 for job in piece.jobs)
+        if piece is not None and alone and slot.left:
+            piece = None
+        slot.ended = piece is None or alone
+        if piece is not None:
+            self._pieces.popleft()
+            slot.left |= dict.fromkeys(piece.jobs, piece.shard)
+            slot.queued += 1
+        slot.giving = slot.actor.give.remote([] if piece is None else [piece], last=slot.ended)
 
     def _look_after(self, slot: _Slot) -> None:
         """Take what is there of a worker, or its end."""
@@ -193,7 +213,7 @@ class Fleet:
 
     def _take(self, slot: _Slot) -> None:
         """Raises: RayError: the worker is no more. SrcliError: it cannot load the model."""
-        ready, _ = self._ray.wait(slot.promises, num_returns=len(slot.promises), timeout=0)
+        ready = self._ray.wait(slot.promises, num_returns=len(slot.promises), timeout=0)[0] if slot.promises else []
         if slot.loading in ready:
             fault = self._ray.get(slot.loading)
             if fault is not None:
@@ -202,13 +222,16 @@ class Fleet:
         if slot.sign in ready:
             promise, slot.sign = slot.sign, None
             self._hear(slot, self._ray.get(promise))
+        if slot.giving in ready:
+            promise, slot.giving = slot.giving, None
+            self._ray.get(promise)
         if slot.working in ready:
             self._ray.get(slot.working)
             self._hear(slot, self._ray.get(slot.actor.sign.remote(), timeout=SILENT_S))
-            slot.piece, slot.working = None, None
+            slot.working = None
 
     def _hear(self, slot: _Slot, sign: Sign) -> None:
-        slot.heard, slot.heard_at, slot.effort = True, time.monotonic(), sign.effort
+        slot.heard, slot.heard_at, slot.effort, slot.queued = True, time.monotonic(), sign.effort, sign.queued
         for level, text in sign.messages:
             if (level, text) not in self._told:
                 self._told.add((level, text))
@@ -217,14 +240,14 @@ class Fleet:
             self._start(sign.current)
         for outcome in sign.outcomes:
             self._settle(slot, outcome)
-        if slot.piece is not None and sign.idle_s > STALLED_S:
+        if slot.left and sign.idle_s > STALLED_S:
             raise self._ray.exceptions.RayError(f"nothing went on for {sign.idle_s:.0f} s")
 
     def _settle(self, slot: _Slot, outcome: Outcome) -> None:
         slot.left.pop(outcome.job, None)
         if outcome.reason == ELSEWHERE:
             self._elsewhere.append(outcome.job)
-        elif outcome.reason == EXISTS and slot.piece is not None and slot.piece.tries:
+        elif outcome.reason == EXISTS and outcome.job in self._again:
             self._note(self._made(outcome.job))
         else:
             self._note(outcome)
@@ -235,31 +258,37 @@ class Fleet:
         """End a worker; what it has left is for others."""
         with contextlib.suppress(Exception):  # it may be gone
             self._ray.kill(slot.actor, no_restart=True)
-        was_loading, piece = slot.loading is not None, slot.piece
+        slot.failed_starts += slot.loading is not None
         slot.former_effort, slot.effort = slot.former_effort + slot.effort, Effort()
-        slot.failed_starts += was_loading
-        left = [job for job in slot.left if not self._is_made(job)]
-        for job in [job for job in slot.left if job not in set(left)]:
+        made = [job for job in slot.left if self._is_made(job)]
+        for job in made:
             self._note(self._made(job))
-        slot.actor = slot.loading = slot.working = slot.sign = slot.piece = None
-        slot.left = {}
+            del slot.left[job]
+        left, slot.left = slot.left, {}
+        slot.actor = slot.loading = slot.working = slot.giving = slot.sign = None
         what = f"; {counted(len(left), 'photo')} that it had {'is' if len(left) == 1 else 'are'} done again" if left else ""
         log.warning("the worker at %s has ended: %s%s", slot.place, reason, what)
-        if piece is not None:
-            self._do_again(piece, left, reason)
+        self._do_again(left, reason)
 
-    def _do_again(self, piece: Piece, left: Sequence[Job], reason: str) -> None:
-        tries = piece.tries + 1
-        if tries == 1:
-            self._pieces.extend(self._piece(piece.shard, part, tries) for part in [left[:SUSPECTS]] if part)
-            if rest := left[SUSPECTS:]:
-                self._pieces.append(self._piece(piece.shard, rest, 0))
-        elif tries < MOST_TRIES:
-            self._pieces.extend(self._piece(piece.shard, [job], tries) for job in left)
-        else:
-            for job in left:
-                hint = "repeat the command with this photo alone on one device; `--debug` shows more"
-                self._note(Outcome(job, "failed", f"{MOST_TRIES} workers ended over it, the last one because {reason}", hint))
+    def _do_again(self, left: Mapping[Job, Shard], reason: str) -> None:
+        """The first ones may be to blame: they are tried together, then each alone."""
+        groups: dict[tuple[Shard, int], list[Job]] = {}
+        self._again |= left.keys()
+        for place, (job, shard) in enumerate(left.items()):
+            self._tries[job] += place < SUSPECTS
+            groups.setdefault((shard, self._tries[job]), []).append(job)
+        for (shard, tries), jobs in groups.items():
+            if tries < MOST_TRIES - 1:
+                self._pieces.append(self._piece(shard, jobs))
+            elif tries < MOST_TRIES:
+                self._pieces.extend(self._piece(shard, [job]) for job in jobs)
+            else:
+                self._blame(jobs, reason)
+
+    def _blame(self, jobs: Iterable[Job], reason: str) -> None:
+        hint = "repeat the command with this photo alone on one device; `--debug` shows more"
+        for job in jobs:
+            self._note(Outcome(job, "failed", f"{MOST_TRIES} workers ended over it, the last one because {reason}", hint))
 
     def _give_up(self) -> None:
         """Nobody is left: what is not done has failed."""
@@ -271,18 +300,19 @@ class Fleet:
 
     def _stop(self) -> None:
         """Photos that are restored are still written, for a while."""
-        busy = [slot for slot in self._slots if slot.piece is not None]
+        busy = [slot for slot in self._slots if slot.working is not None]
         for slot in busy:
             slot.actor.stop.remote()
         until = time.monotonic() + STOP_S
         while busy and time.monotonic() < until:
             for slot in busy:
-                with contextlib.suppress(self._ray.exceptions.RayError):
-                    if slot.sign is None:
-                        slot.sign = slot.actor.sign.remote()
-                    self._ray.wait(slot.promises, timeout=SIGN_EVERY_S)
+                try:
+                    slot.sign = slot.sign or slot.actor.sign.remote()
+                    self._ray.wait(slot.promises, num_returns=1, timeout=SIGN_EVERY_S)
                     self._take(slot)
-            busy = [slot for slot in busy if slot.piece is not None]
+                except self._ray.exceptions.RayError:  # it is gone already
+                    slot.working = None
+            busy = [slot for slot in busy if slot.working is not None]
         for slot in self._slots:
             for job in slot.left:
                 if self._is_made(job):

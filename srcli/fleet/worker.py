@@ -7,8 +7,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from srcli.config import UpscaleConfig
@@ -42,13 +44,11 @@ class Orders:
 
 @dataclass(frozen=True)
 class Piece:
-    """Work for one worker at a time: some jobs of a shard."""
+    """Some jobs of a shard."""
 
     shard: Shard
     jobs: Mapping[Job, Header | None]
     """With their headers, where these were read."""
-    tries: int = 0
-    """How often a worker has ended over it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Sign:
     """The name of the photo that is worked on."""
     idle_s: float
     """Since the network, or a photo, was last seen to go on."""
+    queued: int
+    """Pieces that are not begun."""
     effort: Effort
 
 
@@ -86,6 +88,9 @@ class Worker:
         log.setLevel(orders.log_level)
         self._current, self._told_at = "", time.monotonic()
         self._stopped = False
+        self._queue: SimpleQueue[Piece | None] = SimpleQueue()
+        self._headers: dict[Job, Header] = {}
+        self._ledgers: dict[Path, Ledger] = {}
 
     def load(self) -> SrcliError | None:
         """Load the model; a fault that the user has to know is returned."""
@@ -101,13 +106,19 @@ class Worker:
         self._tick()
         return None
 
-    def work(self, piece: Piece) -> None:
-        """Do a piece; what became of each job is told by signs."""
+    def give(self, pieces: Sequence[Piece], *, last: bool) -> None:
+        """Work to do; with the `last`, `work` ends when all is done."""
+        for piece in pieces:
+            self._queue.put(piece)
+        if last:
+            self._queue.put(None)
+
+    def work(self) -> None:
+        """Do what is given until the last; what became of each job is told by signs."""
         assert self._stream is not None
-        headers = {job: header for job, header in piece.jobs.items() if header is not None}
-        with self._ledger(piece.shard) as ledger:
-            placing = None if ledger is None else ledger.placing
-            outcomes = self._stream.run(piece.jobs, self._start, headers, shared=self._shared, placing=placing)
+        with contextlib.ExitStack() as stack:
+            placing = None if self._orders.settings is None else self._placing
+            outcomes = self._stream.run(self._jobs(stack), self._start, self._headers, shared=self._shared, placing=placing)
             try:
                 for outcome in outcomes:
                     self._add(outcome)
@@ -118,16 +129,35 @@ class Worker:
                 for outcome in self._stream.late:
                     self._add(outcome)
 
+    def _jobs(self, stack: contextlib.ExitStack) -> Iterator[Job]:
+        """Those of the pieces as they come, so that the stream's look-ahead goes from one to the next."""
+        opened: dict[Shard, Ledger] = {}
+        while (piece := self._queue.get()) is not None and not self._stopped:
+            settings, output = self._orders.settings, self._orders.config.output
+            if settings is not None and piece.shard not in opened:
+                opened[piece.shard] = stack.enter_context(Ledger(output, settings, piece.shard).opened())
+            for job, header in piece.jobs.items():
+                if settings is not None:
+                    self._ledgers[job.target] = opened[piece.shard]
+                if header is not None:
+                    self._headers[job] = header
+                yield job
+
+    def _placing(self, result: Path, size_bytes: int) -> None:
+        self._ledgers[result].placing(result, size_bytes)
+
     def sign(self) -> Sign:
         """How it is; what it tells is forgotten here."""
         with self._lock:
             outcomes, self._outcomes = self._outcomes, []
         effort = Effort() if self._stream is None else self._stream.effort
-        return Sign(outcomes, self._messages.taken(), self._current, time.monotonic() - self._told_at, effort)
+        idle_s = time.monotonic() - self._told_at
+        return Sign(outcomes, self._messages.taken(), self._current, idle_s, self._queue.qsize(), effort)
 
     def stop(self) -> None:
         """End `work` after the photo at hand."""
         self._stopped = True
+        self._queue.put(None)
 
     def process(self) -> int:
         """The number of its process."""
@@ -138,20 +168,14 @@ class Worker:
         self._tick()
 
     def _add(self, outcome: Outcome) -> None:
+        self._headers.pop(outcome.job, None)
+        self._ledgers.pop(outcome.job.target, None)
         with self._lock:
             self._outcomes.append(outcome)
         self._tick()
 
     def _tick(self) -> None:
         self._told_at = time.monotonic()
-
-    @contextlib.contextmanager
-    def _ledger(self, shard: Shard) -> Iterator[Ledger | None]:
-        if self._orders.settings is None:
-            yield None
-            return
-        with Ledger(self._orders.config.output, self._orders.settings, shard).opened() as ledger:
-            yield ledger
 
 
 class _Messages(logging.Handler):
@@ -172,4 +196,4 @@ class _Messages(logging.Handler):
 def orders_of(config: UpscaleConfig, device: str, threads: int, settings: Mapping[str, Any] | None) -> Orders:
     """For a worker on one device."""
     level = log.getEffectiveLevel()
-    return Orders(replace(config, device=device, ray_address=None), os.getcwd(), threads, settings, level)  # noqa: PTH109
+    return Orders(replace(config, device=device, ray_address=None), str(Path.cwd()), threads, settings, level)
