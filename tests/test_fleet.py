@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -317,7 +316,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
-    found = []
+    found: list[psutil.Process] = []
+    if not psutil.pid_exists(driver) or psutil.Process(driver).status() == psutil.STATUS_ZOMBIE:
+        return found
     for each in psutil.Process(driver).children(recursive=True):
         try:
             found += [each] if "Worker" in " ".join(each.cmdline()) and "ray::" in each.cmdline()[0] else []
@@ -333,23 +334,24 @@ def test_killed_workers_and_drivers_change_no_byte(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out, chance = tmp_path / "out", random.Random(kills)
-    for _ in range(kills):  # the driver
-        process = start(*command(models_file, photos, out, "cpu,cpu"))
-        wait_for(partial(workers_of, process.pid), process)
-        time.sleep(chance.random() * 8)
-        process.kill()
-        process.communicate()
-    for _ in range(kills):  # a worker each
-        for path in list(contents(out))[: 60 // kills + 1]:
-            (out / path).unlink()
-        process = start(*command(models_file, photos, out, "cpu,cpu"))
-        wait_for(partial(workers_of, process.pid), process)
-        time.sleep(chance.random() * 8)
-        for victim in workers_of(process.pid)[:1]:
-            victim.send_signal(signal.SIGKILL)
-        told, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-        assert json.loads(told)["failed"] == []
+    for kind in ("driver", "worker"):
+        for _ in range(kills):
+            for path in list(contents(out))[: chance.randint(30, 60)]:
+                (out / path).unlink()
+            enough = len(contents(out)) + chance.randint(0, 15)
+            process = start(*command(models_file, photos, out, "cpu,cpu"))
+            wait_for(lambda: workers_of(process.pid) and len(contents(out)) >= enough, process)  # noqa: B023
+            victims = workers_of(process.pid)
+            if kind == "driver":
+                process.kill()
+                process.communicate()
+                continue
+            assert victims, process.communicate()
+            victims[0].send_signal(signal.SIGKILL)
+            told, errors = process.communicate(timeout=900)
+            assert process.returncode == 0, errors
+            assert json.loads(told)["failed"] == []
+            assert (len(contents(out)), "has ended: its process died" in errors) == (60, True)
     plain = start(*command(models_file, photos, tmp_path / "plain", "cpu"))
     plain.communicate(timeout=600)
     assert len(contents(out)) == 60
