@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -342,3 +345,49 @@ def test_kills_leave_no_result_of_unknown_settings(models_file: Path, photos: Pa
     assert (last["unknown_settings"], last["other_settings"], last["failed"]) == (0, 0, [])
     upscale(models_file, photos, "-o", tmp_path / "whole")
     assert results(out) == results(tmp_path / "whole")
+
+
+# What docs/scale.md gives to schedulers -------------------------------------------------------------------------------
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
+
+
+def block(kind: str) -> str:
+    found = re.search(rf"```{kind}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_slurm_script_does_a_shard(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(block("bash"))
+    stand_in = tmp_path / "bin" / "srcli"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -m srcli "$@"\n')
+    stand_in.chmod(0o755)
+    place = next(path for path in photos.rglob("*.png"))
+    index = Shard.of(place.relative_to(photos).as_posix(), 40).index
+    environment = {
+        **os.environ,
+        "PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(DOCS.parents[1]),
+        "SLURM_ARRAY_TASK_ID": str(index - 1),
+        "PHOTOS": str(photos),
+        "RESULTS": str(tmp_path / "out"),
+    }
+    done = subprocess.run(["bash", tmp_path / "job.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / place.relative_to(photos)).is_file()
+    assert (tmp_path / "out" / "reports" / f"report.{index}-of-40.jsonl").is_file()
+    tasks = re.search(r"--array=0-(\d+)", block("bash"))
+    assert tasks
+    assert f"SRCLI_SHARDS={int(tasks[1]) + 1}\n" in block("bash")
+
+
+def test_the_kubernetes_job_has_as_many_indexes_as_shards() -> None:
+    job = pytest.importorskip("yaml").safe_load(block("yaml"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    assert int(environment["SRCLI_SHARDS"]) == job["spec"]["completions"]
+    assert read_shard("auto", {**environment, "JOB_COMPLETION_INDEX": "39"}) == Shard(40, 40)
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert container["args"][container["args"].index("--shard") + 1] == "auto"
