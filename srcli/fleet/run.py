@@ -41,6 +41,8 @@ SIGN_EVERY_S = 0.2
 START_S, SILENT_S, STALLED_S = 600.0, 60.0, 900.0
 """How long a worker may take to its first sign of life, to another one, and to the network's next layer or the next photo."""
 STOP_S = 10.0
+STARTS = 3
+"""How often Ray is tried to be started here."""
 
 
 @dataclass
@@ -372,11 +374,7 @@ def _connected(config: UpscaleConfig) -> Iterator[tuple[Any, list[Place]]]:
         out = stack.enter_context(Path(quiet).open("w")) if quiet else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(out))
         ray = _imported()
-        try:
-            _begin(ray, config)
-        except Exception as fault:  # whatever it is that is in Ray's way
-            where = f"the Ray cluster `{config.ray_address}` is not reached" if config.ray_address else "Ray does not start"
-            raise UsageError(f"{where}: {first_line(fault)}", "check the address, and that `ray status` answers") from fault
+        _begin(ray, config)
         stack.callback(ray.shutdown)
         devices = config.devices
         yield ray, places_of(ray.nodes(), devices) if config.ray_address else places_here(devices)
@@ -394,9 +392,19 @@ def _imported() -> Any:
 
 
 def _begin(ray: Any, config: UpscaleConfig) -> None:
+    """Raises: UsageError: the cluster is not reached, or none can be started here."""
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if config.ray_address:
-        ray.init(address=config.ray_address, **common)
-        return
-    os.environ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"  # workers name their device themselves
-    ray.init(address="local", num_cpus=1, num_gpus=0, include_dashboard=False, object_store_memory=100 << 20, **common)
+    here = {"address": "local", "num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
+    if config.ray_address is None:
+        os.environ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"  # workers name their device themselves
+    for left in reversed(range(1 if config.ray_address else STARTS)):
+        try:
+            ray.init(**(here if config.ray_address is None else {"address": config.ray_address}), **common)
+            return
+        except Exception as fault:  # whatever it is that is in Ray's way
+            ray.shutdown()
+            if left:  # a machine that is busy may take longer than Ray waits
+                log.info("Ray has not started, and is tried again: %s", first_line(fault))
+                continue
+            where = f"the Ray cluster `{config.ray_address}` is not reached" if config.ray_address else "Ray does not start"
+            raise UsageError(f"{where}: {first_line(fault)}", "check the address, and that `ray status` answers") from fault
