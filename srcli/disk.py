@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import BinaryIO
@@ -50,7 +50,7 @@ def first_line(fault: BaseException) -> str:
 
 
 @contextmanager
-def whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
+def whole(path: Path, *, alone: bool = False, placing: Callable[[int], None] | None = None) -> Iterator[BinaryIO]:
     """A file to be filled in the `with` block, which takes the place of `path` at the block's end.
 
     After any fault the old file is as it was, and nothing else is left. A file that is replaced hands its permissions on.
@@ -59,6 +59,8 @@ def whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
         path: the file to write; missing folders are made.
         alone: False lets several processes write the same file, of which the last one counts. True refuses all but the first,
             where the disk has locks; its hidden file has always the same name, so that a rerun clears up after a killed one.
+        placing: called with the number of bytes when these are on the disk, before they take their place; if it raises, they do
+            not.
 
     Yields:
         An empty binary file that can be written and sought in.
@@ -78,6 +80,8 @@ def whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if placing is not None:
+                placing(os.fstat(file.fileno()).st_size)
             with suppress(OSError):  # there is no old file, or its file system has no permissions
                 shutil.copymode(path, part)
             if os.name != "posix":
@@ -283,6 +287,24 @@ def held(folder: Path) -> Iterator[None]:
     make_output_folder(folder)
     with (folder / LOCK_FILE).open("w") as file:
         _hold(file.fileno(), folder, with_children=False)
+        yield
+
+
+@contextmanager
+def only_run(lock: Path, what: str) -> Iterator[None]:
+    """Keep other runs from `what` by a file in a folder that exists; the lock ends with the process, and the file stays.
+
+    Raises:
+        UsageError: another process has it.
+        OSError: the file cannot be made.
+    """
+    with lock.open("w") as file:
+        try:
+            lacking = _lock(file.fileno())
+        except BlockingIOError as fault:
+            raise UsageError(f"another run is at {what}", "wait for it or end it, or give this one another shard") from fault
+        if lacking:
+            log.warning("`%s` cannot be locked (%s): have no second run work on %s", lock, lacking, what)
         yield
 
 

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srcli.config import UpscaleConfig
+from srcli.config.upscale import ALL_DEVICES
 from srcli.disk import name_fault
 from srcli.errors import ImageError, SrcliError, UsageError, joined_faults
 from srcli.families import load_restorer
 from srcli.images.choices import MAX_SCALE
 from srcli.images.files import Job
-from srcli.images.suffixes import format_of
+from srcli.images.suffixes import LOSSLESS_FORMATS, format_of
 from srcli.protocol import LoadOptions, Restorer, Settings
 from srcli.rows.lookup import find_model
 from srcli.rows.spec import ModelSpec
 from srcli.store.adapter_files import replace_adapters
+from srcli.store.identity import model_identity
 from srcli.store.weights import check_files
 
 if TYPE_CHECKING:
@@ -128,6 +130,23 @@ def check_device(name: str) -> None:
         choose_device(name)
 
 
+def with_devices(config: UpscaleConfig) -> UpscaleConfig:
+    """The config with `all` spelt out, and all its devices there; those of a cluster are looked for by their own machines.
+
+    Raises:
+        UsageError: a GPU is asked for that is not there.
+    """
+    if config.ray_address is not None:
+        return config
+    if config.device == ALL_DEVICES:
+        import torch
+
+        config = replace(config, device=",".join(f"cuda:{i}" for i in range(torch.cuda.device_count())) or "auto")
+    for device in config.devices:
+        check_device(device)
+    return config
+
+
 def ready_device(work: Work) -> tuple[torch.device, torch.dtype]:
     """Device and precision, with torch set up for them.
 
@@ -206,6 +225,37 @@ def output_size(config: UpscaleConfig, spec: ModelSpec) -> Size:
 def scale_of(spec: ModelSpec, given: float | None) -> float:
     """The upscale factor that the user gives, or the model's own as far as srcli goes."""
     return min(spec.native_scale, MAX_SCALE) if given is None else given
+
+
+def made_with(config: UpscaleConfig, spec: ModelSpec) -> dict[str, Any]:
+    """What decides the pixels of results, name -> value, for JSON.
+
+    Not the device, the precision and the tiles that are asked for: machines that share a folder may differ in these.
+
+    Raises:
+        ModelError: the model's files are not there.
+    """
+    sides = (config.width, config.height, config.long_side)
+    lossless = config.format in LOSSLESS_FORMATS
+    return {
+        **_identity(spec),
+        "parents": {place: _identity(parent) for place, parent in spec.parents.items()},
+        "dials": complete(spec, config.dials),
+        "color_fix": config.color_fix or spec.color_fix,
+        "scale": None if any(sides) else scale_of(spec, config.scale),
+        "width": config.width,
+        "height": config.height,
+        "long_side": config.long_side,
+        "format": config.format,
+        "quality": None if lossless else config.quality,
+        "strip_metadata": config.strip_metadata,
+        "lambda_map": config.lambda_map is not None,
+    }
+
+
+def _identity(spec: ModelSpec) -> dict[str, Any]:
+    """Of a model, wherever its files are."""
+    return {name: value for name, value in model_identity(spec).items() if name != "base"}
 
 
 # Plans ---------------------------------------------------------------------------------------------------------------

@@ -28,9 +28,10 @@ LAYERS = {  # what each room may import of srcli, besides itself, the ground flo
     "disk": set(),
     "protocol": set(),
     "console": set(),
-    "config": {"images", "evaluation"},
+    "config": {"images", "evaluation", "shards"},
     "images": set(),
     "remote": {"images"},
+    "shards": {"images"},
     "rows": {"images", "config"},
     "store": {"rows", "images", "config"},
     "networks": MODELS | {"images", "config"},
@@ -39,8 +40,10 @@ LAYERS = {  # what each room may import of srcli, besides itself, the ground flo
     "training": MODELS | {"images", "config", "remote"},
     "evaluation": MODELS | {"images", "config"},
     "opening": MODELS | {"images", "config", "engine"},
+    "fleet": MODELS | {"images", "config", "engine", "opening", "shards"},
     "sweep": MODELS | {"images", "config", "engine", "evaluation", "opening"},
-    "cli": MODELS | {"images", "remote", "config", "engine", "training", "evaluation", "sweep", "opening", "console", ""},
+    "cli": MODELS
+    | {"images", "remote", "config", "engine", "training", "evaluation", "sweep", "opening", "console", "shards", "fleet", ""},
     "__main__": {"cli"},
     "python": {"config", "images", "engine", "opening"},
     "": {"python"},
@@ -71,9 +74,13 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_arrows_run_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+    own = room_of(path)
     for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
         if not module.startswith("srcli."):
             continue
@@ -99,6 +106,12 @@ def test_light_modules_import_no_heavy_library(module: str) -> None:
     assert paths
     for path in paths:
         assert not heavy & {name.split(".")[0] for name in eager(path)}, path
+
+
+def test_ray_is_imported_by_the_fleet_alone_and_when_it_is_needed() -> None:
+    for path in FILES:
+        names = imported(ast.parse(path.read_text(encoding="utf-8"))) if room_of(path) != "fleet" else eager(path)
+        assert "ray" not in {name.split(".")[0] for name in names}, path
 
 
 def test_nothing_imports_torchvision() -> None:

@@ -196,7 +196,7 @@ def test_orientation_profile_and_exif_are_kept(models_file: Path, tmp_path: Path
     exif[0x0112] = 6
     Image.effect_noise((24, 16), 50).convert("RGB").save(tmp_path / "in.jpg", exif=exif, icc_profile=_profile())
     upscale(models_file, tmp_path / "in.jpg", "-o", tmp_path / "out", "--format", format)
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("[!.]*")
     result = decode(path)
     assert (result.width, result.height) == (16 * 4, 24 * 4)
     assert result.icc_profile == _profile()
@@ -210,7 +210,7 @@ def test_16_bits_and_alpha_are_kept(models_file: Path, tmp_path: Path, format: s
     alpha = np.tile(np.linspace(0, 1, 24)[:, None], (20, 1, 1))
     encode(Picture(np.rint(np.concatenate([rgb, alpha], axis=2) * 65535).astype(np.uint16)), tmp_path / "in.png", "png", 95)
     upscale(models_file, tmp_path / "in.png", "-o", tmp_path / "out", "--format", format)
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("[!.]*")
     result = decode(path)
     assert result.bit_depth == 16
     assert len(np.unique(np.rint(result.rgb * 65535))) > 256

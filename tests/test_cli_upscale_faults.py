@@ -124,7 +124,7 @@ def test_what_was_written_before_an_interruption_is_told(
     options = ["--batch", 1, "--json", "--report", tmp_path / "report.jsonl"]
     done = upscale(models_file, photo_folder, "-o", tmp_path / "out", *options)
     assert done.returncode == 130, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == ["a.png", "b.jpg"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*") if path.is_file()) == ["a.png", "b.jpg"]
     assert json.loads(done.stdout)["done"] == 2
     assert [json.loads(line)["status"] for line in (tmp_path / "report.jsonl").read_text().splitlines()] == ["done"] * 2
 

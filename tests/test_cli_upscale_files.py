@@ -42,7 +42,8 @@ def told(done: Done) -> dict[str, Any]:
 
 def files(folder: Path) -> list[str]:
     """Names of all files below a folder, hidden ones too."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path.as_posix() for path in found if path.parts[0] != ".srcli")
 
 
 def hard_links(photos: Path, other: Path) -> None:
@@ -214,11 +215,11 @@ def test_a_rerun_says_what_it_keeps(models_file: Path, photos: Path, tmp_path: P
     options = [photos, "-o", tmp_path / "out"]
     upscale(models_file, *options)
     again = upscale(models_file, *options, "--scale", 2)
-    assert "may be of other settings; `--overwrite` does it again" in again.stderr
+    assert "2 results are kept that other settings have made (scale was `4`, is `2`); `--overwrite=changed`" in again.stderr
     later = time.time() + 60
     os.utime(photos / "a.png", (later, later))
     again = upscale(models_file, *options, "--json")
-    assert "1 photo is newer than its result; `--overwrite`" in again.stderr
+    assert "1 photo is newer than its result; `--overwrite=changed`" in again.stderr
     assert (told(again)["skipped"], told(again)["outdated"]) == (2, 1)
     assert "2 done already (1 of them older than their photos)" in upscale(models_file, *options, "--dry-run").stderr
 

@@ -69,7 +69,8 @@ def piped(content: bytes, *arguments: object, pipe: type[io.TextIOWrapper] = io.
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path.as_posix() for path in found if path.parts[0] != ".srcli")
 
 
 def told(done: Done) -> dict[str, Any]:

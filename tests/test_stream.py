@@ -181,7 +181,7 @@ def test_what_is_in_flight_is_bounded_by_the_queue_not_by_the_folder(tmp_path: P
             most = max(most, alive)
         return real_decode(path)
 
-    def slow_encode(picture: Picture, path: Path, format: str, quality: int) -> None:
+    def slow_encode(picture: Picture, path: Path, format: str, quality: int, *rest: object) -> None:
         nonlocal alive
         time.sleep(0.005)
         real_encode(picture, path, format, quality)
@@ -225,7 +225,7 @@ def test_a_small_memory_budget_restores_nothing_while_a_result_is_held(tmp_path:
     written: list[Path] = []
     real = stream_module.encode
 
-    def slow(picture: Picture, path: Path, format: str, quality: int) -> None:
+    def slow(picture: Picture, path: Path, format: str, quality: int, *rest: object) -> None:
         started.append(path)
         time.sleep(0.01)
         real(picture, path, format, quality)
@@ -248,7 +248,7 @@ def test_a_large_memory_budget_restores_while_results_are_written(tmp_path: Path
 
     real = stream_module.encode
 
-    def patient(picture: Picture, path: Path, format: str, quality: int) -> None:
+    def patient(picture: Picture, path: Path, format: str, quality: int, *rest: object) -> None:
         if path == jobs[0].target:
             assert restored[1].wait(30), "the second picture waits for the first to be written"
         real(picture, path, format, quality)
@@ -269,7 +269,7 @@ def test_the_network_s_floats_are_let_go_before_a_picture_is_encoded(tmp_path: P
         floats.extend(weakref.ref(result) for result in results)
         return results
 
-    def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
+    def encode(picture: Picture, path: Path, format: str, quality: int, *rest: object) -> None:
         alive.append(floats[[job.target for job in jobs].index(path)]() is not None)
         real_encode(picture, path, format, quality)
 

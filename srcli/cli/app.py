@@ -27,6 +27,9 @@ _PHRASES = (
     (r"(?<!\w)'([^']*)'(?!\w)", r"`\1`"),
 )
 """Click's words, and ours."""
+REDO_CHANGED = "--overwrite-changed"
+_WITH_A_VALUE = {"--overwrite=changed": REDO_CHANGED}
+"""Flags that may have a value, which the parser does not know: as typed, and as flags of their own."""
 _HIDDEN = ("install_completion", "show_completion")
 
 
@@ -70,6 +73,8 @@ class _Command(TyperCommand):
         return _plain(super().get_params(ctx), ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        args = [_WITH_A_VALUE.get(each, each) if i < end else each for i, each in enumerate(args)]
         try:
             return super().parse_args(ctx, args)
         except ParserError as fault:

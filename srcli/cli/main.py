@@ -12,7 +12,7 @@ import typer
 
 from srcli import __version__
 from srcli.cli import eval as eval_command
-from srcli.cli import models, sweep, train, upscale
+from srcli.cli import models, status, sweep, train, upscale
 from srcli.cli.app import Debug, Group, ParserError, Quiet, add_command, in_our_words
 from srcli.console import console, set_up_logging, show_error
 from srcli.disk import first_line
@@ -33,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 add_command(app, "upscale", upscale.upscale, USE)
+add_command(app, "status", status.status, USE)
 add_command(app, "eval", eval_command.evaluate, MEASURE)
 add_command(app, "sweep", sweep.sweep, MEASURE)
 for stage in all_stages():

@@ -9,21 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from srcli.console import counted, format_duration, format_megapixels
+from srcli.engine.effort import Effort
 from srcli.errors import SrcliError, UsageError, escaped
-from srcli.images.files import ELSEWHERE, Outcome
+from srcli.images.files import ELSEWHERE, OTHERWISE, UNKNOWN, Outcome
 from srcli.images.search import LeftOut, counted_kinds
 from srcli.images.suffixes import counts_by_suffix, suffix_counts
 from srcli.remote.urls import Place, is_url
 
-if TYPE_CHECKING:
-    from srcli.engine.stream import Stream
-
-
 log = logging.getLogger("srcli")
 
+_DIFFERENCES_TOLD = 6
 ENOUGH_PHOTOS, ENOUGH_MEGAPIXELS = 3, 5
 """Above which a speed says something of the next run."""
 
@@ -41,6 +39,12 @@ class Summary:
     """Left to another run, which is making them."""
     outdated: int = 0
     """Of `skipped`, those whose photos are newer than their results."""
+    otherwise: int = 0
+    """Of `skipped`, those that were made with other settings."""
+    unknown: int = 0
+    """Of `skipped`, those of which it is not known with which."""
+    differences: list[str] = field(default_factory=list)
+    """In what the settings of `otherwise` differ."""
     left_out: LeftOut = field(default_factory=LeftOut)
     names: Mapping[str, str] = field(default_factory=dict)
     """Of temporary files in messages, as people know them."""
@@ -62,6 +66,8 @@ class Summary:
         if outcome.status == "skipped":
             self.elsewhere += outcome.reason == ELSEWHERE
             self.skipped += outcome.reason != ELSEWHERE
+            self.otherwise += outcome.reason == OTHERWISE
+            self.unknown += outcome.reason == UNKNOWN
             return
         if outcome.status == "failed":
             failure = {"input": str(outcome.job.source), "reason": outcome.reason, "hint": outcome.hint}
@@ -71,16 +77,14 @@ class Summary:
         width, height = outcome.output_size or (0, 0)
         self.megapixels += width * height / 1e6
 
-    def add_work(self, stream: Stream, seconds: float) -> None:
+    def add_work(self, effort: Effort, seconds: float) -> None:
         """Take over the engine's counts and clock, and how long it worked."""
         self.work_seconds = seconds
-        self.exact_tiles = stream.engine.repairs.exact_tiles
-        self.memory_retries = stream.engine.repairs.memory_retries
-        clock = stream.clock
+        self.exact_tiles, self.memory_retries = effort.exact_tiles, effort.memory_retries
         self.times = {
-            "waiting_for_input": clock.waiting_for_input,
-            "model": clock.model,
-            "waiting_for_output": clock.waiting_for_output,
+            "waiting_for_input": effort.waiting_for_input,
+            "model": effort.model,
+            "waiting_for_output": effort.waiting_for_output,
         }
 
     def told(self, text: str) -> str:
@@ -92,7 +96,7 @@ class Summary:
         return {
             "done": self.done,
             "skipped": self.skipped,
-            "outdated": self.outdated,
+            **self.kept_as_dict(),
             "elsewhere": self.elsewhere,
             "failed": self.failed,
             **({"stopped": {"message": self.stopped.message, "hint": self.stopped.hint}} if self.stopped else {}),
@@ -103,6 +107,10 @@ class Summary:
             "memory_retries": self.memory_retries,
             "times": {name: round(seconds, 3) for name, seconds in self.times.items()},
         }
+
+    def kept_as_dict(self) -> dict[str, int]:
+        """Of what is kept, how much may be other than what the command would make."""
+        return {"outdated": self.outdated, "other_settings": self.otherwise, "unknown_settings": self.unknown}
 
     def show(self) -> None:
         """A few lines on the console; failures are errors, so `--quiet` keeps them."""
@@ -116,11 +124,7 @@ class Summary:
             log.warning("%s spoilt by half precision and done again in fp32", tiles)
         if self.memory_retries:
             log.warning("memory ran out %s; smaller tiles or batches were used", counted(self.memory_retries, "time"))
-        if self.outdated:
-            have = "photo is newer than its result" if self.outdated == 1 else "photos are newer than their results"
-            log.warning("%d %s; `--overwrite` does all again", self.outdated, have)
-        elif self.skipped:
-            log.info("what was there is kept, and may be of other settings; `--overwrite` does it again")
+        self._tell_kept()
         if self.stopped:
             hint = f"\n  hint: {self.stopped.hint}" if self.stopped.hint else ""
             early = "" if isinstance(self.stopped, UsageError) else "the run ended early: "
@@ -128,6 +132,21 @@ class Summary:
         log.info(self._line())
         if self.times:
             log.debug(", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in self.times.items()))
+
+    def _tell_kept(self) -> None:
+        """What is kept and may be other than what the command would make."""
+        again = "`--overwrite=changed` does such again"
+        if self.otherwise:
+            which = "result is" if self.otherwise == 1 else "results are"
+            more = ["and more"] if len(self.differences) > _DIFFERENCES_TOLD else []
+            why = "; ".join([*self.differences[:_DIFFERENCES_TOLD], *more]) or "no ledger says which"
+            log.warning("%d %s kept that other settings have made (%s); %s", self.otherwise, which, why, again)
+        if self.unknown:
+            which = "result is" if self.unknown == 1 else "results are"
+            log.warning("%d %s kept of which it is not known with what settings it was made; %s", self.unknown, which, again)
+        if self.outdated:
+            have = "photo is newer than its result" if self.outdated == 1 else "photos are newer than their results"
+            log.warning("%d %s; %s", self.outdated, have, again)
 
     def _line(self) -> str:
         """`12 photos upscaled to out (9.4 MP in 20.1 s, 0.47 MP/s), 2 skipped (done before), 1 failed`."""

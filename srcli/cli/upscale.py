@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from srcli.cli.app import REDO_CHANGED
 from srcli.cli.family_options import DIALS, with_adapters, with_dials
-from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Device, Dtype, ModelsFile
+from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Dtype, ModelsFile
 from srcli.cli.pipe import listed, piped
+from srcli.cli.standing import Standing, standing_of
 from srcli.cli.stopping import exit_code, word
 from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
+from srcli.cli.working import Notes, restore
 from srcli.config import UpscaleConfig
 from srcli.config.upscale import PIPE
-from srcli.console import UpscaleProgress, console, format_duration, format_megapixels, rough_duration, tell
-from srcli.disk import make_output_folder
+from srcli.console import counted, format_duration, format_megapixels, rough_duration, tell
 from srcli.errors import UsageError, escaped
-from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done, plan_jobs
+from srcli.images.files import OTHERWISE, UNKNOWN, Job, Outcome, plan_jobs
 from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
-from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
+from srcli.opening import PlannedImage, estimate_seconds, made_with, megapixels, model_of, open_stream, planned, with_devices
 from srcli.remote.urls import is_url, local, was_url
 from srcli.rows.spec import ModelSpec
+from srcli.shards.ledger import Begun, Ledger
+from srcli.shards.shard import Shard, read_shard
 
 if TYPE_CHECKING:
-    from srcli.engine.stream import Stream
+    pass
 
 log = logging.getLogger("srcli")
 
@@ -112,7 +118,23 @@ def upscale(
     batch: Annotated[
         int | None, typer.Option(help="Tiles at once. Chosen from free memory if not given.", rich_help_panel=WORK)
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Place to compute: auto, cpu, mps, cuda, or cuda:1 for one GPU; several, as cuda:0,cuda:1, or all for all GPUs, "
+            "share the photos.",
+            rich_help_panel=WORK,
+            metavar="DEVICE",
+        ),
+    ] = "auto",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Share the photos among all machines of a Ray cluster: auto for the one that this machine is of, or HOST:PORT.",
+            rich_help_panel=WORK,
+            metavar="ADDRESS",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     files_from: Annotated[
         Path | None,
@@ -153,7 +175,25 @@ def upscale(
         ),
     ] = False,
     suffix: Annotated[str, typer.Option(help="Text added to file names, such as `_x4`.", rich_help_panel=FILES)] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.", rich_help_panel=FILES)] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Do again what is done already; `--overwrite=changed` only what other settings have made, or what is older than "
+            "its photo.",
+            rich_help_panel=FILES,
+        ),
+    ] = False,
+    redo_changed: Annotated[bool, typer.Option(REDO_CHANGED, help="`--overwrite=changed`.", hidden=True)] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Do a part of the photos alone, as 3/40 for the third of 40; auto takes it from Slurm, SkyPilot or Kubernetes. "
+            "`srcli status OUTPUT` tells what of all parts is done.",
+            rich_help_panel=WORK,
+            metavar="SHARD",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Tell what would be done, with sizes and a time estimate.", rich_help_panel=REPORT),
@@ -188,6 +228,7 @@ def upscale(
         overlap=overlap,
         batch=batch,
         device=device,
+        ray_address=ray_address,
         dtype=dtype,
         color_fix=color_fix,
         format=format,
@@ -197,7 +238,9 @@ def upscale(
         files_from=files_from,
         null=null,
         recursive=recursive,
+        shard=None if shard is None else read_shard(shard, os.environ),
         overwrite=overwrite,
+        redo_changed=redo_changed,
         dry_run=dry_run,
         json=json_,
         report=report,
@@ -228,22 +271,35 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     start = time.perf_counter()
     jobs, left_out = _plan(config, inputs)
     spec = model_of(config)
-    check_device(config.device)
-    skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
-    already = set(skipped)
-    to_do = [job for job in jobs if job not in already]
+    config = with_devices(config)
+    ledger = None if _is_for_a_file(config, jobs) else Ledger(config.output, made_with(config, spec), config.shard)
+    standing = Standing() if config.overwrite else standing_of(jobs, ledger)
+    differences = list(dict.fromkeys(line for maker in standing.makers if ledger for line in ledger.differences(maker)))
+    kept = standing.without(standing.changed) if config.redo_changed else standing
+    to_do = [job for job in jobs if job not in kept.reasons]
     faulty = [PlannedImage(Job(each.path, config.output), fault=each.reason, hint=each.hint) for each in left_out.faults]
-    summary = Summary(config.output, outdated=sum(map(_is_outdated, skipped)), left_out=left_out, names=names)
+    summary = Summary(config.output, outdated=len(kept.outdated), differences=differences, left_out=left_out, names=names)
+    skipped = [Outcome(job, "skipped", reason) for job, reason in kept.reasons.items()]
     if config.dry_run:
-        return _dry_run(config, spec, [*faulty, *planned(config, spec, to_do)], len(skipped), summary)
+        for outcome in skipped:
+            summary.add(outcome)
+        return _dry_run(config, spec, [*faulty, *planned(config, spec, to_do)], summary)
     stop: KeyboardInterrupt | None = None
-    with Report(config.report, summary.told) as report:
+    with ExitStack() as stack:
+        notes = Notes(summary, stack.enter_context(Report(_report_of(config), summary.told)), ledger)
+        if ledger is not None and config.for_fleet and config.shard is None:
+            places = [*(job.place for job in jobs), *(each.job.place for each in faulty)]
+            notes.divide = notes.dividing(ledger, places, [job.place for job in kept.reasons])
+        elif ledger is not None and (to_do or faulty or config.shard is not None or ledger.can_go_on):
+            stack.enter_context(ledger.kept_by(Begun(len(jobs) + len(faulty), len(skipped))))
+            notes.record = lambda job, reason: ledger.failed(job.source, reason)
         try:
-            for job in skipped:
-                _note(Outcome(job, "skipped", EXISTS), summary, report)
-            _restore(config, spec, [*faulty, *planned(config, spec, to_do)], summary, report)
+            for outcome in skipped:
+                notes.add(outcome)
+            restore(config, spec, [*faulty, *planned(config, spec, to_do)], notes)
         except KeyboardInterrupt as asked:
             stop = asked
+    _tell_of_others(notes)
     summary.seconds = time.perf_counter() - start
     summary.show()
     if config.json:
@@ -254,17 +310,22 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _note(outcome: Outcome, summary: Summary, report: Report) -> None:
-    summary.add(outcome)
-    report.add(outcome)
+def _is_for_a_file(config: UpscaleConfig, jobs: Sequence[Job]) -> bool:
+    """Whether the output is the file to write, beside which nothing else is written."""
+    return len(jobs) == 1 and jobs[0].target == config.output
 
 
-def _is_outdated(job: Job) -> bool:
-    """Whether the photo was changed after its result was written."""
-    try:
-        return job.source.stat().st_mtime > job.target.stat().st_mtime
-    except OSError:
-        return False
+def _tell_of_others(notes: Notes) -> None:
+    """A run beside this one may have other settings."""
+    reasons = Counter(standing_of(notes.met, notes.ledger).reasons.values())
+    notes.summary.otherwise += reasons[OTHERWISE]
+    notes.summary.unknown += reasons[UNKNOWN]
+
+
+def _report_of(config: UpscaleConfig) -> Path | None:
+    """Each shard has a report of its own: `report.3-of-40.jsonl`."""
+    path, shard = config.report, config.shard
+    return path if path is None or shard is None else path.with_name(f"{path.stem}.{shard.index}-of-{shard.count}{path.suffix}")
 
 
 def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[list[Job], LeftOut]:
@@ -288,9 +349,15 @@ def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[list[Job], Left
         from srcli.images.maps import with_maps
 
         jobs = with_maps(jobs, config.lambda_map, config.output)
-    if config.report is not None:
-        _check_report(config.report, jobs)
-    return jobs, left_out
+    if (report := _report_of(config)) is not None:
+        _check_report(report, jobs)
+    return (jobs, left_out) if config.shard is None else _of_shard(config.shard, jobs, left_out)
+
+
+def _of_shard(shard: Shard, jobs: Sequence[Job], left_out: LeftOut) -> tuple[list[Job], LeftOut]:
+    own = [job for job in jobs if shard.has(job.place)]
+    log.info("shard %s: %d of %s", shard, len(own), counted(len(jobs), "photo"))
+    return own, replace(left_out, faults=[fault for fault in left_out.faults if shard.has(str(fault.path))])
 
 
 def _check_report(report: Path, jobs: Sequence[Job]) -> None:
@@ -305,84 +372,32 @@ def _check_report(report: Path, jobs: Sequence[Job]) -> None:
         raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
 
 
-def _restore(config: UpscaleConfig, spec: ModelSpec, images: Sequence[PlannedImage], summary: Summary, report: Report) -> None:
-    """Files that cannot be read fail without a model; the others go through it."""
-    for image in images:
-        if image.fault:
-            _note(Outcome(image.job, "failed", image.fault, image.hint), summary, report)
-    good = {image.job: image for image in images if not image.fault}
-    if not good:
-        return
-    make_output_folder(next(iter(good)).target.parent)
-    with console.status("loading the model", spinner="dots") if console.is_terminal else contextlib.nullcontext():
-        stream = open_stream(config, spec)
-    expected = {job: megapixels(image.output_size) for job, image in good.items()}
-    start = time.perf_counter()
-    with UpscaleProgress(len(good), sum(expected.values())) as progress:
-
-        def note(outcome: Outcome) -> None:
-            _note(outcome, summary, report)
-            progress.finish(megapixels(outcome.output_size), expected[outcome.job])
-
-        try:
-            left = _stream(stream, good, note, progress, shared=not config.overwrite, last=False)
-            if left:  # to another run, which may have been ended meanwhile
-                _stream(stream, {job: good[job] for job in left}, note, progress, shared=True, last=True)
-        finally:
-            summary.add_work(stream, time.perf_counter() - start)
-
-
-def _stream(
-    stream: Stream,
-    images: Mapping[Job, PlannedImage],
-    note: Callable[[Outcome], None],
-    progress: UpscaleProgress,
-    *,
-    shared: bool,
-    last: bool,
-) -> list[Job]:
-    """Run jobs and note what became of each, whatever ends that; but unless it is the `last` time, not of those returned.
-
-    Returns:
-        Jobs that another run is at.
-    """
-    headers = {job: image.header for job, image in images.items() if image.header}
-    left: list[Job] = []
-    outcomes = stream.run(images, lambda job: progress.start(job.source.name), headers, shared=shared)
-    try:
-        for outcome in outcomes:
-            if outcome.reason == ELSEWHERE and not last:
-                left.append(outcome.job)
-            else:
-                note(outcome)
-    finally:
-        outcomes.close()
-        for outcome in stream.late:
-            note(outcome)
-    return left
-
-
-def _dry_run(config: UpscaleConfig, spec: ModelSpec, images: list[PlannedImage], skipped: int, summary: Summary) -> int:
+def _dry_run(config: UpscaleConfig, spec: ModelSpec, images: list[PlannedImage], summary: Summary) -> int:
     """Tell what would be done; the estimate comes from loading and one tile, timed on this machine now."""
     good = [image for image in images if not image.fault]
     loading = seconds = 0.0
     if good:
         start = time.perf_counter()
-        stream = open_stream(config, spec)
+        stream = open_stream(replace(config, device="auto" if config.ray_address else config.devices[0]), spec)
         loading = time.perf_counter() - start
-        seconds = loading + estimate_seconds(stream, good)
+        seconds = loading + estimate_seconds(stream, good) / len(config.devices)
     total = sum(megapixels(image.output_size) for image in good)
     code = 1 if len(good) < len(images) else 0
     if config.json:
         lines = [_told(image.as_dict(), summary) for image in images]
-        outline = {"planned": lines, "skipped": skipped, "outdated": summary.outdated, **left_out_as_dict(summary.left_out)}
+        outline = {"planned": lines, "skipped": summary.skipped, **summary.kept_as_dict(), **left_out_as_dict(summary.left_out)}
         typer.echo(json.dumps({**outline, "megapixels": total, "estimated_seconds": seconds, "loading_seconds": loading}))
         return code
     for image in images:
         tell(escaped(summary.told(image.line())))
     faulty = f", {len(images) - len(good)} that would fail" if code else ""
-    done = f", {skipped} done already" if skipped else ""
-    done += f" ({summary.outdated} of them older than their photos)" if summary.outdated else ""
+    counts = {
+        "older than their photos": summary.outdated,
+        "of other settings": summary.otherwise,
+        "of unknown settings": summary.unknown,
+    }
+    which = ", ".join(f"{count} of them {what}" for what, count in counts.items() if count)
+    done = f", {summary.skipped} done already" + (f" ({which})" if which else "") if summary.skipped else ""
     took = f"; about {rough_duration(seconds)} here, {format_duration(loading)} of it to load the model" if good else ""
     tell(f"{len(good)} to do ({format_megapixels(total)}){done}{faulty}{took}")
     return code

@@ -138,7 +138,7 @@ class _Run:
                 self._stream(stream, chain([first], good), progress)
             finally:
                 stream.clock.waiting_for_input += self.transit.waited_s
-                self.summary.add_work(stream, time.perf_counter() - start)
+                self.summary.add_work(stream.effort, time.perf_counter() - start)
 
     def _stream(self, stream: Stream, images: Iterator[PlannedImage], progress: UpscaleProgress) -> None:
         def note(outcomes: Iterator[Outcome]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 from srcli.config._checks import device_faults, raise_faults, tile_faults
 from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
+from srcli.shards.shard import Shard
 
 PIPE = "-"
 """Standard input, or standard output."""
+ALL_DEVICES = "all"
+_CLUSTER = re.compile(r"auto|\[?[\w.:-]+\]?:\d{1,5}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class UpscaleConfig:
     overlap: int | None = None
     batch: int | None = None
     device: str = "auto"
+    """One, or several divided by commas, or `ALL_DEVICES`; with `ray_address` those of each machine."""
+    ray_address: str | None = None
+    """Of a Ray cluster."""
     dtype: str = "auto"
     color_fix: str | None = None
     format: str | None = None
@@ -51,7 +58,12 @@ class UpscaleConfig:
     null: bool = False
     """The list's paths end with NULs, not with lines."""
     recursive: bool = True
+    shard: Shard | None = None
+    """Work on this part of the inputs alone."""
     overwrite: bool = False
+    """Do again what is done already."""
+    redo_changed: bool = False
+    """Of that, only what is not known to be of these settings, or is older than its photo."""
     dry_run: bool = False
     json: bool = False
     report: Path | None = None
@@ -62,9 +74,21 @@ class UpscaleConfig:
             faults.append(f"`--suffix {self.suffix}` must not hold a path separator")
         if not 1 <= self.quality <= 100:
             faults.append(f"`--quality {self.quality}` is not between 1 and 100")
+        if self.overwrite and self.redo_changed:
+            faults.append("`--overwrite` and `--overwrite=changed` cannot be given together")
         if self.dry_run and self.report is not None:
             faults.append("`--report` has no effect with `--dry-run`; its plan comes with `--json`")
         raise_faults(faults, "srcli upscale --help")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """As they are named."""
+        return tuple(self.device.split(","))
+
+    @property
+    def for_fleet(self) -> bool:
+        """Whether the work is for several devices, or for machines of a cluster."""
+        return len(self.devices) > 1 or self.ray_address is not None
 
     @property
     def writes_to_pipe(self) -> bool:
@@ -82,6 +106,8 @@ def _pipe_faults(config: UpscaleConfig) -> list[str]:
         faults.append("`--null` says how the list of `--files-from` is written, which is not given")
     if PIPE in config.inputs and len(config.inputs) > 1:
         faults.append("`-`, one picture on standard input, stands alone")
+    if config.shard is not None and (config.writes_to_pipe or PIPE in config.inputs):
+        faults.append("`--shard` divides folders and lists, and `-` is one picture")
     if config.writes_to_pipe:
         if config.json:
             faults.append("`--json` and `-o -` both write to standard output")
@@ -111,7 +137,12 @@ def _size_faults(config: UpscaleConfig) -> list[str]:
 def _work_faults(config: UpscaleConfig) -> list[str]:
     faults = []
     faults += tile_faults(config.tile, config.overlap, config.batch)
-    faults += device_faults(config.device, config.dtype)
+    several = [each for each in config.devices if config.device != ALL_DEVICES]
+    faults += dict.fromkeys(fault for each in several or ["auto"] for fault in device_faults(each, config.dtype))
+    if len(several) > 1 and "auto" in several:
+        faults.append(f"`--device {config.device}`: among several devices each is named, as `cuda:0,cuda:1`")
+    if config.ray_address is not None and not _CLUSTER.fullmatch(config.ray_address):
+        faults.append(f"`--ray-address {config.ray_address}` is neither `auto` nor an address as `HOST:PORT`")
     if config.color_fix is not None and config.color_fix not in COLOR_FIXES:
         faults.append(f"`--color-fix {config.color_fix}` is none of {', '.join(COLOR_FIXES)}")
     if config.format is not None and config.format not in OUTPUT_FORMATS:

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,6 +21,7 @@ import torch
 from srcli.disk import claim, let_go
 from srcli.engine.budget import Budget
 from srcli.engine.by_rows import RowEngine
+from srcli.engine.effort import Effort
 from srcli.engine.framing import finish, picture_bytes, prepare_canvas, result_bytes
 from srcli.engine.restore import is_out_of_memory
 from srcli.errors import OutOfMemoryError, SrcliError
@@ -104,6 +107,7 @@ class Stream:
         """What results hold, and may."""
         self.clock = Clock()
         self._claimed: set[Job] = set()
+        self._placing: Callable[[Path, int], None] | None = None
         self.late: list[Outcome] = []
         """After a `run` that was broken off: the outcomes that it did not come to yield, of pictures that were being written."""
 
@@ -114,12 +118,15 @@ class Stream:
         headers: Mapping[Job, Header] | None = None,
         *,
         shared: bool = False,
+        placing: Callable[[Path, int], None] | None = None,
     ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each job, in order of completion, which is the order of the jobs.
 
         `headers` are those of the files that were read already: the others are read for the memory that a picture will take.
 
         With `shared`, other runs may work on the same jobs: what they have done, or are at, is `skipped` with that reason.
+
+        `placing` is told of each result that is written, and its bytes, before it takes its place: see `disk.whole`.
 
         A fault of one image is its outcome; only interruption and our own bugs outside an image raise. When the caller stops
         iterating, or raises, pictures already restored are still written, and their outcomes are in `late`.
@@ -130,6 +137,7 @@ class Stream:
         self.results = Budget(self.results.limit)
         self.late = []
         self._claimed = set()
+        self._placing = placing
         try:
             expected = ((job, self._expected_bytes(job, (headers or {}).get(job))) for job in jobs)
             for group in self._groups(self._read(readers, expected, shared)):
@@ -146,6 +154,13 @@ class Stream:
             self.late = [future.result() for future in pending]
             for job in self._claimed:
                 let_go(job.target)
+
+    @property
+    def effort(self) -> Effort:
+        """What the work so far has cost."""
+        repairs, clock = self.engine.repairs, self.clock
+        times = (clock.waiting_for_input, clock.model, clock.waiting_for_output)
+        return Effort(repairs.exact_tiles, repairs.memory_retries, *times)
 
     # --- reading ---
 
@@ -327,7 +342,8 @@ class Stream:
             assert item.outcome is not None
             target, format = item.job.target, format_of(item.job.target)
             picture = self._finished(item)
-            encode(stripped(picture) if self.strip_metadata else picture, target, format, self.quality)
+            placing = None if self._placing is None else partial(self._placing, target)
+            encode(stripped(picture) if self.strip_metadata else picture, target, format, self.quality, placing)
             for note in reduced(item.picture, format):
                 warn_once(target, note)
             return item.outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -197,7 +198,7 @@ def reduced(picture: Picture, format: str) -> list[str]:
     return told
 
 
-def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
+def encode(picture: Picture, path: Path, format: str, quality: int, placing: Callable[[int], None] | None = None) -> None:
     """Write an image, whole or not at all: a temporary file beside `path` takes its place when it is complete.
 
     What has no place in the format is told once.
@@ -219,6 +220,7 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
         format: a key of `OUTPUT_FORMATS`.
         quality: 1 to 100 for JPEG and AVIF (both: full chroma resolution from 90), WebP and JPEG XL (both: lossless at 100);
             the others are lossless.
+        placing: as of `disk.whole`.
 
     Raises:
         ImageError: the picture is too large for the format, or the file cannot be written (full disk, no permission,
@@ -229,7 +231,7 @@ def encode(picture: Picture, path: Path, format: str, quality: int) -> None:
         raise UsageError(f"`{format}` is not a format that can be written", f"use one of {', '.join(OUTPUT_FORMATS)}")
     check_sides(picture.width, picture.height, path, format)
     try:
-        with whole(path, alone=True) as file:
+        with whole(path, alone=True, placing=placing) as file:
             told = _write(picture, file, format, quality)
     except OSError as fault:
         raise ImageError(f"`{path}` cannot be written: {fault.strerror or fault}", way_out(fault)) from fault

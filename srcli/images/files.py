@@ -25,6 +25,11 @@ _FAULTS_TOLD = 20
 _HEAD_BYTES = 1 << 16
 
 EXISTS, ELSEWHERE = "exists", "another run is making it"
+OTHERWISE, UNKNOWN, OUTDATED = (
+    "exists, made with other settings",
+    "exists, made with settings that are not known",
+    "exists, older than its photo",
+)
 """Why a job is skipped."""
 
 
@@ -38,6 +43,8 @@ class Job:
     """What leads the painted dials at each place."""
     named: bool = field(default=True, compare=False)
     """Whether the source is an input by itself, not found in a folder or by a glob."""
+    place: str = field(default="", compare=False)
+    """Of the source below the searched folder, with `/`."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,13 @@ def plan_jobs(
     found = find_listed(inputs, beside) if listed else find_files(inputs, output, recursive=recursive, left_out=left_out)
     found = found if is_own is None else _without_own(found, is_own, beside)
     if _is_target_file(found, output, format, suffix):
-        jobs = [Job(found[0].source, output)]
+        jobs = [Job(found[0].source, output, place=found[0].relative.as_posix())]
         _refuse_overwriting(jobs)
         return jobs
-    jobs = [Job(each.source, output / result_name(each.relative, format, suffix), named=each.named) for each in found]
+    jobs = [
+        Job(each.source, output / result_name(each.relative, format, suffix), named=each.named, place=each.relative.as_posix())
+        for each in found
+    ]
     jobs = _without_results(jobs) if suffix and not overwrite else jobs
     relative = {each.source: each.relative for each in found}
     jobs = _with_full_names(jobs, output, relative, format, suffix)

@@ -21,6 +21,8 @@ from typing import NamedTuple
 from srcli.errors import UsageError, joined_faults
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, counts_by_suffix
 
+OWN_FOLDER = ".srcli"
+"""What runs keep beside their results, which is of no concern to those who look for photos."""
 _KINDS_TOLD = 8
 _STANDARD_INPUT = ("-", "/dev/stdin")
 _MAGIC = re.compile(r"[*?\[]")
@@ -146,7 +148,7 @@ class _Search:
         waiting = [folder]
         while waiting:
             for path, is_folder, is_link in self._entries(waiting.pop()):
-                if is_folder and self._is_in_output(path, base):
+                if is_folder and (path.name == OWN_FOLDER or self._is_in_output(path, base)):
                     continue
                 if is_folder and (is_link or path.name.startswith(".")):
                     self.left_out.others["hidden folder" if path.name.startswith(".") else "folder link"] += 1

@@ -11,6 +11,9 @@ from srcli.errors import UsageError
 OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif", "jxl": ".jxl"}
 """Name of each format that can be written -> the suffix that a converted file gets."""
 
+LOSSLESS_FORMATS = ("png", "tiff")
+"""Those that no quality is asked for."""
+
 FORMAT_OF_SUFFIX = {
     ".png": "png",
     ".jpg": "jpeg",

@@ -1,0 +1,179 @@
+"""What it costs to divide the work, and how far one machine's part of it goes.
+
+    python benchmarks/scale.py overhead     # a fleet of one worker against the plain run, in turns
+    python benchmarks/scale.py workers      # two workers of one core each against one
+    python benchmarks/scale.py photos --count 100000
+    python benchmarks/scale.py names --count 1000000
+
+`overhead` and `workers` need the package `ray` and an idle machine with two cores; of each run counts what it tells of its own
+work, without the seconds in which the model is loaded. `photos` runs the command over tiny photos with a network that does
+nothing: time to the first result, photos a second, and the memory after each fifth. `names` lists as many empty files and
+divides them into shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from measuring import host_gb, make_photos
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["overhead", "workers", "photos", "names", "_unworked"], metavar="WHAT")
+    parser.add_argument("--count", type=int, help="of photos or names (of each: 64, 64, 100000, 1000000)")
+    parser.add_argument("--size", type=int, default=160, help="side of the photos of `overhead` and `workers` (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of `overhead` and `workers` (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the plain run and of each worker (%(default)s)")
+    args, rest = parser.parse_known_args()
+    if args.what == "_unworked":
+        unworked(rest)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        {"overhead": overhead, "workers": workers, "photos": photos, "names": names}[args.what](Path(folder), args)
+
+
+# Fleets --------------------------------------------------------------------------------------------------------------
+
+
+def overhead(folder: Path, args: argparse.Namespace) -> None:
+    """Both with all cores; a fleet of one is asked for through a cluster of this machine, as the command has no other way to."""
+    ray = Path(sys.executable).with_name("ray")
+    source = make_photos(folder / "in", args.count or 64, (args.size, args.size))
+    subprocess.run(
+        [ray, "start", "--head", "--disable-usage-stats", "--include-dashboard=false"], check=True, capture_output=True
+    )
+    try:
+        compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args.rounds)
+    finally:
+        subprocess.run([ray, "stop"], check=True, capture_output=True)
+
+
+def workers(folder: Path, args: argparse.Namespace) -> None:
+    """One core for the plain run, and for each of two workers."""
+    if args.device == "cpu" and len(os.sched_getaffinity(0)) != 2:
+        raise SystemExit("needs two cores exactly: `taskset -c 0,1 python benchmarks/scale.py workers`")
+    source = make_photos(folder / "in", args.count or 64, (args.size, args.size))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    compare(folder, source, ["--device", args.device], ["--device", f"{args.device},{args.device}"], args.rounds)
+
+
+def compare(folder: Path, source: Path, one: list[str], other: list[str], rounds: int) -> None:
+    ratios = []
+    for turn in range(rounds):
+        first, second = (speed(source, folder / f"{turn}-{i}", options) for i, options in enumerate((one, other)))
+        ratios.append(second / first)
+        print(f"{' '.join(one)}: {first:.3f} MP/s; {' '.join(other)}: {second:.3f} MP/s; ratio {ratios[-1]:.3f}", flush=True)
+    print(f"median ratio {statistics.median(ratios):.3f}")
+
+
+def speed(source: Path, output: Path, options: list[str]) -> float:
+    """Megapixels a second from the second result on: the first one waits for the model, in a fleet as in a plain run."""
+    command = [sys.executable, "-m", "srcli", "upscale", str(source), "-o", str(output), "--quiet", "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        before = first_result(output, process)
+        start = time.perf_counter()
+        told = json.loads(process.communicate()[0])
+    assert process.returncode == 0, told
+    return float(told["megapixels"] * (told["done"] - before) / told["done"] / (time.perf_counter() - start))
+
+
+def first_result(output: Path, process: subprocess.Popen[str]) -> int:
+    """Wait for it; returns how many there are then."""
+    while not (there := sum(1 for _ in [*output.glob("[!.]*.*"), *output.glob("0000/[!.]*.*")])) and process.poll() is None:
+        time.sleep(0.01)
+    return there
+
+
+# Many photos, many names ---------------------------------------------------------------------------------------------
+
+
+def photos(folder: Path, args: argparse.Namespace) -> None:
+    """In a process of its own, whose memory is looked at from here."""
+    import psutil
+
+    count = args.count or 100_000
+    source, output = make_tiny(folder / "in", count), folder / "out"
+    command = [sys.executable, __file__, "_unworked", "upscale", str(source), "-o", str(output), "--quiet", "--json"]
+    start = time.perf_counter()
+    with subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True) as process:
+        first: list[float] = []
+        watcher = threading.Thread(target=lambda: (first_result(output, process), first.append(time.perf_counter() - start)))
+        watcher.start()
+        memory = []
+        ledger, fifth = output / ".srcli" / "of-1" / "1.jsonl", 1
+        while process.poll() is None:
+            time.sleep(0.2)
+            lines = ledger.stat().st_size / 90 if ledger.exists() else 0  # a line has about so many bytes
+            if lines >= fifth * count / 5:
+                memory.append(psutil.Process(process.pid).memory_info().rss / 1e6)
+                fifth += 1
+        told = json.loads(process.communicate()[0])
+        watcher.join()
+    seconds = time.perf_counter() - start
+    assert told["done"] == count, told
+    print(
+        f"{count} photos: first result after {first[0]:.1f} s, all after {seconds:.1f} s: {count / seconds:.0f} photos a second"
+    )
+    print(f"memory after each fifth: {', '.join(f'{each:.0f} MB' for each in memory)}")
+
+
+def make_tiny(folder: Path, count: int) -> Path:
+    """Photos of 8 x 8 pixels, a thousand in each folder; returns the folder."""
+    from PIL import Image
+
+    folder.mkdir()
+    Image.radial_gradient("L").resize((8, 8)).save(folder / "one.png")
+    content = (folder / "one.png").read_bytes()
+    (folder / "one.png").unlink()
+    for index in range(count):
+        place = folder / f"{index // 1000:04}"
+        if index % 1000 == 0:
+            place.mkdir()
+        (place / f"{index:07}.png").write_bytes(content)
+    return folder
+
+
+def unworked(arguments: list[str]) -> None:
+    """The command, with the tests' restorer in the network's place, which changes nothing."""
+    from measuring import run_srcli
+
+    import srcli.opening
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from mock_restorer import MockRestorer
+
+    srcli.opening.load_restorer = lambda spec, options: MockRestorer()
+    sys.argv = ["srcli", *arguments]
+    run_srcli()
+
+
+def names(folder: Path, args: argparse.Namespace) -> None:
+    from srcli.images.files import plan_jobs
+    from srcli.shards.shard import Shard
+
+    count = args.count or 1_000_000
+    for index in range(count):
+        place = folder / "in" / f"{index // 10_000:04}"
+        if index % 10_000 == 0:
+            place.mkdir(parents=True)
+        (place / f"{index:08}.jpg").touch()
+    before, start = host_gb(), time.perf_counter()
+    jobs = plan_jobs([str(folder / "in")], folder / "out")
+    listed = time.perf_counter()
+    own = sum(Shard(1, 40).has(job.place) for job in jobs)
+    print(f"{len(jobs)} names planned in {listed - start:.1f} s, {1e9 * (host_gb() - before) / count:.0f} bytes of memory each")
+    print(f"divided in {time.perf_counter() - listed:.1f} s; shard 1/40 has {own}")
+
+
+if __name__ == "__main__":
+    main()
