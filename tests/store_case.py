@@ -58,8 +58,9 @@ class Server:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """As `Server.objects`, of a folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """As `Server.objects`, of a folder; without what runs write down there."""
+    found = ((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
+    return {relative.as_posix(): path.read_bytes() for relative, path in found if relative.parts[0] != ".srcli"}
 
 
 @contextlib.contextmanager

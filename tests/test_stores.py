@@ -93,6 +93,20 @@ def test_a_prefix_becomes_what_a_folder_does_and_is_done_once(
     assert not [line for line in asked if "/out/" in line or ".png" in line or ".jpg" in line], "a listing tells all"
 
 
+def test_shards_of_a_prefix_make_the_whole(
+    models_file: Path, server: Server, photos: str, single: dict[str, bytes], tmp_path: Path
+) -> None:
+    done = []
+    for shard in ("1/2", "2/2"):
+        report = ["--report", tmp_path / "report.jsonl"]
+        run = upscale(models_file, photos, "-o", f"s3://{BUCKET}/out", "--json", "--shard", shard, *report)
+        done.append(json.loads(run.stdout)["done"])
+    assert (sum(done), min(done) < 3) == (3, True)
+    assert server.objects("out") == single
+    reports = [path.read_text().splitlines() for path in sorted(tmp_path.glob("report.*-of-2.jsonl"))]
+    assert [len(lines) for lines in reports] == done
+
+
 def test_photos_that_are_newer_than_their_results_are_told(
     models_file: Path, server: Server, photos: str, photo_folder: Path
 ) -> None:
@@ -296,6 +310,8 @@ def test_what_is_wrong_with_a_store_is_named_before_any_work(
     assert "names no bucket" in told(photos, "-o", "s3://")[1]
     assert "`--lambda-map` leads local photos only" in told(photos, "-o", out, "--lambda-map", photo_folder)[1]
     assert "is not a webp file" in told(f"{photos}/a.png", "-o", f"{out}/a.png", "--format", "webp")[1]
+    assert "`--overwrite=changed` needs what" in told(photos, "-o", out, "--overwrite=changed")[1]
+    assert "share local folders only" in told(photos, "-o", out, "--ray-address", "auto")[1]
     assert "has the name of a picture" in told(photos, "-o", out, "--report", photo_folder / "a.png")[1]
     assert (photo_folder / "a.png").stat().st_size
     assert "is at a URL" in told(photos, "-o", out, "--report", f"s3://{BUCKET}/report.jsonl")[1]

@@ -267,7 +267,7 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     if config.output_url is not None or any(map(is_url, inputs)):
         from srcli.cli.upscale_stores import run_at_stores
 
-        return run_at_stores(config, inputs, names)
+        return run_at_stores(replace(config, report=_report_of(config)), inputs, names)
     start = time.perf_counter()
     jobs, left_out = _plan(config, inputs)
     spec = model_of(config)

@@ -24,7 +24,7 @@ from srcli.errors import UsageError, escaped
 from srcli.images.files import EXISTS, Job, Outcome
 from srcli.images.metadata import is_own_result
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
-from srcli.opening import PlannedImage, check_device, estimate_seconds, megapixels, model_of, open_stream, planned
+from srcli.opening import PlannedImage, estimate_seconds, megapixels, model_of, open_stream, planned, with_devices
 from srcli.remote.faults import StoreError
 from srcli.remote.plan import Item, Naming, Plan
 from srcli.remote.staging import staged
@@ -55,10 +55,10 @@ def run_at_stores(config: UpscaleConfig, inputs: Sequence[str], names: Mapping[s
         UsageError: what cannot be, or can only be for files; a package that is missing.
         StoreError: a store that cannot be used, where nothing was begun yet.
     """
+    config = with_devices(config)
     _refuse(config, inputs)
     start = time.perf_counter()
     spec = model_of(config)
-    check_device(config.device)
     plan = Plan(
         inputs,
         output=config.output if config.output_url is None else parsed(config.output_url),
@@ -76,7 +76,7 @@ def run_at_stores(config: UpscaleConfig, inputs: Sequence[str], names: Mapping[s
             return _dry_run(config, spec, plan, transit)
         with Report(config.report, summary.told) as report:
             try:
-                _Run(config, spec, transit, summary, report).go(plan.items())
+                _Run(config, spec, transit, summary, report).go(_of_shard(plan, config))
             except KeyboardInterrupt as asked:
                 stop = asked
     summary.seconds = time.perf_counter() - start
@@ -99,12 +99,24 @@ def _refuse(config: UpscaleConfig, inputs: Sequence[str]) -> None:
         raise UsageError("`--lambda-map` leads local photos only", "copy the photos into a folder first")
     if config.writes_to_pipe:
         raise UsageError("`-o -` takes a local photo", "give a file as `--output`")
+    if config.redo_changed:
+        message = "`--overwrite=changed` needs what a folder's runs write down, and nothing is for stores"
+        raise UsageError(message, "use `--overwrite`, or another output for other settings")
+    if config.for_fleet:
+        message = "several devices and `--ray-address` share local folders only, not stores"
+        raise UsageError(message, "start a run for each device, with `--shard`")
     report = config.report
     if report is not None and report.suffix.lower() in INPUT_SUFFIXES | UNREAD_SUFFIXES:
         raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")
     paths = [Path(text) for text in inputs if not is_url(text)]
     if report is not None and report.exists() and any(path.exists() and path.samefile(report) for path in paths):
         raise UsageError(f"the report `{report}` is an input", "give another `--report`")
+
+
+def _of_shard(plan: Plan, config: UpscaleConfig) -> Iterator[Item]:
+    """The items of the run's shard, or all."""
+    shard = config.shard
+    return (item for item in plan.items() if shard is None or shard.has(item.place))
 
 
 @dataclass
@@ -228,7 +240,7 @@ class _Outline:
 def _dry_run(config: UpscaleConfig, spec: ModelSpec, plan: Plan, transit: Transit) -> int:
     """Tell what would be done. Only the first photos are fetched: from their sizes, those of all are estimated."""
     outline = _Outline()
-    for item in plan.items():
+    for item in _of_shard(plan, config):
         outline.add(item, as_json=config.json)
 
     def failed(job: Job, error: StoreError) -> None:
