@@ -23,6 +23,7 @@ from srcli.config.upscale import PIPE
 from srcli.console import UpscaleProgress, console, format_duration, format_megapixels, rough_duration, tell
 from srcli.disk import make_output_folder
 from srcli.errors import UsageError, escaped
+from srcli.images import telling
 from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome, is_done, plan_jobs
 from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
@@ -214,6 +215,8 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     """The same, of files alone; `names` are those of temporary ones in messages."""
     start = time.perf_counter()
     jobs, left_out = _plan(config)
+    if len(jobs) == 1:
+        telling.of_one_picture()
     spec = model_of(config)
     check_device(config.device)
     skipped = [] if config.overwrite else [job for job in jobs if is_done(job.target)]
