@@ -225,7 +225,7 @@ def test_files_are_the_same(photo_folder: Path, tmp_path: Path, pair: str, monke
 def test_parents_take_turns_where_one_runs_out_of_memory(tmp_path: Path, pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = UpscaleConfig(("a",), tmp_path, model=pair, device="cpu", dtype="fp32", tile=64, dials={"lambda_semantic": 0.5})
     engine = open_stream(config, model_of(config)).engine
-    canvas = replace(canvas_of(24, 30), scale=engine.restorer.native_scale)
+    canvas = replace(canvas_of(12, 16), scale=engine.restorer.native_scale)
     (mixture,) = engine.mix([canvas])
     wanted = engine.restored(canvas, mixture, read)
     answer = networks.NetworkRestorer._answer
