@@ -10,7 +10,8 @@ the network's working memory too), of a GPU the most that torch had allocated an
 `full_size.py /tmp/thin --divisor 8`, shows what grows with the picture and not with the network, at sizes that would take a CPU
 hours at full width. On two cores the first example takes about 20 minutes, a megapixel at full size 10 to 80 seconds.
 `--formats` takes off what a run over a picture of 64 x 64 pixels needs, and divides by height x width x channels x bytes of the
-input. The dials of `tiny` are at 0, so that the network's own memory stays out of it and a megapixel takes seconds.
+input. The dials of `tiny` are at 0, so that the network's own memory stays out of it, with that of its rows of tiles, and a
+megapixel takes seconds.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from srcli.config import UpscaleConfig
 from srcli.engine import by_rows
 from srcli.engine.blend import Blend
 from srcli.engine.by_rows import RowEngine
-from srcli.engine.forward import Forward
+from srcli.engine.forward import Again, Forward, made_ahead
 from srcli.engine.restore import Engine, Limits
 from srcli.families.network import restorer as networks
 from srcli.images.canvas import Canvas
@@ -154,6 +155,25 @@ def test_a_picture_is_begun_anew_where_memory_runs_out_on_the_way() -> None:
     assert (found - wanted).abs().max() < 2e-6
 
 
+def test_pieces_are_made_ahead_so_many_at_most() -> None:
+    made: list[int] = []
+
+    def pieces() -> Iterator[Tensor]:
+        for number in range(9):
+            assert torch.is_inference_mode_enabled()
+            made.append(number)
+            yield torch.full((1, 1, 1), number)
+        raise Again
+
+    with closing(made_ahead(pieces(), 3)) as ahead:
+        for number in range(5):
+            assert next(ahead).item() == number
+            assert len(made) <= number + 4
+    assert len(made) < 9, "closed, and no more are made"
+    with pytest.raises(Again):
+        list(made_ahead(pieces(), 3))
+
+
 def test_rows_that_were_let_go_cannot_be_read_again() -> None:
     plane = Forward(iter([torch.zeros(3, 4, 2), torch.ones(3, 4, 2)]))
     assert plane.read(1, 6)[0, :, 0].tolist() == [0, 0, 0, 1, 1]
@@ -205,7 +225,7 @@ def test_files_are_the_same(photo_folder: Path, tmp_path: Path, pair: str, monke
 def test_parents_take_turns_where_one_runs_out_of_memory(tmp_path: Path, pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = UpscaleConfig(("a",), tmp_path, model=pair, device="cpu", dtype="fp32", tile=64, dials={"lambda_semantic": 0.5})
     engine = open_stream(config, model_of(config)).engine
-    canvas = replace(canvas_of(24, 30), scale=engine.restorer.native_scale)
+    canvas = replace(canvas_of(12, 16), scale=engine.restorer.native_scale)
     (mixture,) = engine.mix([canvas])
     wanted = engine.restored(canvas, mixture, read)
     answer = networks.NetworkRestorer._answer
@@ -216,6 +236,8 @@ def test_parents_take_turns_where_one_runs_out_of_memory(tmp_path: Path, pair: s
         return answer(self, picture)
 
     monkeypatch.setattr(networks.NetworkRestorer, "_answer", greedy)
+    for parent in engine.parents._engines.values():  # type: ignore[union-attr]
+        parent.limits = replace(parent.limits, part_bytes=None)  # of which smaller ones would be tried first
     found = engine.restored(canvas, mixture, lambda rows: torch.from_numpy(rows.read(0, rows.height)).permute(2, 0, 1) * 2 - 1)
     assert engine.takes_turns
     assert (found - wanted).abs().max() < 1e-5

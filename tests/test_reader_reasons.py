@@ -296,3 +296,24 @@ def test_a_dry_run_finds_what_the_run_would(tmp_path: Path, sides: tuple[int, in
     assert done.returncode == 1
     assert "it has no pixels: a side is 0" in said
     assert "whole.tif" in said
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_png_without_pixels_is_found_before_the_run(tmp_path: Path, options: tuple[str, ...]) -> None:
+    data = png_of([], 4, 8, 2)
+    at = data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:at] + data[data.index(b"IEND") - 4 :])
+    done = srcli("upscale", tmp_path, "-o", tmp_path / "out", "--scale", 2, *options)
+    assert done.returncode == 1
+    assert "it is damaged or incomplete (there is no IDAT, which holds the pixels)" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_others_are_spoken_of_only_where_there_are_others(tmp_path: Path, count: int) -> None:
+    for name in ("a.png", "b.png")[:count]:
+        Image.new("RGBA", (8, 8), (200, 100, 0, 100)).save(tmp_path / name)
+    dials = ("--lambda-pixel", 0, "--lambda-semantic", 0)
+    done = srcli("upscale", tmp_path, "-o", tmp_path / "out", "--format", "jpeg", "--device", "cpu", *dials)
+    said = " ".join(done.stderr.split())
+    assert "laid on white" in said
+    assert ("other pictures of which this is true are not named" in said) == (count > 1)

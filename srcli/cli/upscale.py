@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ from srcli.config import UpscaleConfig
 from srcli.config.upscale import PIPE
 from srcli.console import counted, format_duration, format_megapixels, rough_duration, tell
 from srcli.errors import UsageError, escaped
+from srcli.images import telling
 from srcli.images.files import OTHERWISE, UNKNOWN, Job, Outcome, plan_jobs
 from srcli.images.search import LeftOut
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
@@ -35,9 +36,6 @@ from srcli.remote.urls import is_url, local, was_url
 from srcli.rows.spec import ModelSpec
 from srcli.shards.ledger import Begun, Ledger
 from srcli.shards.shard import Shard, read_shard
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("srcli")
 
@@ -270,6 +268,8 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
         return run_at_stores(replace(config, report=_report_of(config)), inputs, names)
     start = time.perf_counter()
     jobs, left_out = _plan(config, inputs)
+    if len(jobs) == 1:
+        telling.of_one_picture()
     spec = model_of(config)
     config = with_devices(config)
     ledger = None if _is_for_a_file(config, jobs) else Ledger(config.output, made_with(config, spec), config.shard)

@@ -10,7 +10,7 @@ Knows the `Restorer` protocol and nothing of any method.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import TypeVar
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from srcli.engine.blend import Blend
-from srcli.engine.forward import Again, Forward, forward_rows, whole_rows
+from srcli.engine.forward import Again, Forward, forward_rows, made_ahead, whole_rows
 from srcli.engine.margin import mirrored
 from srcli.engine.parts import cells_of, cut
 from srcli.engine.restore import Engine, Sum, is_out_of_memory
@@ -69,7 +69,7 @@ class RowEngine(Engine):
         while self.by_rows(picture.height, picture.width):
             give_freed_back()
             try:
-                with torch.inference_mode(), closing(self.pieces(picture, mixture)) as pieces:
+                with torch.inference_mode(), self._made(picture, mixture) as pieces:
                     result = use(forward_rows(pieces, picture.height, picture.width))
             except Again:
                 continue
@@ -77,6 +77,17 @@ class RowEngine(Engine):
             return result
         (sr,) = self.restore([picture], [mixture])
         return use(whole_rows(sr))
+
+    @contextmanager
+    def _made(self, picture: Picture, mixture: Mixture) -> Iterator[Iterator[Tensor]]:
+        """`pieces`; of a network that does not work on the CPU, those of a row of tiles are made while others are used."""
+        with closing(self.pieces(picture, mixture)) as pieces:
+            if self.restorer.device.type == "cpu":
+                yield pieces
+                return
+            held = self.tile_rows(picture.height, picture.width) * picture.width
+            with closing(made_ahead(pieces, 1 + held // PIECE_PIXELS)) as ahead:
+                yield ahead
 
     def pieces(self, picture: Picture, mixture: Mixture) -> Generator[Tensor, None, None]:
         """A restored picture from top to bottom: (3, rows, width) each, RGB, float32 in [-1, 1], on the CPU.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -42,6 +44,23 @@ class Forward:
             self._bottom += piece.shape[1]
         self._held, self._top = torch.cat(held, 1), top
         return self._held[:, : bottom - top]
+
+
+def made_ahead(pieces: Iterator[Tensor], most: int) -> Generator[Tensor, None, None]:
+    """The same pieces, made by a thread of its own, so many of them before they are asked for, without gradients."""
+
+    def make() -> Tensor | None:
+        with torch.inference_mode():
+            return next(pieces, None)
+
+    with ThreadPoolExecutor(1, "srcli-pieces") as worker:
+        coming = deque(worker.submit(make) for _ in range(most))
+        try:
+            while (piece := coming.popleft().result()) is not None:
+                coming.append(worker.submit(make))
+                yield piece
+        finally:
+            worker.shutdown(cancel_futures=True)
 
 
 def as_array(rgb: Tensor) -> Array:

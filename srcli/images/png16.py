@@ -38,13 +38,19 @@ def notes(file: BinaryIO) -> bytes:
 
     Args:
         file: a PNG; where it is cut short, what comes before that counts.
+
+    Raises:
+        ValueError: it ends as a PNG does, and has no pixels.
     """
-    kept = [SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))]
+    pixels, kept = False, [SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))]
     file.seek(len(SIGNATURE))
     while len(head := file.read(8)) == 8:
         size, kind = struct.unpack(">I4s", head)
         if kind == b"IEND":
+            if not pixels:
+                raise ValueError("there is no IDAT, which holds the pixels")
             break
+        pixels = pixels or kind == b"IDAT"
         if kind in _NOTES and size <= _NOTE_BYTES:
             kept.append(_chunk(kind, file.read(size)))
             size = 0

@@ -8,13 +8,15 @@ from pathlib import Path
 log = logging.getLogger("srcli")
 
 _told: set[str] = set()
+_SINGLE = "there is one picture"
 
 
 def warn_once(path: Path, note: str) -> None:
     """Tell what holds for whole collections (HDR, gain maps) of the first picture of which it is true."""
     if note not in _told:
         _told.add(note)
-        log.warning("`%s`: %s; other pictures of which this is true are not named", path, note)
+        others = "" if _SINGLE in _told else "; other pictures of which this is true are not named"
+        log.warning("`%s`: %s%s", path, note, others)
 
 
 def warn_of(path: Path, note: str) -> None:
@@ -22,6 +24,11 @@ def warn_of(path: Path, note: str) -> None:
     if (line := f"{path}\0{note}") not in _told:
         _told.add(line)
         log.warning("`%s`: %s", path, note)
+
+
+def of_one_picture() -> None:
+    """There are no others, of which anything would have to be said."""
+    _told.add(_SINGLE)
 
 
 def forget() -> None:
