@@ -2,7 +2,7 @@
 
     import srcli
 
-    up = srcli.load("tiny", lambda_semantic=0.5)
+    up = srcli.load("light", lambda_semantic=0.5)
     larger = up(picture)
 
 It goes the way of `srcli upscale`, with the same names of settings, the same errors, and the same pixels, bit for bit.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from srcli.config import UpscaleConfig
+from srcli.config.upscale import DEFAULT_MODEL
 from srcli.errors import ImageError
 from srcli.opening import check_dials, complete, model_of, open_engine, output_size
 from srcli.protocol import Settings
@@ -36,7 +37,7 @@ Pixels = TypeVar("Pixels", "Image.Image", "npt.NDArray[Any]")
 
 
 def load(
-    model: str | os.PathLike[str] = "tiny",
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     models_file: str | os.PathLike[str] | None = None,
     device: str = "auto",

@@ -51,7 +51,7 @@ def sweep(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name from `srcli models list`; tiny if not given. Repeat it to compare models.",
+            help="A name from `srcli models list`; light if not given. Repeat it to compare models.",
             rich_help_panel=MODEL,
             metavar="NAME",
         ),

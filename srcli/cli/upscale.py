@@ -24,7 +24,7 @@ from srcli.cli.stopping import exit_code, word
 from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
 from srcli.cli.working import Notes, restore
 from srcli.config import UpscaleConfig
-from srcli.config.upscale import PIPE
+from srcli.config.upscale import DEFAULT_MODEL, PIPE
 from srcli.console import counted, format_duration, format_megapixels, rough_duration, tell
 from srcli.errors import UsageError, escaped
 from srcli.images import telling
@@ -70,7 +70,7 @@ def upscale(
             "`ONE+OTHER`.",
             rich_help_panel=MODEL,
         ),
-    ] = "tiny",
+    ] = DEFAULT_MODEL,
     models_file: ModelsFile = None,
     adapters: Mapping[str, Path] = {},
     dials: Mapping[str, float] = {},

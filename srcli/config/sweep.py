@@ -11,6 +11,7 @@ from pathlib import Path
 from srcli.config._checks import device_faults, raise_faults, tile_faults
 from srcli.config.eval import crop_border_faults
 from srcli.config.rule import Rule, parse_rule
+from srcli.config.upscale import DEFAULT_MODEL
 from srcli.evaluation.catalogue import METRICS
 from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
@@ -46,7 +47,7 @@ class SweepConfig:
     output: Path
     lists: Mapping[str, str] = field(default_factory=dict)
     """Dial -> its values, as of `parse_values`."""
-    model: tuple[str, ...] = ("tiny",)
+    model: tuple[str, ...] = (DEFAULT_MODEL,)
     """To compare, where there are several: they make an axis of the sweep."""
     models_file: Path | None = None
     adapters: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)

@@ -12,6 +12,8 @@ from srcli.images.choices import COLOR_FIXES, MAX_SCALE
 from srcli.images.suffixes import OUTPUT_FORMATS
 from srcli.shards.shard import Shard
 
+DEFAULT_MODEL = "light"
+"""Of what uses models; training begins with `tiny`."""
 PIPE = "-"
 """Standard input, or standard output."""
 ALL_DEVICES = "all"
@@ -27,7 +29,7 @@ class UpscaleConfig:
     """What an `output_url` stands in for, where there is one."""
     output_url: str | None = None
     """Of a store, for the results."""
-    model: str = "tiny"
+    model: str = DEFAULT_MODEL
     models_file: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """In place of the model's own: a file, or the folder of a training run or checkpoint."""

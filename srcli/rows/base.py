@@ -34,6 +34,7 @@ class BaseSource:
     """Where the frozen network is: one of `embedded`, `path` and `repo` is given, or `file`; none where there is no network."""
 
     embedded: str | None = None
+    """A model that ships with srcli; of one file, its path there, which is also `file`."""
     path: Path | None = None
     """Absolute."""
     repo: str | None = None
@@ -54,7 +55,8 @@ class BaseSource:
     @property
     def names(self) -> tuple[str, ...]:
         """What it is called: the built-in model, the folder, the repository and its mirrors, the package, the file."""
-        places = (self.embedded, self.path, self.repo, *self.mirrors, self.package, self.file)
+        file = None if self.embedded else self.file
+        places = (self.embedded, self.path, self.repo, *self.mirrors, self.package, file)
         return tuple(str(name) for name in places if name)
 
 
@@ -111,7 +113,7 @@ def _read_file_base(table: Table, folder: Path) -> BaseSource:
         digest = table.find("sha256", str)
         if digest is not None:
             check_sum(table, "sha256", digest)
-        base = BaseSource(file=str(embedded_path(table)), sha256=digest and digest.lower())
+        base = BaseSource(table.get("embedded", ""), file=str(embedded_path(table)), sha256=digest and digest.lower())
         table.close()
         return base
     mirrors: list[Any] = table.get("mirrors", [])

@@ -56,7 +56,10 @@ def row_of_run(
     row: dict[str, Any] = {"family": spec.family, "description": f"trained by srcli on the base of {spec.name}"}
     row |= {"native_scale": spec.native_scale, "licence": licence or "unknown", "source": f"srcli train-{stage}"}
     if spec.base.names:
-        row["base"] = {key: _plain(value) for key, value in asdict(spec.base).items() if value not in (None, ())}
+        left_out = {"file"} if spec.base.embedded else set()
+        row["base"] = {
+            key: _plain(value) for key, value in asdict(spec.base).items() if value not in (None, ()) and key not in left_out
+        }
     row["adapters"] = {name: _entry(file.resolve(), folder.resolve()) for name, file in adapters.items()}
     for key, value in spec.own.items():
         head, _, last = key.rpartition(".")
