@@ -332,8 +332,8 @@ def test_a_full_disk_stops_the_run_and_spoils_no_checkpoint(base: Path, photos: 
 def test_a_loss_that_is_no_number_stops_the_run_at_the_last_good_checkpoint(base: Path, photos: Path, tmp_path: Path) -> None:
     real = Objective.picture_losses
 
-    def broken(self: Objective, sr: torch.Tensor, hq: torch.Tensor, step: int, indices: Any) -> dict[str, torch.Tensor]:
-        losses = real(self, sr, hq, step, indices)
+    def broken(self: Objective, sr: torch.Tensor, hq: torch.Tensor, step: int, *rest: Any) -> dict[str, torch.Tensor]:
+        losses = real(self, sr, hq, step, *rest)
         return {name: value * (float("nan") if step == 4 else 1) for name, value in losses.items()}
 
     with pytest.MonkeyPatch.context() as patch:
