@@ -77,8 +77,9 @@ FAMILY = Family(
             """Train S3Diff's adapter of encoder and UNet, with the weights that each photo's scores make.
 
             Squared error, LPIPS and an adversarial loss. A share of the samples learns
-            what the negative prompt means: to stay as bad as they are. Without LPIPS
-            weights, train with `--lpips 0 --features 1`.
+            what the negative prompt means: to stay as bad as they are. Where no
+            hub is reached, train with `--lpips 0 --features 1`, and with
+            `gan.network = "efficientnet-lite0"` in a recipe.
 
             Example: srcli train-semantic --model s3diff --estimator DIR --data ~/photos -o runs/s3diff
             """,
@@ -88,7 +89,7 @@ FAMILY = Family(
                 "learning_rate": 2e-5,
                 "targets": TARGETS,
                 "losses": {"l2": 2.0, "lpips": 5.0, "gan": 0.5},
-                "gan": {"network": "efficientnet-lite0", "features": 128, "target": 0.8, "learning_rate": 2e-5},
+                "gan": {"network": "dino-vitb16", "features": 128, "target": 0.8, "learning_rate": 2e-5},
                 "degradation": {
                     "first": {"sigma": (0.2, 1.5), "kernels": _MILDER},
                     "second": {"sigma": (0.2, 1.0), "kernels": _MILDER},
