@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -373,11 +375,21 @@ def _connected(config: UpscaleConfig) -> Iterator[tuple[Any, list[Place]]]:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(Path(quiet).open("w")) if quiet else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(out))
-        ray = _imported()
-        _begin(ray, config)
+        with _own_signals():
+            ray = _imported()
+            _begin(ray, config)
         stack.callback(ray.shutdown)
         devices = config.devices
         yield ray, places_of(ray.nodes(), devices) if config.ray_address else places_here(devices)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would end the command without its summary."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _imported() -> Any:
