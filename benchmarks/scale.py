@@ -49,13 +49,13 @@ def overhead(folder: Path, args: argparse.Namespace) -> None:
     """Both with all cores; a fleet of one is asked for through a cluster of this machine, as the command has no other way to."""
     ray = Path(sys.executable).with_name("ray")
     source = make_photos(folder / "in", args.count or 64, (args.size, args.size))
-    subprocess.run(
-        [ray, "start", "--head", "--disable-usage-stats", "--include-dashboard=false"], check=True, capture_output=True
-    )
-    try:
-        compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args.rounds)
-    finally:
-        subprocess.run([ray, "stop"], check=True, capture_output=True)
+    options = ["--block", "--disable-usage-stats", "--include-dashboard=false", f"--temp-dir={folder / 'ray'}"]
+    with subprocess.Popen([ray, "start", "--head", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as cluster:
+        time.sleep(15)  # it is up then
+        try:
+            compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args.rounds)
+        finally:
+            cluster.terminate()
 
 
 def workers(folder: Path, args: argparse.Namespace) -> None:
