@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -49,13 +50,14 @@ def overhead(folder: Path, args: argparse.Namespace) -> None:
     """Both with all cores; a fleet of one is asked for through a cluster of this machine, as the command has no other way to."""
     ray = Path(sys.executable).with_name("ray")
     source = make_photos(folder / "in", args.count or 64, (args.size, args.size))
-    subprocess.run(
-        [ray, "start", "--head", "--disable-usage-stats", "--include-dashboard=false"], check=True, capture_output=True
-    )
-    try:
-        compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args.rounds)
-    finally:
-        subprocess.run([ray, "stop"], check=True, capture_output=True)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
+    options = ["--block", "--disable-usage-stats", "--include-dashboard=false", f"--temp-dir={folder / 'ray'}"]
+    with subprocess.Popen([ray, "start", "--head", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as cluster:
+        time.sleep(15)  # it is up then
+        try:
+            compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args.rounds)
+        finally:
+            cluster.terminate()
 
 
 def workers(folder: Path, args: argparse.Namespace) -> None:

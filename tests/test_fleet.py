@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -286,6 +287,15 @@ def test_without_ray_several_devices_are_refused_with_a_way_out(
     assert done.returncode == 2
     assert "need the package `ray`, which is not installed" in done.stderr
     assert "pip install 'srcli[cluster]'" in done.stderr
+
+
+@has_ray
+def test_a_cluster_that_is_not_there_is_told_at_once(photo_folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = srcli("upscale", photo_folder, "-o", tmp_path / "out", "--ray-address", f"127.0.0.1:{port}")
+    assert done.returncode == 2
+    assert f"the Ray cluster `127.0.0.1:{port}` is not reached" in done.stderr
 
 
 # With Ray itself ------------------------------------------------------------------------------------------------------

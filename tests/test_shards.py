@@ -124,6 +124,14 @@ def test_shards_together_make_what_one_run_makes(models_file: Path, photos: Path
     assert other["skipped"] > 0
 
 
+def test_one_file_has_no_shards(models_file: Path, photos: Path, tmp_path: Path) -> None:
+    for source, output in ((photos / "00.png", tmp_path / "one.png"), ("-", tmp_path / "out"), (photos / "00.png", "-")):
+        done = upscale(models_file, source, "-o", output, "--shard", "1/2")
+        assert done.returncode == 2
+        assert "`--shard` divides folders and lists" in done.stderr
+    assert not list(tmp_path.glob("o*"))
+
+
 def test_a_shard_is_one_run_s_alone_and_others_are_not_kept_out(models_file: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / ".srcli" / "of-3"
     folder.mkdir(parents=True)

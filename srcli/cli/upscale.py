@@ -351,7 +351,11 @@ def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[list[Job], Left
         jobs = with_maps(jobs, config.lambda_map, config.output)
     if (report := _report_of(config)) is not None:
         _check_report(report, jobs)
-    return (jobs, left_out) if config.shard is None else _of_shard(config.shard, jobs, left_out)
+    if config.shard is None:
+        return jobs, left_out
+    if _is_for_a_file(config, jobs):
+        raise UsageError(f"`--shard` divides folders and lists, and `{config.output}` is one file", "leave `--shard` out")
+    return _of_shard(config.shard, jobs, left_out)
 
 
 def _of_shard(shard: Shard, jobs: Sequence[Job], left_out: LeftOut) -> tuple[list[Job], LeftOut]:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +44,7 @@ SIGN_EVERY_S = 0.2
 START_S, SILENT_S, STALLED_S = 600.0, 60.0, 900.0
 """How long a worker may take to its first sign of life, to another one, and to the network's next layer or the next photo."""
 STOP_S = 10.0
+KNOCK_S = 10.0
 STARTS = 3
 """How often Ray is tried to be started here."""
 
@@ -373,11 +377,32 @@ def _connected(config: UpscaleConfig) -> Iterator[tuple[Any, list[Place]]]:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(Path(quiet).open("w")) if quiet else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(out))
-        ray = _imported()
-        _begin(ray, config)
+        with _own_signals():
+            ray = _imported()
+            _begin(ray, config)
         stack.callback(ray.shutdown)
         devices = config.devices
         yield ray, places_of(ray.nodes(), devices) if config.ray_address else places_here(devices)
+
+
+def _knock(address: str) -> None:
+    """Raises: UsageError: nobody answers there, which Ray itself would take many minutes to tell."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S):
+            pass
+    except (OSError, OverflowError) as fault:
+        hint = "check the address; `ray start --head` tells it on the machine where the cluster begins"
+        raise UsageError(f"the Ray cluster `{address}` is not reached: {first_line(fault)}", hint) from fault
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would end the command without its summary."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _imported() -> Any:
@@ -397,6 +422,8 @@ def _begin(ray: Any, config: UpscaleConfig) -> None:
     here = {"address": "local", "num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
     if config.ray_address is None:
         os.environ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"  # workers name their device themselves
+    elif ":" in config.ray_address:
+        _knock(config.ray_address)
     for left in reversed(range(1 if config.ray_address else STARTS)):
         try:
             ray.init(**(here if config.ray_address is None else {"address": config.ray_address}), **common)
