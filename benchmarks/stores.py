@@ -1,5 +1,7 @@
 """How long a listing of many names takes, what it holds in memory, and when work could begin.
 
+    python benchmarks/stores.py --names 1000000 --done 500000
+
 A server in a process of its own answers as S3 does (ListObjectsV2, a thousand names a page), out of nothing: `--names`
 photos, and a result for each of the first `--done`. What is measured is the plan of `srcli upscale s3://… -o s3://…`, with
 s3fs, without any picture. It stands in for a store and says nothing of a store's own speed.
@@ -59,7 +61,7 @@ def peak_mb() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=int, default=1_000_000)
     parser.add_argument("--done", type=int, default=0)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

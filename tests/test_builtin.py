@@ -12,7 +12,7 @@ from srcli.config.recipe_file import build_recipe, read_recipe_file
 from srcli.images.fidelity import luma
 from srcli.networks.adapters import load_adapter
 from srcli.rows.lookup import find_model
-from srcli.store.weights import adapter_path, base_folder
+from srcli.store.weights import adapter_path, base_file, base_folder, sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "scripts" / "builtin"
@@ -26,10 +26,10 @@ def piece(name: str, folder: Path, left: int, top: int) -> Path:
     return file
 
 
-def upscaled(sample: Path, folder: Path, pixel: float, semantic: float) -> np.ndarray:
+def upscaled(sample: Path, folder: Path, pixel: float, semantic: float, model: str = "tiny") -> np.ndarray:
     """(256, 256, 3), uint8."""
-    out = folder / f"{pixel}-{semantic}.png"
-    options = ["--lambda-pixel", pixel, "--lambda-semantic", semantic, "--device", "cpu", "--dtype", "fp32"]
+    out = folder / f"{model}-{pixel}-{semantic}.png"
+    options = ["--model", model, "--lambda-pixel", pixel, "--lambda-semantic", semantic, "--device", "cpu", "--dtype", "fp32"]
     done = srcli("upscale", sample, "-o", out, *options)
     assert done.returncode == 0, done.stderr
     with Image.open(out) as image:
@@ -60,6 +60,27 @@ def test_the_semantic_dial_adds_detail(tmp_path: Path) -> None:
     fur = piece("kitten", tmp_path, 120, 70)
     levels = [detail(upscaled(fur, tmp_path, 1, dial)) for dial in (0, 0.5, 1, 1.5)]
     assert levels[0] < levels[1] < levels[2] < levels[3]
+
+
+def test_the_default_is_light_which_cleans_and_keeps_flat_pictures_flat(tmp_path: Path) -> None:
+    background = piece("dragonfly", tmp_path, 120, 60)
+    assert srcli("upscale", background, "-o", tmp_path / "x.png", "--device", "cpu", "--dtype", "fp32").returncode == 0
+    with Image.open(tmp_path / "x.png") as image, Image.open(background) as photo:
+        made, enlarged = np.asarray(image), np.asarray(photo.resize(image.size, Image.Resampling.BICUBIC))
+    assert np.array_equal(made, upscaled(background, tmp_path, 1, 1, "light"))
+    assert detail(made) < 0.7 * detail(enlarged)
+    assert not np.array_equal(made, upscaled(background, tmp_path, 1, 0, "light"))
+    Image.new("RGB", (64, 64), (200, 40, 40)).save(tmp_path / "flat.png")
+    flat = upscaled(tmp_path / "flat.png", tmp_path, 1, 1, "light").astype(int)
+    assert np.abs(flat - (200, 40, 40)).max() <= 4
+
+
+def test_the_adapters_of_light_are_of_its_base_and_of_each_other() -> None:
+    light = find_model("light")
+    pixel, semantic = (load_adapter(adapter_path(light, stage), stage).info for stage in ("pixel", "semantic"))
+    assert {pixel.base_sha256, semantic.base_sha256} == {sha256_of(base_file(light))}
+    assert semantic.on_sha256 == sha256_of(adapter_path(light, "pixel"))
+    assert {pixel.licence, semantic.licence, light.licence} == {"BSD-3-Clause"}
 
 
 def test_both_adapters_were_trained_on_this_base_by_the_recipes_of_this_repository() -> None:

@@ -63,7 +63,7 @@ def test_the_commands_stand_in_panels() -> None:
     panels = [line.split()[1] for line in lines if line.startswith("╭")]
     assert panels == ["Options", "Use", "Measure", "Train"]
     words = [line.split()[1] for line in lines if re.match(r"│ [a-z]", line)]
-    assert words == ["upscale", "status", "models", "eval", "sweep", "train-pixel", "train-semantic"]
+    assert words == ["upscale", "status", "models", "eval", "sweep", "train-pixel", "train-semantic", "train-estimator"]
 
 
 def test_completion_still_works(monkeypatch: pytest.MonkeyPatch) -> None:

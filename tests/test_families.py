@@ -156,7 +156,7 @@ def test_it_is_swept_and_measured(done: dict[str, tuple[int, str, str]]) -> None
         ("foreign dial", ["(Sharpened bicubic) has no dial `--lambda-semantic`", "its dials: `--amount`"]),
         ("foreign adapter", ["takes no pixel adapter", "adapters that it takes: none"]),
         ("out of range", ["`--amount 9` is not between 0 and 5"]),
-        ("own dial elsewhere", ["the model `tiny` (PiSA-SR) has no dial `--amount`"]),
+        ("own dial elsewhere", ["the model `light` (super-resolution network) has no dial `--amount`"]),
         ("eval foreign", ["has no dial `--lambda-pixel`"]),
         ("train", ["has no training `train-pixel`", "its trainings: none"]),
         ("hollow", ["unknown `family` `hollow`"]),

@@ -31,7 +31,7 @@ from srcli.rows.user_rows import add_user_row
 
 DIGEST = "0123456789abcdef" * 4
 PIXEL = {"path": "p", "sha256": DIGEST}
-PACKAGED = ["tiny", "pisa-sr", "s3diff", "realesrgan-x4plus", "realesr-animevideov3", "photo"]
+PACKAGED = ["light", "tiny", "pisa-sr", "s3diff", "realesrgan-x4plus", "realesr-animevideov3", "photo"]
 ROW: dict[str, Any] = {"family": "pisasr", "native_scale": 4, "base": {"repo": "owner/name"}, "adapters": {"pixel": PIXEL}}
 
 
