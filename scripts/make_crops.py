@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
-
-from srcli.config.degradation import Degradation
-from srcli.training.data.crops import CropSettings, Levels, TrainingCrops
-from srcli.training.data.sources import find_sources
+if TYPE_CHECKING:
+    from srcli.training.data.crops import Levels
 
 
 def main() -> None:
@@ -28,6 +26,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mild", type=float, default=0.6, help="share with the damage of cameras instead of Real-ESRGAN's")
     args = parser.parse_args()
+    from srcli.config.degradation import Degradation
+    from srcli.training.data.crops import CropSettings, TrainingCrops
+    from srcli.training.data.sources import find_sources
+
     sources, _ = find_sources([args.photos], args.crop, 4, raw=True)
     how = Degradation(mild_probability=args.mild, mild_sharpening=1.0)
     crops = TrainingCrops(sources, CropSettings(args.crop, seed=args.seed, how=how, raw=True))
@@ -40,6 +42,8 @@ def main() -> None:
 
 def write(levels: Levels, path: Path) -> None:
     """(H, W, 3), uint8, RGB, as a PNG file."""
+    import cv2
+
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), levels[..., ::-1]):
         raise OSError(f"`{path}` was not written")

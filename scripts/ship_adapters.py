@@ -11,12 +11,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from srcli.networks.adapters import load_adapter, save_adapter
-from srcli.store.adapter_files import find_adapter
-from srcli.store.weights import sha256_of
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -24,6 +18,12 @@ def main() -> None:
     parser.add_argument("semantic", type=Path, help="that of the semantic one")
     parser.add_argument("model", type=Path, help="the built-in model's folder, which holds network.safetensors")
     args = parser.parse_args()
+    import torch
+
+    from srcli.networks.adapters import load_adapter, save_adapter
+    from srcli.store.adapter_files import find_adapter
+    from srcli.store.weights import sha256_of
+
     below = ""
     for stage, run in (("pixel", args.pixel), ("semantic", args.semantic)):
         adapter = load_adapter(find_adapter(run, stage), stage)

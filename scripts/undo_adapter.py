@@ -12,15 +12,15 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from srcli.networks.adapters import Adapter, load_adapter, save_adapter
-from srcli.store.adapter_files import find_adapter
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pixel", type=Path, help="the pixel adapter, or the folder of its run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="gets semantic/")
     args = parser.parse_args()
+    from srcli.networks.adapters import Adapter, load_adapter, save_adapter
+    from srcli.store.adapter_files import find_adapter
+
     adapter = load_adapter(find_adapter(args.pixel, "pixel"), "pixel")
     tensors = {key: -value if key.endswith("lora_B.weight") else value for key, value in adapter.tensors.items()}
     start = Adapter("semantic", tensors, replace(adapter.info, stage="semantic", steps=0))

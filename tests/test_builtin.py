@@ -71,7 +71,8 @@ def test_the_default_is_light_which_cleans_and_keeps_flat_pictures_flat(tmp_path
     assert detail(made) < 0.7 * detail(enlarged)
     assert not np.array_equal(made, upscaled(background, tmp_path, 1, 0, "light"))
     Image.new("RGB", (64, 64), (200, 40, 40)).save(tmp_path / "flat.png")
-    flat = upscaled(tmp_path / "flat.png", tmp_path, 1, 1, "light").astype(int)
+    (tmp_path / "flat").mkdir()
+    flat = upscaled(tmp_path / "flat.png", tmp_path / "flat", 1, 1, "light").astype(int)
     assert np.abs(flat - (200, 40, 40)).max() <= 4
 
 
