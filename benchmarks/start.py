@@ -1,6 +1,6 @@
 """Time to the first picture: `srcli upscale` of one small photo against `import torch` alone.
 
-    python benchmarks/start.py                                   # tiny, 64x64 pixels
+    python benchmarks/start.py                                   # the default model, 64x64 pixels
     python benchmarks/start.py --options "--model osediff"       # another model; all options of `srcli upscale`
 
 Both run in processes of their own with one thread, in turn, after one run of each that does not count: where a machine is busy,
