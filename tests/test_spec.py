@@ -330,6 +330,9 @@ def test_bases(tmp_path: Path) -> None:
     assert (other.base.repo, other.given_base) == ("a/b", "a/b")
     with pytest.raises(UsageError, match="is no base"):
         base_of("./missing")
+    assert base_of("tiny").embedded == "tiny"
+    with pytest.raises(UsageError, match="`light` is no base"):  # of one file
+        base_of("light")
 
 
 # Rows that srcli writes ----------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from srcli.rows.toml import Table
 PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = PACKAGE / "builtin"
 """Where the embedded models lie, a folder for each."""
+INDEX_FILE = "model_index.json"
+"""Of a base in diffusers' layout."""
 ROW_NAME = re.compile(r"[A-Za-z0-9_-]+")
 REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"(?!\.)[^\s/\\:\0]+(/(?!\.)[^\s/\\:\0]+)*")  # names a file in the hub's cache
@@ -71,7 +73,8 @@ def base_of(text: str) -> BaseSource:
         return BaseSource(path=folder.resolve())
     if REPO_NAME.fullmatch(text):
         return BaseSource(repo=text, mirrors=MOVED_REPOS.get(text, ()))
-    if ROW_NAME.fullmatch(text) and is_folder(BUILTIN / text):
+    shipped = ROW_NAME.fullmatch(text) and is_folder(BUILTIN / text)
+    if shipped and (BUILTIN / text / INDEX_FILE).is_file():  # others are of one file, which is no such base
         return BaseSource(embedded=text)
     raise UsageError(
         f"`{text}` is no base: neither a folder that exists nor a repository as `owner/name`",

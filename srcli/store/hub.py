@@ -17,7 +17,7 @@ from rich.filesize import decimal
 
 from srcli.disk import DISK_FULL, first_line, write_whole
 from srcli.errors import ModelError, joined_faults
-from srcli.rows.base import BaseSource
+from srcli.rows.base import INDEX_FILE, BaseSource
 from srcli.store.hub_file import (
     TIMEOUT_S,
     HubFile,
@@ -32,7 +32,7 @@ from srcli.store.hub_file import (
     remove_damaged,
     remove_if_damaged,
 )
-from srcli.store.layout import INDEX_FILE, lacking_files, lacking_parts, needed_files
+from srcli.store.layout import lacking_files, lacking_parts, needed_files
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-INDEX_FILE = "model_index.json"
+from srcli.rows.base import INDEX_FILE
+
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 """What models without a text encoder have in its place."""
 PARTS = ("unet", "tail", "vae", "text_encoder", "tokenizer", "scheduler")
