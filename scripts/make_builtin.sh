@@ -12,7 +12,7 @@
 # second part 80 min on one core (AMD EPYC with AVX2 alone, float32), its third part 72 min on two of those; on two cores of an
 # Intel Xeon with AMX its fourth part 64 min, its fifth 57, its sixth 42, its seventh 48, its eighth 86, and the semantic adapter
 # 3. At most 3 GB of memory. The weights that ship had their first six parts before the base had a tail, which here learns from the
-# first part on.
+# first part on. STEPS=2 in the environment cuts every part to so many steps: to see that all of it runs.
 #
 # Each result replaces its predecessor in srcli/builtin/tiny of this checkout (the adapters are trained for `--model tiny`, and say
 # so in their metadata). Commit it only after `scripts/measure_tiny.py`, `scripts/measure_grid.py` and a look at pictures; the sums
@@ -36,7 +36,7 @@ find "$photos" -type f -o -type l | grep -v -E '(kitten-on-lawn|roman-colosseum|
     while IFS= read -r photo; do ln -sf "$photo" "$out/photos/"; done
 
 if [ ! -f "$out/base/model_index.json" ]; then
-    "$python" "$here/pretrain_tiny.py" "$out/photos" -o "$out/base" --recipe "$here/builtin/base.toml"
+    "$python" "$here/pretrain_tiny.py" "$out/photos" -o "$out/base" --recipe "$here/builtin/base.toml" ${STEPS:+--steps "$STEPS"}
 fi
 cp -R "$out/base/." "$tiny"
 
@@ -46,7 +46,7 @@ adapter() {
     shift 2
     if [ ! -f "$out/$name/$stage/adapter_model.safetensors" ]; then
         "$python" -m srcli "train-$stage" --data "$out/photos" --val none -o "$out/$name" --recipe "$here/builtin/$name.toml" \
-            --licence Apache-2.0 --resume "$@"
+            --licence Apache-2.0 --resume ${STEPS:+--steps "$STEPS"} "$@"
     fi
     mkdir -p "$tiny/$stage"
     cp "$out/$name/$stage/"* "$tiny/$stage"

@@ -9,7 +9,8 @@
 # OUT     gets photos/, bank/, network.safetensors, pixel/, start/, semantic/ and finish/. Steps that are done are not done again.
 #
 # Cost as measured in 2026-11 on two busy cores of an AMD EPYC with avx512_bf16: bank 20 min, base 34, pixel adapter 17, semantic
-# adapter 15 and 17. Sixteen of the photos, by the hash of their names, are left out: the setting of the dials was chosen on them.
+# adapter 15 and 17. STEPS=2 in the environment cuts every part to so many steps and the bank to as many crops: to see that all of
+# it runs. Sixteen of the photos, by the hash of their names, are left out: the setting of the dials was chosen on them.
 # The results go into srcli/builtin/light; the sums that the last lines print belong into models.toml.
 set -eu
 
@@ -31,11 +32,11 @@ find "$photos" -type f -o -type l | grep -v -E '(kitten-on-lawn|roman-colosseum|
 head -n 16 "$out/photos.txt" | while IFS= read -r photo; do ln -sf "$photo" "$out/select/"; done
 tail -n +17 "$out/photos.txt" | while IFS= read -r photo; do ln -sf "$photo" "$out/photos/"; done
 
-[ -d "$out/bank/lq" ] || "$python" "$here/make_crops.py" "$out/photos" "$out/bank" --count 492 --mild 0.7
+[ -d "$out/bank/lq" ] || "$python" "$here/make_crops.py" "$out/photos" "$out/bank" --count "${STEPS:-492}" --mild 0.7
 "$python" -m srcli upscale "$out/bank/lq" -o "$out/bank/teacher" --model realesrgan-x4plus --format png
 bank="$out/bank/teacher,lq=$out/bank/lq"
 [ -f "$out/network.safetensors" ] ||
-    "$python" "$here/pretrain_light.py" "$bank" -o "$out/network.safetensors" --recipe "$here/builtin/light.toml"
+    "$python" "$here/pretrain_light.py" "$bank" -o "$out/network.safetensors" --recipe "$here/builtin/light.toml" ${STEPS:+--steps "$STEPS"}
 cat >"$out/models.toml" <<ROW
 [models.light]
 family = "network"
@@ -49,7 +50,7 @@ adapter() {
     shift 2
     [ -f "$out/$name/$stage/adapter_model.safetensors" ] ||
         "$python" -m srcli "train-$stage" --model light --models-file "$out/models.toml" --val none -o "$out/$name" \
-            --recipe "$here/builtin/light-$name.toml" --licence BSD-3-Clause --resume "$@"
+            --recipe "$here/builtin/light-$name.toml" --licence BSD-3-Clause --resume ${STEPS:+--steps "$STEPS"} "$@"
 }
 
 adapter pixel pixel --data "$out/photos"
