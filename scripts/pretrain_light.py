@@ -29,10 +29,10 @@ def make_network(start: str, blocks: int) -> nn.Module:
 
 
 def compact() -> Any:
-    """An SRVGGNetCompact of twice animevideov3's depth, with chance weights."""
-    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+    """A Compact of twice animevideov3's depth, with chance weights."""
+    from srcli.families.network.compact import Compact
 
-    return SRVGGNetCompact(num_feat=64, num_conv=32, upscale=4)
+    return Compact(convolutions=34)
 
 
 def deepened() -> nn.Module:
