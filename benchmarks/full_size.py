@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from srcli.engine.mix import MixingEngine
     from srcli.opening import Work
-    from srcli.protocol import Settings
+    from srcli.protocol.restoring import Settings
 
 
 def main() -> None:

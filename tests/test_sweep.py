@@ -33,7 +33,7 @@ from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
 from srcli.networks.backbone import PatchAutoencoder, load_unet
 from srcli.networks.unet import FixedPromptUNet
 from srcli.opening import model_of, open_stream
-from srcli.protocol import Mixture, Part, Picture, Settings
+from srcli.protocol.restoring import Mixture, Part, Picture, Settings
 from srcli.sweep import run
 from srcli.sweep.run import Sweep, open_sweep
 

@@ -43,7 +43,7 @@ from srcli.networks.adapters import (
     warn_of_strange_base,
 )
 from srcli.networks.merged import merge_where_it_pays
-from srcli.protocol import Batch, LayerRank
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 
@@ -56,7 +56,7 @@ _SAMPLES = 16
 
 
 class NetworkTrainee:
-    """What one stage trains; implements `srcli.protocol.Trainee`. Its z_sr are the pictures themselves.
+    """What one stage trains; implements `srcli.protocol.training.Trainee`. Its z_sr are the pictures themselves.
 
     The network is kept once, in float32, as are the adapters; the run's precision is autocast's. Evaluation mode keeps statistics
     of batches, dropped paths and what else architectures do in training out of it: what is trained is what is used.

@@ -32,7 +32,7 @@ from srcli.networks.adapters import (
 )
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
 from srcli.networks.merged import merge_where_it_pays
-from srcli.protocol import Batch, LayerRank
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 
@@ -41,7 +41,7 @@ _NULL_PROMPT_STREAM = 4
 
 
 class PisaTrainee:
-    """What one stage trains and what it needs for that; implements `srcli.protocol.Trainee`.
+    """What one stage trains and what it needs for that; implements `srcli.protocol.training.Trainee`.
 
     The base is kept once, in the precision of the run; adapters are float32. The teacher of score distillation is the same UNet
     with its adapters switched off, so it costs no memory.

@@ -23,7 +23,7 @@ from srcli.networks.backbone import Autoencoder, load_autoencoder, prompt_embedd
 from srcli.networks.device import cast, in_float32, layout_for
 from srcli.networks.remade import RemadeUNet
 from srcli.networks.unet import FixedPromptUNet
-from srcli.protocol import LoadOptions, Mixture, Parent, Part, Picture, Settings
+from srcli.protocol.restoring import LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.layout import variant_of, weight_files
 from srcli.store.weights import adapter_path, base_folder

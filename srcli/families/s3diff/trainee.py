@@ -46,7 +46,7 @@ from srcli.networks.adapters import (
 )
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_autoencoder, load_unet
 from srcli.networks.lora import LoraLayer, can_have_lora
-from srcli.protocol import Batch, LayerRank
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 
 _NEGATIVE_STREAM = 9
@@ -133,7 +133,7 @@ def _fresh(blocks: int, rank: int, largest: int, start: str) -> Conditioner:
 
 
 class S3DiffTrainee:
-    """What the semantic stage trains and what it needs for that; implements `srcli.protocol.Trainee`.
+    """What the semantic stage trains and what it needs for that; implements `srcli.protocol.training.Trainee`.
 
     Args:
         config: of the run.
