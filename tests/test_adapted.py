@@ -33,19 +33,10 @@ from srcli.families.network.file import read, without_remerging
 from srcli.families.network.layers import Choice, chosen, chosen_whole
 from srcli.families.network.network import Network
 from srcli.images.canvas import Canvas
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    attach_frozen,
-    extract,
-    load_adapter,
-    merge,
-    own_parameters,
-    save_adapter,
-    use_adapters,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo, merge, own_parameters
+from srcli.networks.attached import attach, attach_frozen, extract, use_adapters
 from srcli.networks.mixed import MixedWeights
+from srcli.networks.saved_adapters import load_adapter, save_adapter
 from srcli.opening import model_of, open_engine
 from srcli.store.weights import sha256_of
 

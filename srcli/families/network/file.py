@@ -14,7 +14,8 @@ from srcli.errors import ModelError
 from srcli.families.network.compact import compact
 from srcli.families.network.ncnn import read_ncnn
 from srcli.families.network.network import Network
-from srcli.networks.adapters import Adapter, check_base_sum, load_adapter
+from srcli.networks.adapters import Adapter
+from srcli.networks.saved_adapters import check_base_sum, load_adapter
 from srcli.store.weights import load_pickle, load_tensors, sha256_of
 
 _PURPOSES = {"FaceSR": "restores cropped faces", "Inpainting": "fills masked parts of pictures"}

@@ -25,8 +25,9 @@ from srcli.errors import ModelError
 from srcli.families.network import ADAPTERS, PIXEL, SEMANTIC
 from srcli.families.network.file import adapter_for, take, without_remerging
 from srcli.families.network.network import Network
-from srcli.networks.adapters import Adapter, warn_of_another_beside
+from srcli.networks.adapters import Adapter
 from srcli.networks.mixed import MixedWeights
+from srcli.networks.saved_adapters import warn_of_another_beside
 from srcli.protocol.restoring import FADE_CELLS, LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import adapter_path, base_file

@@ -30,19 +30,10 @@ from srcli.families.network.layers import (
     uniform_ranks,
 )
 from srcli.families.network.recipe import AUTO, FULL, RANK, NetworkRecipe
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    attach_frozen,
-    extract,
-    fill,
-    save_adapter,
-    use_adapters,
-    warn_of_another_beside,
-    warn_of_strange_base,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.attached import attach, attach_frozen, extract, fill, use_adapters
 from srcli.networks.merged import merge_where_it_pays
+from srcli.networks.saved_adapters import save_adapter, warn_of_another_beside, warn_of_strange_base
 from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of

@@ -14,7 +14,8 @@ from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Estimator
 from srcli.families.s3diff.grades import VERSIONS, damaged, drawn_grades
 from srcli.families.s3diff.recipe import EstimatorRecipe
-from srcli.networks.adapters import Adapter, AdapterInfo, load_adapter, save_adapter
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.saved_adapters import load_adapter, save_adapter
 from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 

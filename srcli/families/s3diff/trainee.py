@@ -34,18 +34,11 @@ from srcli.families.s3diff.modulation import (
 )
 from srcli.families.s3diff.recipe import SemanticRecipe
 from srcli.families.s3diff.schedule import last_step
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    extract,
-    fill,
-    load_adapter,
-    save_adapter,
-    warn_of_strange_base,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.attached import attach, extract, fill
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_autoencoder, load_unet
 from srcli.networks.lora import LoraLayer, can_have_lora
+from srcli.networks.saved_adapters import load_adapter, save_adapter, warn_of_strange_base
 from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 
