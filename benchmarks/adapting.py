@@ -106,7 +106,7 @@ class Network:
         from srcli.store.weights import base_file
 
         network = read(base_file(find_model(model, None)))
-        title = str(network.architecture.name)
+        title = network.architecture
         folder = args.output / Path(model).stem
         folder.mkdir(exist_ok=True)
         budget = sum(min(args.rank, layer.largest) * layer.cost for layer in layers_of(network.model))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from srcli.engine.mix import MixingEngine
     from srcli.opening import Work
-    from srcli.protocol import Settings
+    from srcli.protocol.restoring import Settings
 
 
 def main() -> None:
@@ -66,8 +66,10 @@ def make_adapter(base: Path, folder: Path, stage: str) -> Path:
     import torch
 
     from srcli.families.pisasr import TARGETS
-    from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
+    from srcli.networks.adapters import AdapterInfo
+    from srcli.networks.attached import attach, extract
     from srcli.networks.backbone import load_unet
+    from srcli.networks.saved_adapters import save_adapter
 
     unet = load_unet(base)
     for parameter in attach(unet, stage, 4, 8, TARGETS):

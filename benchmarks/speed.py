@@ -106,7 +106,8 @@ def plain(folder: Path, pictures: torch.Tensor, device: torch.device) -> Callabl
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import load_file
 
-    from srcli.networks.adapters import load_adapter, merge
+    from srcli.networks.adapters import merge
+    from srcli.networks.saved_adapters import load_adapter
 
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     base = folder / "base"

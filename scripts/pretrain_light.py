@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretraining import follow, parsed, set_rate
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -29,10 +31,10 @@ def make_network(start: str, blocks: int) -> nn.Module:
 
 
 def compact() -> Any:
-    """An SRVGGNetCompact of twice animevideov3's depth, with chance weights."""
-    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+    """A Compact of twice animevideov3's depth, with chance weights."""
+    from srcli.families.network.compact import Compact
 
-    return SRVGGNetCompact(num_feat=64, num_conv=32, upscale=4)
+    return Compact(convolutions=34)
 
 
 def deepened() -> nn.Module:
@@ -81,24 +83,8 @@ def main() -> None:
     parser.add_argument("--start", choices=("compact", "blocks", "chance"), default="compact", help="(%(default)s)")
     parser.add_argument("--blocks", type=int, default=5, help="of x4plus that are kept (%(default)s)")
     parser.add_argument("--from", dest="before", type=Path, help="begin with the weights of this file, of the same start")
-    parser.add_argument("--steps", type=int, default=3000, help="updates (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end after this long; the schedule follows the clock")
-    parser.add_argument("--batch", type=int, default=8, help="crops a step (%(default)s)")
-    parser.add_argument("--crop", type=int, default=192, help="side of the crops, in output pixels (%(default)s)")
-    parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate of AdamW (%(default)s)")
     parser.add_argument("--features", type=float, default=0.1, help="weight of the distance of features beside ℓ1 (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (%(default)s)")
-    parser.add_argument("--recipe", type=Path, help="TOML with values of the options above; options given here go above them")
-    given = parser.parse_args()
-    if given.recipe is not None:
-        from srcli.config.recipe_file import read_recipe_file
-
-        values = read_recipe_file(given.recipe)
-        unknown = sorted(values.keys() - (vars(given).keys() - {"data", "output", "recipe"}))
-        if unknown:
-            parser.error(f"unknown keys in {given.recipe}: {', '.join(unknown)}")
-        parser.set_defaults(**values)
-    pretrain(parser.parse_args())
+    pretrain(parsed(parser, steps=3000, batch=8, crop=192))
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -132,9 +118,7 @@ def pretrain(args: argparse.Namespace) -> None:
         progress = max(step / args.steps, (time.monotonic() - start) / (60 * args.minutes))
         if progress >= 1:
             break
-        warm = min(1.0, (step + 1) / 100)
-        for group in optimiser.param_groups:
-            group["lr"] = args.lr * warm * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
+        set_rate(optimiser, args.lr, step, 100, progress)
         lq, hq = (batch.lq + 1) / 2, (batch.hq + 1) / 2
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(cpu)):
             sr = network(lq.contiguous(memory_format=torch.channels_last)).float()
@@ -145,8 +129,7 @@ def pretrain(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(weights, 0.5)
         optimiser.step()
         optimiser.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, [w.detach() for w in weights], 1 - min(0.998, (1 + step) / (10 + step)))
+        follow(average, weights, step, 0.998)
         done = step + 1
         for place, loss in enumerate(losses):
             mean[place] = loss.item() if step == 0 else mean[place] * 0.98 + loss.item() * 0.02

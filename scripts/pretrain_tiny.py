@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretraining import follow, parsed, set_rate
+
 if TYPE_CHECKING:
     import torch
     from diffusers import UNet2DConditionModel
@@ -89,23 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of sharp photos")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the base's folder")
-    parser.add_argument("--steps", type=int, default=3500, help="updates of the UNet (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end after this long; the schedule follows the clock")
-    parser.add_argument("--batch", type=int, default=16, help="crops a step (%(default)s)")
-    parser.add_argument("--crop", type=int, default=128, help="side of the crops, in pixels (%(default)s)")
-    parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate of AdamW (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (%(default)s)")
-    parser.add_argument("--recipe", type=Path, help="TOML with values of the options above; options given here go above them")
-    given = parser.parse_args()
-    if given.recipe is not None:
-        from srcli.config.recipe_file import read_recipe_file
-
-        values = read_recipe_file(given.recipe)
-        unknown = sorted(values.keys() - (vars(given).keys() - {"photos", "output", "recipe"}))
-        if unknown:
-            parser.error(f"unknown keys in {given.recipe}: {', '.join(unknown)}")
-        parser.set_defaults(**values)
-    pretrain(parser.parse_args())
+    pretrain(parsed(parser, steps=3500, batch=16, crop=128))
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -139,9 +125,7 @@ def pretrain(args: argparse.Namespace) -> None:
         progress = max(step / args.steps, (time.monotonic() - start) / (60 * args.minutes))
         if progress >= 1:
             break
-        warm = min(1.0, (step + 1) / 200)
-        for group in optimiser.param_groups:
-            group["lr"] = args.lr * warm * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
+        set_rate(optimiser, args.lr, step, 200, progress)
         pictures, names = draw_batch(batch, generator)
         # low noise levels matter most to a restorer that works at t = 1: density falls with t
         t = (1000 * torch.rand(len(pictures), generator=generator) ** 1.5).long()
@@ -156,9 +140,7 @@ def pretrain(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(average, [w.detach() for w in weights], 1 - decay)
+        follow(average, weights, step, 0.999)
         done = step + 1
         mean = loss.item() if step == 0 else mean * 0.98 + loss.item() * 0.02
         if step % 50 == 0:

@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from srcli.networks.adapters import load_adapter, save_adapter
+    from srcli.networks.saved_adapters import load_adapter, save_adapter
     from srcli.store.adapter_files import find_adapter
     from srcli.store.weights import sha256_of
 

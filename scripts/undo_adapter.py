@@ -18,7 +18,8 @@ def main() -> None:
     parser.add_argument("pixel", type=Path, help="the pixel adapter, or the folder of its run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="gets semantic/")
     args = parser.parse_args()
-    from srcli.networks.adapters import Adapter, load_adapter, save_adapter
+    from srcli.networks.adapters import Adapter
+    from srcli.networks.saved_adapters import load_adapter, save_adapter
     from srcli.store.adapter_files import find_adapter
 
     adapter = load_adapter(find_adapter(args.pixel, "pixel"), "pixel")

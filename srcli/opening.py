@@ -20,7 +20,7 @@ from srcli.families import load_restorer
 from srcli.images.choices import MAX_SCALE
 from srcli.images.files import Job
 from srcli.images.suffixes import LOSSLESS_FORMATS, format_of
-from srcli.protocol import LoadOptions, Restorer, Settings
+from srcli.protocol.restoring import LoadOptions, Restorer, Settings
 from srcli.rows.lookup import find_model
 from srcli.rows.spec import ModelSpec
 from srcli.store.adapter_files import replace_adapters

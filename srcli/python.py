@@ -21,7 +21,7 @@ from srcli.config import UpscaleConfig
 from srcli.config.upscale import DEFAULT_MODEL
 from srcli.errors import ImageError
 from srcli.opening import check_dials, complete, model_of, open_engine, output_size
-from srcli.protocol import Settings
+from srcli.protocol.restoring import Settings
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from srcli.protocol import Mixture, Parent, Part, Picture, Settings
+from srcli.protocol.restoring import Mixture, Parent, Part, Picture, Settings
 
 
 class MockRestorer:

@@ -27,7 +27,7 @@ from srcli.families.pisasr.reference import convert
 from srcli.families.pisasr.restorer import PisaRestorer, load
 from srcli.images.codec import decode
 from srcli.networks.backbone import load_alphas, load_unet
-from srcli.protocol import LoadOptions, Settings
+from srcli.protocol.restoring import LoadOptions, Settings
 from srcli.rows.spec import load_registry
 from srcli.store.weights import sha256_of
 

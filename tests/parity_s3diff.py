@@ -29,7 +29,7 @@ from srcli.families.s3diff.modulation import block_of
 from srcli.families.s3diff.reference import convert
 from srcli.families.s3diff.restorer import S3DiffRestorer, load
 from srcli.images.codec import decode
-from srcli.protocol import LoadOptions, Settings
+from srcli.protocol.restoring import LoadOptions, Settings
 from srcli.rows.spec import load_registry
 from srcli.store.weights import sha256_of
 

@@ -15,7 +15,6 @@ import torch
 from commands import Done, srcli
 from PIL import Image
 from safetensors.torch import save_file
-from spandrel import ImageModelDescriptor
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.PLKSR import PLKSR
 from spandrel.architectures.RCAN import RCAN
@@ -29,22 +28,15 @@ from training_case import make_photos
 from srcli import python
 from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
+from srcli.families.network import compact
 from srcli.families.network.file import read, without_remerging
 from srcli.families.network.layers import Choice, chosen, chosen_whole
+from srcli.families.network.network import Network
 from srcli.images.canvas import Canvas
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    attach_frozen,
-    extract,
-    load_adapter,
-    merge,
-    own_parameters,
-    save_adapter,
-    use_adapters,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo, merge, own_parameters
+from srcli.networks.attached import attach, attach_frozen, extract, use_adapters
 from srcli.networks.mixed import MixedWeights
+from srcli.networks.saved_adapters import load_adapter, save_adapter
 from srcli.opening import model_of, open_engine
 from srcli.store.weights import sha256_of
 
@@ -122,7 +114,7 @@ def test_merged_equals_unmerged_and_each_setting_is_one_pass(
     picture = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
     for index, working in enumerate((["pixel", "semantic"], ["pixel"], [])):
         use_adapters(model.model, working)
-        assert (results[index] - (model(picture)[0] * 2 - 1)).abs().max() < 1e-5
+        assert (results[index] - (model.answer(picture)[0].clamp(0, 1) * 2 - 1)).abs().max() < 1e-5
     assert torch.equal(results[0], results[4])
     assert (results[0] - results[3]).abs().max() > 1e-4
     mixture = engine.restorer.mix({"strength": 1.0, **settings[3]}, canvas)
@@ -160,10 +152,10 @@ def test_a_sweep_asks_the_network_once_a_setting(
     adapters = [word for each in ("pixel", "semantic") for word in (f"--{each}", make_adapter(network, tmp_path, each))]
     Image.fromarray(photo).save(picture)
     plain = ("--model", network, *adapters, "--device", "cpu", "--dtype", "fp32")
-    asked, call = [], ImageModelDescriptor.__call__
+    asked, call = [], Network.answer
     sums, take = [], MixedWeights.take
     monkeypatch.setattr(MixedWeights, "take", lambda own, weights: sums.append(weights != own.now) or take(own, weights))
-    monkeypatch.setattr(ImageModelDescriptor, "__call__", lambda own, x: asked.append(x.shape[-1]) or call(own, x))
+    monkeypatch.setattr(Network, "answer", lambda own, x: asked.append(x.shape[-1]) or call(own, x))
     done = srcli(
         "sweep", picture, "-o", tmp_path / "s", *plain, "--lambda-pixel", "0,1", "--lambda-semantic", "0,0.5,2", "--save-images"
     )
@@ -558,8 +550,8 @@ def test_weights_that_no_lora_can_have_are_named_and_trained_in_full(caplog: pyt
 def test_a_network_without_gradients_is_refused(
     networks: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = Compact.forward
-    monkeypatch.setattr(Compact, "forward", lambda own, x: forward(own, x).detach())
+    forward = compact.Compact.forward
+    monkeypatch.setattr(compact.Compact, "forward", lambda own, x: forward(own, x).detach())
     done = train("pixel", networks / "compact.safetensors", photos, tmp_path / "run")
     assert (done.returncode, "torch cannot differentiate the network" in done.stderr) == (2, True), done.stderr
 

@@ -18,21 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srcli.errors import ModelError, UsageError
-from srcli.networks.adapters import (
-    ADAPTER_FILE,
-    Adapter,
-    AdapterInfo,
-    attach,
-    attach_frozen,
-    extract,
-    fill,
-    load_adapter,
-    merge,
-    save_adapter,
-    use_adapters,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo, merge
+from srcli.networks.attached import attach, attach_frozen, extract, fill, use_adapters
 from srcli.networks.lora import LoraLayer
 from srcli.networks.merged import merge_where_it_pays
+from srcli.networks.saved_adapters import load_adapter, save_adapter
+from srcli.store.adapter_files import ADAPTER_FILE
 
 PICTURES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 TARGET = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -223,7 +214,8 @@ def test_peft_loads_ranks_for_each_layer_and_whole_tensors(tmp_path: Path) -> No
 
 def test_the_same_adapter_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     program = (
-        "import sys, torch; from pathlib import Path; from srcli.networks.adapters import *;"
+        "import sys, torch; from pathlib import Path;"
+        "from srcli.networks.adapters import Adapter, AdapterInfo; from srcli.networks.saved_adapters import save_adapter;"
         "keys = [f'{layer}.lora_{half}.weight' for layer in 'stuvw' for half in 'AB'] + ['b.bias', 'c.weight'];"
         "info = AdapterInfo(2, 4.0, 'base é', 'pixel', 7, 'MIT');"
         "save_adapter(Adapter('pixel', {key: torch.ones(2, 2) for key in set(keys)}, info), Path(sys.argv[1]))"

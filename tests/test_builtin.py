@@ -10,7 +10,7 @@ from PIL import Image
 
 from srcli.config.recipe_file import build_recipe, read_recipe_file
 from srcli.images.fidelity import luma
-from srcli.networks.adapters import load_adapter
+from srcli.networks.saved_adapters import load_adapter
 from srcli.rows.lookup import find_model
 from srcli.store.weights import adapter_path, base_file, base_folder, sha256_of
 

@@ -29,7 +29,7 @@ from srcli.families.network import restorer as networks
 from srcli.images.canvas import Canvas
 from srcli.images.rows import Rows
 from srcli.opening import model_of, open_stream
-from srcli.protocol import Mixture, Part, Picture, Settings
+from srcli.protocol.restoring import Mixture, Part, Picture, Settings
 
 
 @pytest.fixture(autouse=True)

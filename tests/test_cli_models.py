@@ -19,7 +19,7 @@ from srcli.cli.models import app
 from srcli.errors import ModelError, SrcliError, UsageError
 from srcli.families import families
 from srcli.opening import choose_model
-from srcli.protocol import Base, Dial, Family
+from srcli.protocol.declarations import Base, Dial, Family
 from srcli.rows.base import BUILTIN
 from srcli.rows.imported import imported_folder
 from srcli.rows.lookup import find_model

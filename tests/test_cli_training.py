@@ -23,7 +23,7 @@ from PIL import Image
 from tiny_model import make_base
 from training_case import make_photos
 
-from srcli.networks.adapters import load_adapter
+from srcli.networks.saved_adapters import load_adapter
 from srcli.rows.lookup import find_model
 from srcli.training import loop
 

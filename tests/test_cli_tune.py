@@ -19,7 +19,7 @@ from srcli.errors import ModelError
 from srcli.evaluation import catalogue
 from srcli.evaluation.catalogue import MetricInfo
 from srcli.evaluation.metrics import Metric, Opened, open_metrics
-from srcli.protocol import Dial
+from srcli.protocol.declarations import Dial
 from srcli.rows.lookup import find_model
 from srcli.rows.moved import moved_row
 from srcli.rows.spec import packaged_models_file, read_row, user_rows_folder

@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 DECLARATION = """
-from srcli.protocol import Base, Dial, Family
+from srcli.protocol.declarations import Base, Dial, Family
 
 FAMILY = Family(
     "Sharpened bicubic",
@@ -25,7 +25,7 @@ FAMILY = Family(
 RESTORER = '''
 import torch
 from torch.nn import functional
-from srcli.protocol import Mixture, Part
+from srcli.protocol.restoring import Mixture, Part
 
 
 class Sharpener:

@@ -9,7 +9,8 @@ from tiny_model import WIDTH, make_base
 from torch import Tensor
 
 from srcli.families.pisasr import TARGETS
-from srcli.networks.adapters import Adapter, AdapterInfo, attach, attach_frozen, extract, use_adapters
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.attached import attach, attach_frozen, extract, use_adapters
 from srcli.networks.backbone import load_unet
 from srcli.networks.merged import merge_where_it_pays
 

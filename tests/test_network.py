@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from commands import Done, srcli
 from hub import Hub, running_hub
 from PIL import Image
 from safetensors.torch import save_file
-from spandrel import ImageModelDescriptor, ModelTiling
+from spandrel import ImageModelDescriptor, ModelLoader
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.SAFMN import SAFMN
@@ -26,8 +27,10 @@ from torch import Tensor, nn
 from srcli.config import UpscaleConfig
 from srcli.engine.mix import MixingEngine
 from srcli.errors import ModelError
+from srcli.families.network.compact import compact as as_compact
 from srcli.families.network.file import read
 from srcli.families.network.ncnn import read_ncnn
+from srcli.families.network.network import Network
 from srcli.families.network.restorer import enlarge, sight_of
 from srcli.images.canvas import Canvas
 from srcli.opening import model_of, open_engine
@@ -120,8 +123,8 @@ def test_a_file_is_a_model_of_its_own_scale(networks: Path, photo: np.ndarray, t
         pixels = torch.from_numpy(np.array(result)).float() / 255
     network = read(networks / name)
     picture = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
-    plain = network(picture) if network.input_channels == 3 else network(picture[0][:, None])[None, :, 0]
-    assert (pixels - plain[0].permute(1, 2, 0)).abs().max() < 0.6 / 255
+    plain = network.answer(picture) if network.channels == 3 else network.answer(picture[0][:, None])[None, :, 0]
+    assert (pixels - plain[0].clamp(0, 1).permute(1, 2, 0)).abs().max() < 0.6 / 255
 
 
 def test_sweep_and_eval_take_a_file(networks: Path, photo_folder: Path, tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_strength_mixes_with_what_is_plainly_enlarged(networks: Path, photo: np.
     assert torch.allclose(results[1], (results[0] + results[2]) / 2, atol=1e-6)
     pillow = Canvas(photo.astype(np.float32) / 255, 2).crop(0, 0, 120, 168)
     assert np.abs(results[0].permute(1, 2, 0).numpy() - (pillow * 2 - 1)).max() < 1e-5
-    monkeypatch.setattr(ImageModelDescriptor, "__call__", lambda *_: pytest.fail("the network is run"))
+    monkeypatch.setattr(Network, "answer", lambda *_: pytest.fail("the network is run"))
     engine.settings = {"strength": 0.0}
     assert torch.equal(engine.restore([Canvas(photo, 2)])[0], results[0])
 
@@ -197,13 +200,7 @@ def test_half_precision_is_near_and_done_again_exactly(networks: Path, photo: np
 def test_networks_that_should_see_the_whole_get_it_and_tiles_are_told(
     networks: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-
-    def discouraged(path: Path) -> ImageModelDescriptor[Any]:
-        network = read(path)
-        network.tiling = ModelTiling.DISCOURAGED
-        return network
-
-    monkeypatch.setattr("srcli.families.network.restorer.take", discouraged)
+    monkeypatch.setattr("srcli.families.network.restorer.take", lambda path: replace(read(path), tiled=False))
     engine = opened(networks / "2x-compact.safetensors", dtype="fp32")
     assert engine.tile_count(8000, 8000) == 1
     assert not caplog.messages
@@ -215,12 +212,42 @@ def test_gray_networks_are_asked_once_for_a_gray_picture(
     networks: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, asked = opened(networks / "1x-gray.pth", dtype="fp32"), []
-    call = ImageModelDescriptor.__call__
-    monkeypatch.setattr(ImageModelDescriptor, "__call__", lambda own, x: asked.append(len(x)) or call(own, x))
+    call = Network.answer
+    monkeypatch.setattr(Network, "answer", lambda own, x: asked.append(len(x)) or call(own, x))
     color, gray = (engine.restore([Canvas(each, 1)])[0] for each in (photo, photo[..., :1]))
     assert asked == [3, 1]
     assert torch.allclose(color[0], gray[0], atol=1e-6)
     assert torch.equal(gray[0], gray[2])
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(3, 4), (3, 1), (1, 2)])
+def test_a_compact_network_is_what_spandrel_makes_of_it(channels: int, scale: int) -> None:
+    made = seeded(lambda: Compact(num_in_ch=channels, num_out_ch=channels, num_feat=8, num_conv=3, upscale=scale))
+    tensors = {name: torch.randn_like(value) / 4 for name, value in made.state_dict().items()}
+    ours, theirs = as_compact(tensors), ModelLoader().load_from_state_dict(tensors)
+    assert ours is not None
+    assert (ours.architecture, ours.scale, ours.channels) == (theirs.architecture.name, theirs.scale, theirs.input_channels)
+    assert not ours.unfit
+    assert theirs.supports_half
+    assert theirs.supports_bfloat16
+    for picture in torch.rand(2, channels, 7, 5), torch.rand(1, channels, 1, 1):
+        assert torch.equal(ours.answer(picture), theirs.model(picture))
+
+
+def test_what_is_not_all_of_a_compact_network_is_left_to_spandrel() -> None:
+    whole = compact().state_dict()
+    fewer = {name: value for name, value in whole.items() if name != "body.3.weight"}
+    for tensors in (
+        {},
+        {"params": whole},
+        fewer,
+        {**whole, "more": torch.ones(1)},
+        {**fewer, "more": whole["body.3.weight"]},
+        {**whole, "body.3.weight": torch.ones(7)},
+        {**whole, "body.3.weight": "text"},
+        seeded(lambda: Compact(num_in_ch=1, num_out_ch=3, num_feat=8, num_conv=2, upscale=2)).state_dict(),
+    ):
+        assert as_compact(tensors) is None
 
 
 def test_sight_is_counted_from_the_convolutions() -> None:
@@ -461,7 +488,7 @@ def test_networks_for_other_purposes_are_refused(
 ) -> None:
     monkeypatch.setattr(ImageModelDescriptor, "purpose", purpose)
     with pytest.raises(ModelError, match=words):
-        read(networks / "2x-compact.safetensors")
+        read(networks / "2x-old.safetensors")
 
 
 def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:

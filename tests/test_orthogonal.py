@@ -12,7 +12,8 @@ from torch.nn import Parameter
 from srcli.errors import ModelError, UsageError
 from srcli.families.pisasr import TARGETS
 from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces, overlap
-from srcli.networks.adapters import Adapter, AdapterInfo, attach, extract, merge
+from srcli.networks.adapters import Adapter, AdapterInfo, merge
+from srcli.networks.attached import attach, extract
 from srcli.networks.backbone import load_unet
 
 RANK, ALPHA = 4, 8.0

@@ -20,7 +20,7 @@ from srcli.engine.tiles import borders, halo_grid, margins_of, spread_grid
 from srcli.errors import ModelError
 from srcli.networks.backbone import KLAutoencoder, load_autoencoder
 from srcli.networks.vae import OLD_NAMES, Vae
-from srcli.protocol import Part
+from srcli.protocol.restoring import Part
 
 CPU = torch.device("cpu")
 

@@ -17,17 +17,11 @@ from srcli.families.pisasr import TARGETS
 from srcli.families.pisasr.reference import convert, read_reference
 from srcli.families.pisasr.restorer import PisaRestorer, pass_weights
 from srcli.images.canvas import Canvas
-from srcli.networks import adapters as adapters_module
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    extract,
-    load_adapter,
-    merge,
-    save_adapter,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo, merge
+from srcli.networks.attached import attach, extract
 from srcli.networks.backbone import PatchAutoencoder, load_autoencoder, load_unet, prompt_embedding
+from srcli.networks.saved_adapters import load_adapter, save_adapter
+from srcli.store.adapter_files import ADAPTER_FILE
 from srcli.store.weights import load_pickle
 
 DATA = Path(__file__).parent / "data" / "pisa"
@@ -271,9 +265,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: dict[str, object], tmp
 def test_an_adapter_without_rank_is_refused(imported: list[Adapter], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file(imported[0].tensors, tmp_path / adapters_module.ADAPTER_FILE)
+    save_file(imported[0].tensors, tmp_path / ADAPTER_FILE)
     with pytest.raises(ModelError, match="rank and alpha"):
-        load_adapter(tmp_path / adapters_module.ADAPTER_FILE, "pixel")
+        load_adapter(tmp_path / ADAPTER_FILE, "pixel")
 
 
 # --- backbone ---

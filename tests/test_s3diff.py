@@ -21,7 +21,7 @@ from srcli.families.s3diff.estimator import Estimator, estimate
 from srcli.families.s3diff.restorer import S3DiffRestorer, dtype_for, pass_weights
 from srcli.images.canvas import Canvas
 from srcli.networks.remade import RemadeUNet
-from srcli.protocol import LoadOptions
+from srcli.protocol.restoring import LoadOptions
 from srcli.rows.lookup import find_model
 from srcli.store.weights import adapter_path
 

@@ -19,9 +19,9 @@ from srcli.config.training import TrainConfig
 from srcli.families import load_trainee
 from srcli.families.s3diff.restorer import load
 from srcli.families.s3diff.trainee import S3DiffTrainee
-from srcli.networks.adapters import load_adapter
+from srcli.networks.saved_adapters import load_adapter
 from srcli.opening import complete
-from srcli.protocol import LoadOptions
+from srcli.protocol.restoring import LoadOptions
 from srcli.rows.lookup import find_model
 from srcli.store.adapter_files import replace_adapters
 from srcli.store.weights import adapter_path

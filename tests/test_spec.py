@@ -14,7 +14,7 @@ import pytest
 
 from srcli.errors import ModelError, UsageError
 from srcli.families import families
-from srcli.protocol import Base, Dial, Family, RowKey
+from srcli.protocol.declarations import Base, Dial, Family, RowKey
 from srcli.rows import spec as spec_module
 from srcli.rows.base import BUILTIN, MOVED_REPOS, base_of
 from srcli.rows.lookup import find_model

@@ -11,8 +11,9 @@ import torch
 from tiny_model import make_model
 
 from srcli.families import load_restorer
-from srcli.networks.adapters import Adapter, AdapterInfo, load_adapter, save_adapter, warn_of_strange_base
-from srcli.protocol import LoadOptions
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.saved_adapters import load_adapter, save_adapter, warn_of_strange_base
+from srcli.protocol.restoring import LoadOptions
 from srcli.rows.lookup import find_model
 from srcli.store.adapter_files import replace_adapters
 from srcli.store.weights import adapter_path, sha256_of

@@ -29,11 +29,13 @@ from srcli.errors import ImageError, UsageError
 from srcli.families.pisasr import TARGETS
 from srcli.images.codec import decode
 from srcli.images.files import plan_jobs
-from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
+from srcli.networks.adapters import AdapterInfo
+from srcli.networks.attached import attach, extract
 from srcli.networks.backbone import PatchAutoencoder, load_unet
+from srcli.networks.saved_adapters import save_adapter
 from srcli.networks.unet import FixedPromptUNet
 from srcli.opening import model_of, open_stream
-from srcli.protocol import Mixture, Part, Picture, Settings
+from srcli.protocol.restoring import Mixture, Part, Picture, Settings
 from srcli.sweep import run
 from srcli.sweep.run import Sweep, open_sweep
 

@@ -19,7 +19,7 @@ from srcli.errors import ModelError, SrcliError
 from srcli.evaluation.catalogue import METRICS
 from srcli.evaluation.metrics import Metric, Opened
 from srcli.images.fidelity import psnr_y, ssim_y
-from srcli.protocol import Dial
+from srcli.protocol.declarations import Dial
 from srcli.sweep import plots, run
 from srcli.sweep.grid import Axis, Grid, dial_axes, model_axis, short_names
 from srcli.sweep.outputs import write_outputs

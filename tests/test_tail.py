@@ -16,8 +16,10 @@ from training_case import make_config, make_photos
 
 from srcli.errors import ModelError
 from srcli.families.pisasr import TARGETS
-from srcli.networks.adapters import AdapterInfo, attach, extract, load_adapter, merge
+from srcli.networks.adapters import AdapterInfo, merge
+from srcli.networks.attached import attach, extract
 from srcli.networks.backbone import PatchAutoencoder, load_passes, load_unet
+from srcli.networks.saved_adapters import load_adapter
 from srcli.networks.tail import PixelTail
 from srcli.store.layout import lacking_files, needed_files
 from srcli.training.loop import train

@@ -17,7 +17,7 @@ from training_case import make_config, make_photos, told
 
 from srcli.config.training import TrainConfig
 from srcli.errors import ModelError, OutOfMemoryError, TrainingError, UsageError
-from srcli.networks.adapters import load_adapter
+from srcli.networks.saved_adapters import load_adapter
 from srcli.training import checkpoint, loop
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train

@@ -24,7 +24,7 @@ from training_case import make_config, make_photos
 from srcli import disk
 from srcli.errors import OutOfMemoryError, TrainingError, UsageError
 from srcli.families.pisasr.trainee import PisaTrainee
-from srcli.networks.adapters import load_adapter
+from srcli.networks.saved_adapters import load_adapter
 from srcli.training import checkpoint, loop, setup, tracking
 from srcli.training.checkpoint import checkpoints
 from srcli.training.loop import train

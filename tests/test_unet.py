@@ -16,7 +16,8 @@ from torch import Tensor
 
 from srcli.errors import ModelError
 from srcli.families.pisasr import TARGETS
-from srcli.networks.adapters import Adapter, AdapterInfo, attach, extract, merge
+from srcli.networks.adapters import Adapter, AdapterInfo, merge
+from srcli.networks.attached import attach, extract
 from srcli.networks.backbone import load_passes, load_unet
 from srcli.networks.unet import FixedPromptUNet
 from srcli.rows.base import BUILTIN

@@ -10,8 +10,10 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from srcli.families.pisasr import TARGETS
-from srcli.networks.adapters import AdapterInfo, attach, extract, save_adapter
+from srcli.networks.adapters import AdapterInfo
+from srcli.networks.attached import attach, extract
 from srcli.networks.backbone import PatchAutoencoder, load_unet
+from srcli.networks.saved_adapters import save_adapter
 from srcli.store.weights import sha256_of
 
 WIDTH = 8

@@ -12,7 +12,7 @@ import typer
 
 from srcli.cli.options import MODEL
 from srcli.families import all_dials, all_slots, families
-from srcli.protocol import Dial, StageOption
+from srcli.protocol.declarations import Dial, StageOption
 
 DIALS = "Dials"
 _CAPTIONS = (

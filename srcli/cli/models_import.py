@@ -17,7 +17,7 @@ from srcli.cli.options import FILES, ModelsFile
 from srcli.console import counted
 from srcli.errors import ModelError, UsageError
 from srcli.families import convert_checkpoint, families
-from srcli.protocol import Import
+from srcli.protocol.declarations import Import
 from srcli.rows.base import ROW_NAME, BaseSource, base_of
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, record_sums
 from srcli.rows.lookup import find_model

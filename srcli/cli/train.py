@@ -19,7 +19,7 @@ from srcli.cli.family_options import stage_options, with_needed_adapters, with_s
 from srcli.cli.options import Device, Dtype, ModelsFile
 from srcli.errors import UsageError
 from srcli.families import all_stages
-from srcli.protocol import Base
+from srcli.protocol.declarations import Base
 
 if TYPE_CHECKING:
     from srcli.config.recipe import Recipe

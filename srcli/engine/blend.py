@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srcli.engine.tiles import Grid, Tile, borders
-from srcli.protocol import Part
+from srcli.protocol.restoring import Part
 
 VARIANCE = 0.01
 """Of the window, in units of the squared tile side (Mixture of Diffusers, as PiSA-SR uses it)."""

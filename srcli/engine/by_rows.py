@@ -26,7 +26,7 @@ from srcli.engine.restore import Engine, Sum, is_out_of_memory
 from srcli.engine.tiles import Tile
 from srcli.images.rows import Rows
 from srcli.memory import give_freed_back
-from srcli.protocol import Mixture, Part, Picture
+from srcli.protocol.restoring import Mixture, Part, Picture
 
 Result = TypeVar("Result")
 

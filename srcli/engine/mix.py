@@ -15,7 +15,7 @@ from torch import Tensor
 from srcli.engine.by_rows import RowEngine
 from srcli.engine.parts import Plane
 from srcli.engine.restore import Sum
-from srcli.protocol import Mixture, Settings
+from srcli.protocol.restoring import Mixture, Settings
 
 Step = tuple[Hashable, ...]
 """What is computed once: `(encoding,)` is a latent, `(encoding, pass)` the pass's answer to it."""

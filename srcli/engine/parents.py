@@ -15,7 +15,7 @@ from srcli.errors import OutOfMemoryError
 from srcli.images.resize import filter_for, resample
 from srcli.images.rows import resized
 from srcli.memory import free_bytes
-from srcli.protocol import Parent, Picture
+from srcli.protocol.restoring import Parent, Picture
 
 if TYPE_CHECKING:
     from srcli.engine.by_rows import RowEngine

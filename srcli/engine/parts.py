@@ -16,7 +16,7 @@ from torch import Tensor
 from srcli.engine.blend import Seams
 from srcli.engine.sums import side_by_side
 from srcli.engine.tiles import Grid, Tile, halo_grid, margins_of, spread_grid
-from srcli.protocol import Part, Picture
+from srcli.protocol.restoring import Part, Picture
 
 Plane: TypeAlias = Tensor | Picture
 """What is cut into tiles: (C, H, W), or a picture in as few bytes as it needs."""

@@ -24,7 +24,7 @@ from srcli.engine.parts import Plane, Room, cells_of, cut, run_part
 from srcli.engine.tiles import Grid, Tile, make_grid
 from srcli.errors import ImageError, OutOfMemoryError, UsageError
 from srcli.memory import free_bytes, host_limit_hint, is_out_of_memory
-from srcli.protocol import FADE_CELLS, Mixture, Part, Picture, Restorer, Settings
+from srcli.protocol.restoring import FADE_CELLS, Mixture, Part, Picture, Restorer, Settings
 
 log = logging.getLogger("srcli")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srcli.protocol import Chain, Margins, State
+from srcli.protocol.restoring import Chain, Margins, State
 
 
 @dataclass

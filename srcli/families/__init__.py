@@ -21,14 +21,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from srcli.protocol import Dial, Family, Slot, Stage
+from srcli.protocol.declarations import Dial, Family, Slot, Stage
 
 if TYPE_CHECKING:
     import torch
 
     from srcli.config.recipe import Recipe
     from srcli.config.training import TrainConfig
-    from srcli.protocol import LoadOptions, Restorer, Trainee
+    from srcli.protocol.restoring import LoadOptions, Restorer
+    from srcli.protocol.training import Trainee
     from srcli.rows.spec import ModelSpec
 
 

@@ -48,7 +48,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 def _silence_decoders() -> None:
     """Of C libraries that print what they also return: OpenCV's log, and libtiff inside Pillow, which has no switch for it."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # OpenCV 4.10 has it at the top
     with suppress(AttributeError, OSError):  # where Pillow does not show its libtiff, its lines stay
         libtiff = ctypes.CDLL(str(Image.core.__file__))
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

@@ -28,7 +28,7 @@ from srcli.networks.tail import PixelTail, attach_tail
 from srcli.networks.transformer import Joined
 from srcli.networks.unet import FixedPromptUNet
 from srcli.networks.vae import OLD_NAMES, Vae, vae_parts
-from srcli.protocol import Part, Parts
+from srcli.protocol.restoring import Part, Parts
 from srcli.store.layout import variant_of
 from srcli.store.prompt_cache import keep_embedding, read_embedding
 from srcli.store.weights import load_tensors

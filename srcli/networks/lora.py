@@ -1,6 +1,6 @@
 """What stands in a network while adapters are attached: layers with LoRA beside their weight, and parameters with other values.
 
-Which adapters work is told by `srcli.networks.adapters.use_adapters`. Everything is exact for any layer whose `weight` is a
+Which adapters work is told by `srcli.networks.attached.use_adapters`. Everything is exact for any layer whose `weight` is a
 matrix or a kernel (linear, convolutions of all kinds, transposed and grouped ones too): the update of a weight W, (a, b, ...), is
 (alpha / rank) · B · A with B (a, rank, 1, ...) and A (rank, b, ...), so what is trained is what `merge` adds.
 """

@@ -16,7 +16,7 @@ def merge_where_it_pays(network: nn.Module, trained: str) -> int:
     """Have the layers that the attached adapters make expensive compute merged; which adapters work may change later.
 
     Args:
-        network: with adapters attached by `srcli.networks.adapters`.
+        network: with adapters attached by `srcli.networks.attached`.
         trained: the adapter that gets gradients; all others are frozen.
 
     Returns:

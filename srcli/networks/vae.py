@@ -21,7 +21,7 @@ from torch.nn import functional
 from srcli.errors import ModelError
 from srcli.networks.blocks import Downsample, Level, Resnet, Upsample
 from srcli.networks.device import in_float32, layout_for
-from srcli.protocol import Margins, Part, Parts, State
+from srcli.protocol.restoring import Margins, Part, Parts, State
 
 HALO_LAT = 4
 """Latent cells around a tile of a wide step that are computed and thrown away."""
@@ -46,7 +46,7 @@ class Link(NamedTuple):
 
 
 class NormChain:
-    """A step as links with norms between them; implements `srcli.protocol.Chain`.
+    """A step as links with norms between them; implements `srcli.protocol.restoring.Chain`.
 
     Args:
         network: what holds the weights, on its device and in its dtype.

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srcli.errors import UsageError
-from srcli.protocol import Base, Family
+from srcli.protocol.declarations import Base, Family
 from srcli.rows.toml import Table
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ import platformdirs
 from srcli.errors import ModelError, UsageError, joined_faults
 from srcli.families import families, recipe_class
 from srcli.images.choices import COLOR_FIXES
-from srcli.protocol import Base, Dial, Family, Slot
+from srcli.protocol.declarations import Base, Dial, Family, Slot
 from srcli.rows.base import PACKAGE, ROW_NAME, BaseSource, base_of, check_sum, embedded_path, expanded, read_base, read_source
 from srcli.rows.imported import IMPORTED_FILE, imported_folder, recorded_sums
 from srcli.rows.toml import Table, parse

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from srcli.evaluation.names import distinct
-from srcli.protocol import Dial, Settings
+from srcli.protocol.declarations import Dial
+from srcli.protocol.restoring import Settings
 
 
 @dataclass(frozen=True)

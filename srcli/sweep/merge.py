@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srcli.errors import UsageError
-from srcli.protocol import Settings
+from srcli.protocol.restoring import Settings
 from srcli.sweep.grid import value_name
 
 Lists = dict[str, tuple[float, ...]]

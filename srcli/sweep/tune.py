@@ -10,7 +10,7 @@ from srcli.config.rule import PLAIN
 from srcli.evaluation.catalogue import METRICS
 from srcli.evaluation.measure import value_text
 from srcli.opening import complete
-from srcli.protocol import Dial
+from srcli.protocol.declarations import Dial
 from srcli.rows.spec import ModelSpec
 from srcli.sweep.grid import Cell, value_name
 from srcli.sweep.tables import Table

@@ -19,7 +19,7 @@ from srcli.disk import held
 from srcli.errors import TrainingError, UsageError
 from srcli.images.sheet import save_sheet
 from srcli.memory import is_out_of_memory
-from srcli.protocol import Batch
+from srcli.protocol.training import Batch
 from srcli.training.checkpoint import Checkpoint, check_settings, checkpoints, newest_checkpoint, save_checkpoint
 from srcli.training.data.crops import Sample, StepOrder, finish, make_loader
 from srcli.training.data.sources import Skipped, tell_skipped

@@ -14,7 +14,7 @@ from srcli.config.recipe import FEATURE_SIDE
 from srcli.config.training import TrainConfig
 from srcli.errors import OutOfMemoryError
 from srcli.memory import host_limit_hint
-from srcli.protocol import Trainee
+from srcli.protocol.training import Trainee
 from srcli.training.checkpoint import checkpoints
 from srcli.training.data.crops import Batch, crop_settings
 

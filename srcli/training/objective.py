@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srcli.config.recipe import Recipe
 from srcli.networks.features import FeatureNetwork
-from srcli.protocol import Batch, Trainee
+from srcli.protocol.training import Batch, Trainee
 from srcli.training.losses.critic import Critic
 from srcli.training.losses.pictures import (
     feature_loss,

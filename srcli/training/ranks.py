@@ -10,7 +10,7 @@ from pathlib import Path
 from srcli.console import counted
 from srcli.disk import whole, write_whole
 from srcli.errors import ModelError
-from srcli.protocol import LayerRank
+from srcli.protocol.training import LayerRank
 
 log = logging.getLogger("srcli")
 

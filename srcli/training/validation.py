@@ -11,7 +11,7 @@ import torch
 from srcli.errors import ImageError, UsageError
 from srcli.images.fidelity import psnr_y, ssim_y
 from srcli.images.sheet import make_sheet
-from srcli.protocol import Trainee
+from srcli.protocol.training import Trainee
 from srcli.training.data.crops import (
     CropSettings,
     Levels,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from srcli.protocol import Base, Dial, Family, Slot, Stage, StageOption
+from srcli.protocol.declarations import Base, Dial, Family, Slot, Stage, StageOption
 
 if TYPE_CHECKING:
     from srcli.config.training import TrainConfig

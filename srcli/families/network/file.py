@@ -1,28 +1,28 @@
-"""From a file to a network that spandrel recognises; what is no such network is refused with the reason."""
+"""From a file to a network, which spandrel recognises in most cases; what is no such network is refused with the reason."""
 
 from __future__ import annotations
 
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from srcli.errors import ModelError
+from srcli.families.network.compact import compact
 from srcli.families.network.ncnn import read_ncnn
-from srcli.networks.adapters import Adapter, check_base_sum, load_adapter
+from srcli.families.network.network import Network
+from srcli.networks.adapters import Adapter
+from srcli.networks.saved_adapters import check_base_sum, load_adapter
 from srcli.store.weights import load_pickle, load_tensors, sha256_of
-
-if TYPE_CHECKING:
-    from spandrel import ImageModelDescriptor
 
 _PURPOSES = {"FaceSR": "restores cropped faces", "Inpainting": "fills masked parts of pictures"}
 _HINT = "take a network for super-resolution or restoration of single pictures, as a `.safetensors` or `.pth` file"
 _SPAN_SLOPE = 0.05
 """Of the leaky ReLU that some of SPAN's layers end with."""
-_held: dict[Path, ImageModelDescriptor[Any]] = {}
+_held: dict[Path, Network] = {}
 """The network that `row` has read last, for `take`."""
 
 
@@ -35,15 +35,15 @@ def row(path: Path) -> dict[str, Any]:
     network = read(path)
     _held.clear()
     _held[path.absolute()] = network
-    return {"native_scale": network.scale, "description": f"{network.architecture.name} ×{network.scale}", "source": str(path)}
+    return {"native_scale": network.scale, "description": f"{network.architecture} ×{network.scale}", "source": str(path)}
 
 
-def take(path: Path) -> ImageModelDescriptor[Any]:
+def take(path: Path) -> Network:
     """A file's network, for the caller to change; not read again where `row` has just done so."""
     return _held.pop(path.absolute(), None) or read(path)
 
 
-def read(path: Path) -> ImageModelDescriptor[Any]:
+def read(path: Path) -> Network:
     """A file's network: float32, on the CPU.
 
     Args:
@@ -56,13 +56,10 @@ def read(path: Path) -> ImageModelDescriptor[Any]:
         raise ModelError(f"`{path}` is a folder, not the file of a network", "name the file")
     if path.is_file() and not path.stat().st_size:
         raise ModelError(f"`{path}` is empty", "get the file anew")
-    network = _recognised(path, _tensors(path))
-    purpose = _PURPOSES.get(network.purpose)
-    if purpose is not None:
-        raise ModelError(f"`{path}` is a network ({network.architecture.name}) that {purpose}", _HINT)
-    channels = network.input_channels, network.output_channels
-    if channels not in ((3, 3), (1, 1)):
-        raise ModelError(f"`{path}` takes {channels[0]} channels and gives {channels[1]}, and pictures have 3 or 1", _HINT)
+    tensors = _tensors(path)
+    network = compact(tensors) or _recognised(path, tensors)
+    if not any(parameter.any() for parameter in network.model.parameters()):
+        raise ModelError(f"`{path}` holds zeros in place of weights", "get the file anew")
     network.model.float().eval().requires_grad_(False)
     return network
 
@@ -108,15 +105,12 @@ def _tensors(path: Path) -> dict[str, Any]:
     return load_pickle(path)
 
 
-def _recognised(path: Path, tensors: dict[str, Any]) -> ImageModelDescriptor[Any]:
+def _recognised(path: Path, tensors: dict[str, Any]) -> Network:
     import spandrel
 
     tensors = spandrel.canonicalize_state_dict(tensors)
-    weights = [value for value in tensors.values() if isinstance(value, torch.Tensor)]
-    if not weights:
+    if not any(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ModelError(f"`{path}` holds no weights", _HINT)
-    if not any(weight.any() for weight in weights):
-        raise ModelError(f"`{path}` holds zeros in place of weights", "get the file anew")
     found = (each.architecture for each in spandrel.MAIN_REGISTRY.architectures("detection") if _detects(each, tensors))
     architecture = next(found, None)
     if architecture is None:
@@ -126,12 +120,35 @@ def _recognised(path: Path, tensors: dict[str, Any]) -> ImageModelDescriptor[Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, on how an architecture is written
-            network: ImageModelDescriptor[Any] = architecture.load(tensors)
+            network = architecture.load(tensors)
     except Exception as fault:  # what an architecture makes of tensors that are not its own may raise anything
         reason = (str(fault).splitlines()[:2] or [type(fault).__name__])[-1].strip()  # torch's first line names no weight
         message = f"`{path}` looks like a network of {architecture.name}, but its weights do not fit: {reason}"
         raise ModelError(message, _HINT) from fault
-    return network
+    return _described(path, network)
+
+
+def _described(path: Path, network: Any) -> Network:
+    """What spandrel says of a network; refused where it is for another purpose."""
+    from spandrel import ModelTiling
+
+    title = network.architecture.name
+    if purpose := _PURPOSES.get(network.purpose):
+        raise ModelError(f"`{path}` is a network ({title}) that {purpose}", _HINT)
+    channels = network.input_channels, network.output_channels
+    if channels not in ((3, 3), (1, 1)):
+        raise ModelError(f"`{path}` takes {channels[0]} channels and gives {channels[1]}, and pictures have 3 or 1", _HINT)
+    fit = {torch.float16: network.supports_half, torch.bfloat16: network.supports_bfloat16}
+    return Network(
+        network.model,
+        title,
+        network.scale,
+        channels[0],
+        unfit=frozenset(dtype for dtype, supported in fit.items() if not supported),
+        tiled=network.tiling is ModelTiling.SUPPORTED,
+        padding=network.size_requirements.get_padding,
+        call=network._call_fn,
+    )
 
 
 def _detects(each: Any, tensors: dict[str, Any]) -> bool:

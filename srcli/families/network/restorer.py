@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,13 @@ from srcli.disk import first_line
 from srcli.errors import ModelError
 from srcli.families.network import ADAPTERS, PIXEL, SEMANTIC
 from srcli.families.network.file import adapter_for, take, without_remerging
-from srcli.networks.adapters import Adapter, warn_of_another_beside
+from srcli.families.network.network import Network
+from srcli.networks.adapters import Adapter
 from srcli.networks.mixed import MixedWeights
-from srcli.protocol import FADE_CELLS, LoadOptions, Mixture, Parent, Part, Picture, Settings
+from srcli.networks.saved_adapters import warn_of_another_beside
+from srcli.protocol.restoring import FADE_CELLS, LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import adapter_path, base_file
-
-if TYPE_CHECKING:
-    from spandrel import ImageModelDescriptor
 
 log = logging.getLogger("srcli")
 
@@ -66,11 +65,7 @@ class NetworkRestorer:
     answers_pixels = any_settings = True
     parents: Mapping[Hashable, Parent] = {}
 
-    def __init__(
-        self, spec: ModelSpec, options: LoadOptions, network: ImageModelDescriptor[Any], adapters: Sequence[Adapter] = ()
-    ) -> None:
-        from spandrel import ModelTiling
-
+    def __init__(self, spec: ModelSpec, options: LoadOptions, network: Network, adapters: Sequence[Adapter] = ()) -> None:
         self.name, self.device = spec.name, options.device
         self.dtype = _dtype_for(network, options, spec.name)
         self.native_scale = self.factor = scale = spec.native_scale
@@ -81,12 +76,10 @@ class NetworkRestorer:
         self._lambdas = tuple(f"lambda_{adapter.name}" for adapter in adapters)
         self._mixed = MixedWeights(network.model, adapters, self.device)
         network.model.to(self.device, self.dtype)
-        self._call: Callable[[Tensor], Tensor] = network
         self.encoder_part = Part(_as_it_is, 3, 1, 1, cell_bytes=12)
         self.decoder = (Part(self._shuffle, 3, 1, scale, cell_bytes=24 * scale**2),)
-        tiled = network.tiling is ModelTiling.SUPPORTED
-        self.tiling = spec.tiling if tiled or spec.tiling != "context" else "whole"
-        fitting = math.isqrt(TILE_BYTES // self.cell_bytes) if tiled else WHOLE_TILE
+        self.tiling = spec.tiling if network.tiled or spec.tiling != "context" else "whole"
+        fitting = math.isqrt(TILE_BYTES // self.cell_bytes) if network.tiled else WHOLE_TILE
         self.tile = spec.tile or fitting * scale
         self.overlap = spec.overlap or (2 * sight_of(network.model) + FADE_CELLS) * scale
 
@@ -118,11 +111,11 @@ class NetworkRestorer:
 
     def _answer(self, picture: Tensor) -> Tensor:
         """(N, 3, h, w) -> (N, 3, h * s, w * s), RGB in [0, 1]."""
-        if self._network.input_channels == 3:
-            return self._call(picture)
+        if self._network.channels == 3:
+            return _ask(self._network, picture)
         gray = bool((picture[:, :1] == picture).all())
         planes = picture[:, :1] if gray else picture.flatten(0, 1)[:, None]
-        answer = self._call(planes)
+        answer = _ask(self._network, planes)
         return answer.expand(-1, 3, -1, -1) if gray else answer.view(-1, 3, *answer.shape[2:])
 
     def _shuffle(self, answer: Tensor, *, exact: bool = False) -> Tensor:
@@ -176,19 +169,23 @@ def _as_it_is(picture: Tensor, *, exact: bool = False) -> Tensor:
     return picture
 
 
-def _dtype_for(network: ImageModelDescriptor[Any], options: LoadOptions, name: str) -> torch.dtype:
+@torch.inference_mode()
+def _ask(network: Network, picture: Tensor) -> Tensor:
+    return network.answer(picture).clamp_(0, 1)
+
+
+def _dtype_for(network: Network, options: LoadOptions, name: str) -> torch.dtype:
     """The options' dtype; float32 where the network is not made for it, unless the user asks for it."""
-    unfit = {torch.float16: not network.supports_half, torch.bfloat16: not network.supports_bfloat16}
-    if not unfit.get(options.dtype):
+    if options.dtype not in network.unfit:
         return options.dtype
     if not options.dtype_asked:
         return torch.float32
-    log.warning("`%s` (%s) is not made for %s: pictures may be spoilt", name, network.architecture.name, options.dtype)
+    log.warning("`%s` (%s) is not made for %s: pictures may be spoilt", name, network.architecture, options.dtype)
     return options.dtype
 
 
 @torch.inference_mode()
-def _probe(network: ImageModelDescriptor[Any], scale: int, spec: ModelSpec) -> int:
+def _probe(network: Network, scale: int, spec: ModelSpec) -> int:
     """Try a network on a small picture; returns about the numbers that its largest step holds for each input pixel."""
     largest = 0
 
@@ -197,19 +194,19 @@ def _probe(network: ImageModelDescriptor[Any], scale: int, spec: ModelSpec) -> i
         largest = max(largest, sum(each.numel() for each in (*inputs, output) if isinstance(each, Tensor)))
 
     hooks = [module.register_forward_hook(note) for module in network.model.modules() if not any(module.children())]
-    picture = torch.rand(1, network.input_channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, network.channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
     try:
-        answer = network(picture)
+        answer = _ask(network, picture)
     except Exception as fault:  # what a wrongly recognised network raises may be anything
         raise _unfit(spec, f"it fails on a small picture: {first_line(fault)}") from fault
     finally:
         for hook in hooks:
             hook.remove()
-    if answer.shape[1:] != (network.output_channels, _PROBE * scale, _PROBE * scale):
+    if answer.shape[1:] != (network.channels, _PROBE * scale, _PROBE * scale):
         raise _unfit(spec, f"it makes {tuple(answer.shape[2:])} pixels of {_PROBE, _PROBE}")
     if not torch.isfinite(answer).all():
         raise _unfit(spec, "its answer is not a number")
-    wide, high = network.size_requirements.get_padding(_PROBE, _PROBE)
+    wide, high = network.padding(_PROBE, _PROBE)
     return max(16, 2 * largest // int((_PROBE + wide) * (_PROBE + high)))
 
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
@@ -31,20 +30,11 @@ from srcli.families.network.layers import (
     uniform_ranks,
 )
 from srcli.families.network.recipe import AUTO, FULL, RANK, NetworkRecipe
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    attach_frozen,
-    extract,
-    fill,
-    save_adapter,
-    use_adapters,
-    warn_of_another_beside,
-    warn_of_strange_base,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.attached import attach, attach_frozen, extract, fill, use_adapters
 from srcli.networks.merged import merge_where_it_pays
-from srcli.protocol import Batch, LayerRank
+from srcli.networks.saved_adapters import save_adapter, warn_of_another_beside, warn_of_strange_base
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 
@@ -57,7 +47,7 @@ _SAMPLES = 16
 
 
 class NetworkTrainee:
-    """What one stage trains; implements `srcli.protocol.Trainee`. Its z_sr are the pictures themselves.
+    """What one stage trains; implements `srcli.protocol.training.Trainee`. Its z_sr are the pictures themselves.
 
     The network is kept once, in float32, as are the adapters; the run's precision is autocast's. Evaluation mode keeps statistics
     of batches, dropped paths and what else architectures do in training out of it: what is trained is what is used.
@@ -79,15 +69,15 @@ class NetworkTrainee:
     def __init__(self, config: TrainConfig, base: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.recipe = config, cast(NetworkRecipe, config.recipe)
         self._base, self._device, self._dtype = base, device, dtype
-        self._descriptor = read(base)
-        self.factor = self._descriptor.scale
+        self._held = read(base)
+        self.factor = self._held.scale
         if self.factor != config.scale:
             message = f"`{base}` enlarges {self.factor} times, and its row says {config.scale}"
             raise ModelError(message, "correct `native_scale` in the row")
-        if dtype == torch.float16 and not self._descriptor.supports_half:
-            log.warning("`%s` (%s) is not made for fp16: `--dtype fp32` or `bf16` are safer", base.name, self._name)
-        without_remerging(self._descriptor.model)
-        self.network: nn.Module = self._descriptor.model.to(device)
+        if dtype == torch.float16 and dtype in self._held.unfit:
+            log.warning("`%s` (%s) is not made for fp16: `--dtype fp32` or `bf16` are safer", base.name, self._held.architecture)
+        without_remerging(self._held.model)
+        self.network: nn.Module = self._held.model.to(device)
         self.trained: Any = self.network
         self._own_numbers = sum(parameter.numel() for parameter in self.network.parameters())
         self._names = [PIXEL, SEMANTIC] if PIXEL in config.adapters else [config.stage]
@@ -99,14 +89,10 @@ class NetworkTrainee:
         self._whole: list[str] = []
         self._choose()
         if config.gradient_checkpointing and not recomputed(self.network):
-            log.warning("`--gradient-checkpointing` saves nothing: %s has no blocks", self._name)
+            log.warning("`--gradient-checkpointing` saves nothing: %s has no blocks", self._held.architecture)
         self._ranks: dict[str, int] = {}
         self.parameters: list[nn.Parameter] = []
         self.steps_before = 0
-
-    @property
-    def _name(self) -> str:
-        return str(self._descriptor.architecture.name)
 
     def _adapter(self, path: Path, name: str) -> Adapter:
         file = find_adapter(path, name)
@@ -187,7 +173,7 @@ class NetworkTrainee:
         trained = sum(parameter.numel() for parameter in self.parameters)
         places = {name.rpartition(".")[0] for name in self._whole} | {name for name, rank in self._ranks.items() if rank}
         words = "training %d numbers in %d layers of %s, %.1f %% of its own"
-        log.info(words, trained, len(places), self._name, 100 * trained / self._own_numbers)
+        log.info(words, trained, len(places), self._held.architecture, 100 * trained / self._own_numbers)
         ranked = zip(self._layers, measured, strict=True) if measured else ()
         return [LayerRank(each.name, each.kind, share, self._ranks[each.name], self._numbers_of(each)) for each, share in ranked]
 
@@ -269,12 +255,9 @@ class NetworkTrainee:
 
     def _answer(self, network: Any, picture: Tensor) -> Tensor:
         """As the restorer asks it, but with a graph, and without a limit at black and white, which gradients do not cross."""
-        planes = picture if self._descriptor.input_channels == 3 else picture.flatten(0, 1)[:, None]
-        height, width = planes.shape[2:]
-        padded = _padded(planes, *self._descriptor.size_requirements.get_padding(width, height))
+        planes = picture if self._held.channels == 3 else picture.flatten(0, 1)[:, None]
         with self.autocast():
-            answer: Tensor = self._descriptor._call_fn(network, padded.clone())  # some write into it
-        answer = answer[..., : height * self.factor, : width * self.factor].float()
+            answer = self._held.answer(planes.clone(), network).float()  # some write into it
         return answer.reshape(len(picture), 3, *answer.shape[2:]) * 2 - 1
 
 
@@ -296,12 +279,3 @@ def recomputed(model: nn.Module) -> int:
         else:
             count += recomputed(child)
     return count
-
-
-def _padded(picture: Tensor, right: int, bottom: int) -> Tensor:
-    """(N, C, h, w) -> (N, C, h + bottom, w + right): mirrored as far as that goes, then the last row and column again."""
-    if not (right or bottom):
-        return picture
-    mirrored = min(right, picture.shape[3] - 1), min(bottom, picture.shape[2] - 1)
-    picture = functional.pad(picture, (0, mirrored[0], 0, mirrored[1]), mode="reflect")
-    return functional.pad(picture, (0, right - mirrored[0], 0, bottom - mirrored[1]), mode="replicate")

@@ -8,7 +8,7 @@ whole result of one model, and S that of the other, each with its own settings.
 
 from __future__ import annotations
 
-from srcli.protocol import Base, Dial, Family, Slot
+from srcli.protocol.declarations import Base, Dial, Family, Slot
 
 PIXEL, SEMANTIC = "pixel", "semantic"
 

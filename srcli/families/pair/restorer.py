@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srcli.families import load_restorer
 from srcli.families.pair import PIXEL, SEMANTIC
-from srcli.protocol import LoadOptions, Mixture, Parent, Part, Picture, Settings
+from srcli.protocol.restoring import LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import size_of_files
 

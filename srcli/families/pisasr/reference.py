@@ -14,7 +14,8 @@ from torch import Tensor
 
 from srcli.errors import ModelError
 from srcli.families.pisasr import PIXEL, SEMANTIC, TARGETS
-from srcli.networks.adapters import Adapter, AdapterInfo, check_fit, save_adapter
+from srcli.networks.adapters import Adapter, AdapterInfo, check_fit
+from srcli.networks.saved_adapters import save_adapter
 from srcli.networks.unet import FixedPromptUNet
 from srcli.store.weights import load_pickle
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from srcli.families.pisasr import PIXEL, SEMANTIC
 from srcli.memory import free_bytes
-from srcli.networks.adapters import load_adapter, warn_of_another_beside, warn_of_strange_base
 from srcli.networks.backbone import Autoencoder, load_autoencoder, load_passes, prompt_embedding
 from srcli.networks.device import cast, in_float32, layout_for
+from srcli.networks.saved_adapters import load_adapter, warn_of_another_beside, warn_of_strange_base
 from srcli.networks.unet import FixedPromptUNet
-from srcli.protocol import LoadOptions, Mixture, Parent, Part, Picture, Settings
+from srcli.protocol.restoring import LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.weights import adapter_path, base_folder
 

@@ -17,22 +17,12 @@ from srcli.families.pisasr import PIXEL, SEMANTIC
 from srcli.families.pisasr.csd import csd, draw_timesteps_and_noise
 from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces
 from srcli.families.pisasr.recipe import SemanticRecipe
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    attach_frozen,
-    extract,
-    fill,
-    load_adapter,
-    save_adapter,
-    use_adapters,
-    warn_of_another_beside,
-    warn_of_strange_base,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.attached import attach, attach_frozen, extract, fill, use_adapters
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
 from srcli.networks.merged import merge_where_it_pays
-from srcli.protocol import Batch, LayerRank
+from srcli.networks.saved_adapters import load_adapter, save_adapter, warn_of_another_beside, warn_of_strange_base
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 
@@ -41,7 +31,7 @@ _NULL_PROMPT_STREAM = 4
 
 
 class PisaTrainee:
-    """What one stage trains and what it needs for that; implements `srcli.protocol.Trainee`.
+    """What one stage trains and what it needs for that; implements `srcli.protocol.training.Trainee`.
 
     The base is kept once, in the precision of the run; adapters are float32. The teacher of score distillation is the same UNet
     with its adapters switched off, so it costs no memory.

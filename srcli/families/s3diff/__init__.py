@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from srcli.protocol import Dial, Family, Import, RowKey, Slot, Stage, StageOption
+from srcli.protocol.declarations import Dial, Family, Import, RowKey, Slot, Stage, StageOption
 
 if TYPE_CHECKING:
     from srcli.config.training import TrainConfig

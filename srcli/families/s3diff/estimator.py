@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from srcli.errors import ModelError
 from srcli.networks.device import in_float32
-from srcli.protocol import Picture
+from srcli.protocol.restoring import Picture
 
 SCORES = ("blur", "noise")
 TILE_PX = 384

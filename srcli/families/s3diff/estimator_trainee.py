@@ -14,8 +14,9 @@ from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Estimator
 from srcli.families.s3diff.grades import VERSIONS, damaged, drawn_grades
 from srcli.families.s3diff.recipe import EstimatorRecipe
-from srcli.networks.adapters import Adapter, AdapterInfo, load_adapter, save_adapter
-from srcli.protocol import Batch, LayerRank
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.saved_adapters import load_adapter, save_adapter
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 
 FIRST, BLURRED, NOISY, BEST, WORST = range(len(VERSIONS))
@@ -23,7 +24,7 @@ BLUR, NOISE = range(2)
 
 
 class EstimatorTrainee:
-    """What the stage trains; implements `srcli.protocol.Trainee`. Its z_sr are scores, and nothing decodes them.
+    """What the stage trains; implements `srcli.protocol.training.Trainee`. Its z_sr are scores, and nothing decodes them.
 
     Args:
         config: of the run.

@@ -14,8 +14,9 @@ from srcli.errors import ModelError
 from srcli.families.s3diff import ESTIMATOR, SEMANTIC
 from srcli.families.s3diff.estimator import Estimator
 from srcli.families.s3diff.modulation import CONDITIONER, FREQUENCIES, UNET, VAE, Modulation
-from srcli.networks.adapters import Adapter, AdapterInfo, check_fit, save_adapter
+from srcli.networks.adapters import Adapter, AdapterInfo, check_fit
 from srcli.networks.filling import read_json, reading
+from srcli.networks.saved_adapters import save_adapter
 from srcli.networks.unet import FixedPromptUNet
 from srcli.networks.vae import Vae
 from srcli.store.weights import load_pickle

@@ -18,12 +18,13 @@ from srcli.families.s3diff.estimator import SCORES, Estimator, estimate
 from srcli.families.s3diff.modulation import UNET, VAE, Modulation
 from srcli.families.s3diff.schedule import last_step
 from srcli.memory import free_bytes
-from srcli.networks.adapters import Adapter, check_fit, load_adapter, merged, warn_of_strange_base
+from srcli.networks.adapters import Adapter, check_fit, merged
 from srcli.networks.backbone import Autoencoder, load_autoencoder, prompt_embedding
 from srcli.networks.device import cast, in_float32, layout_for
 from srcli.networks.remade import RemadeUNet
+from srcli.networks.saved_adapters import load_adapter, warn_of_strange_base
 from srcli.networks.unet import FixedPromptUNet
-from srcli.protocol import LoadOptions, Mixture, Parent, Part, Picture, Settings
+from srcli.protocol.restoring import LoadOptions, Mixture, Parent, Part, Picture, Settings
 from srcli.rows.spec import ModelSpec
 from srcli.store.layout import variant_of, weight_files
 from srcli.store.weights import adapter_path, base_folder

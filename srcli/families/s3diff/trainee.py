@@ -34,19 +34,12 @@ from srcli.families.s3diff.modulation import (
 )
 from srcli.families.s3diff.recipe import SemanticRecipe
 from srcli.families.s3diff.schedule import last_step
-from srcli.networks.adapters import (
-    Adapter,
-    AdapterInfo,
-    attach,
-    extract,
-    fill,
-    load_adapter,
-    save_adapter,
-    warn_of_strange_base,
-)
+from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.attached import attach, extract, fill
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_autoencoder, load_unet
 from srcli.networks.lora import LoraLayer, can_have_lora
-from srcli.protocol import Batch, LayerRank
+from srcli.networks.saved_adapters import load_adapter, save_adapter, warn_of_strange_base
+from srcli.protocol.training import Batch, LayerRank
 from srcli.store.adapter_files import find_adapter
 
 _NEGATIVE_STREAM = 9
@@ -133,7 +126,7 @@ def _fresh(blocks: int, rank: int, largest: int, start: str) -> Conditioner:
 
 
 class S3DiffTrainee:
-    """What the semantic stage trains and what it needs for that; implements `srcli.protocol.Trainee`.
+    """What the semantic stage trains and what it needs for that; implements `srcli.protocol.training.Trainee`.
 
     Args:
         config: of the run.
