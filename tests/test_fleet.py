@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -30,7 +31,8 @@ from srcli.fleet import run as fleet_module
 from srcli.fleet.places import Place, places_of
 from srcli.fleet.run import Fleet
 from srcli.fleet.worker import Orders, Piece, Sign
-from srcli.images.files import Job, Outcome
+from srcli.images.files import Jobs, Outcome
+from srcli.images.search import Found
 from srcli.opening import PlannedImage
 
 has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the package `ray`")
@@ -183,11 +185,12 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
     monkeypatch.setattr(fleet_module, "_connected", lambda config: Connected())
 
     def run(names: Sequence[str]) -> dict[str, Outcome]:
-        jobs = [Job(tmp_path / name, tmp_path / f"{name}.out", place=name) for name in names]
+        jobs = Jobs([Found(str(tmp_path), name) for name in names], tmp_path / "out")
+        (tmp_path / "out").mkdir()
         outcomes: list[Outcome] = []
         config = UpscaleConfig((str(tmp_path),), tmp_path / "out", device="cpu,cpu")
-        fleet = Fleet(config, None, None, outcomes.append, lambda name: None, shared=True)
-        fleet.run({job: PlannedImage(job) for job in jobs})
+        fleet = Fleet(config, None, None, partial(map, PlannedImage), outcomes.append, lambda name: None, shared=True)
+        fleet.run(jobs)
         assert sorted(each.job.source.name for each in outcomes) == sorted(names)
         return {each.job.source.name: each for each in outcomes}
 
