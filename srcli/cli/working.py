@@ -87,7 +87,7 @@ class _Told:
         self._images: dict[Job, PlannedImage] = {}
         self.headers: dict[Job, Header] = {}
         """Of photos that are to be done next, or are at work."""
-        good = bytearray(b"\1") * len(jobs)
+        good = [True] * len(jobs)
         seen = 0
         for seen, image in enumerate(self._planned(jobs), 1):
             if image.fault:

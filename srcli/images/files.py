@@ -308,9 +308,9 @@ def _refuse_overwriting(jobs: Jobs) -> None:
     inputs = _Inputs([source for each in jobs.found if not marks.isdisjoint(_marks(source := each.text))] if marks else [])
     faults = []
     for each in jobs.found if inputs else ():
-        source = inputs.that_is(Path(jobs.target(each)))
-        if source is not None:
-            faults.append(f"`{each.source}` would overwrite the input `{source}`")
+        original = inputs.that_is(Path(jobs.target(each)))
+        if original is not None:
+            faults.append(f"`{each.source}` would overwrite the input `{original}`")
     if faults:
         more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
         raise UsageError(
