@@ -46,6 +46,8 @@ START_S, SILENT_S, STALLED_S = 600.0, 60.0, 900.0
 """How long a worker may take to its first sign of life, to another one, and to the network's next layer or the next photo."""
 STOP_S = 10.0
 KNOCK_S = 10.0
+_HTTP2_GREETING, _HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
+"""What begins a connection, and the kind of frame that answers it (RFC 9113, 3.4); clusters speak gRPC."""
 LETTING_GO_S = 60.0
 """How long after its end a worker may keep others from its photos: one that hangs is long in dying."""
 STARTS = 3
@@ -425,11 +427,14 @@ def _connected(config: UpscaleConfig) -> Iterator[tuple[Any, list[Place]]]:
 
 
 def _knock(address: str) -> None:
-    """Raises: UsageError: nobody answers there, which Ray itself would take many minutes to tell."""
+    """Raises: UsageError: no cluster answers there, which Ray itself would take many minutes to tell."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S):
-            pass
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S) as there, there.makefile("rb") as answer:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                there.sendall(_HTTP2_GREETING)
+                if answer.read(9)[3:4] != _HTTP2_SETTINGS:
+                    raise OSError("what answers there is no Ray cluster")
     except (OSError, OverflowError) as fault:
         hint = "check the address; `ray start --head` tells it on the machine where the cluster begins"
         raise UsageError(f"the Ray cluster `{address}` is not reached: {first_line(fault)}", hint) from fault
