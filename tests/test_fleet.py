@@ -12,8 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,7 +30,7 @@ from srcli.fleet import run as fleet_module
 from srcli.fleet.places import Place, places_of
 from srcli.fleet.run import Fleet
 from srcli.fleet.worker import Orders, Piece, Sign
-from srcli.images.files import Jobs, Outcome
+from srcli.images.files import Job, Jobs, Outcome
 from srcli.images.search import Found
 from srcli.opening import PlannedImage
 
@@ -189,8 +188,14 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
         (tmp_path / "out").mkdir()
         outcomes: list[Outcome] = []
         config = UpscaleConfig((str(tmp_path),), tmp_path / "out", device="cpu,cpu")
-        fleet = Fleet(config, None, None, partial(map, PlannedImage), outcomes.append, lambda name: None, shared=True)
-        fleet.run(jobs)
+        looked: list[int] = []
+
+        def good(jobs: Iterable[Job]) -> Iterator[PlannedImage]:
+            looked.append(len(outcomes))
+            return map(PlannedImage, jobs)
+
+        Fleet(config, None, None, good, outcomes.append, lambda name: None, shared=True).run(jobs)
+        assert looked[-1] > len(names) / 3 or len(names) < 100  # at the last ones when others were done
         assert sorted(each.job.source.name for each in outcomes) == sorted(names)
         return {each.job.source.name: each for each in outcomes}
 
@@ -204,7 +209,11 @@ def failed(outcomes: Mapping[str, Outcome]) -> list[str]:
     return sorted(name for name, each in outcomes.items() if each.status != "done")
 
 
-def test_a_fleet_does_all(made_up: Callable[..., dict[str, Outcome]]) -> None:
+def test_a_fleet_does_all_while_the_clock_jumps(
+    made_up: Callable[..., dict[str, Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 1e7 * (-1) ** next(jumps))
     assert failed(made_up(PLAIN)) == []
     assert next(MadeUp.count) == 2
 
@@ -428,6 +437,30 @@ def test_a_signal_ends_a_fleet_as_it_ends_a_run(
         assert not [path for path in out.rglob(".*") if path.is_file()]
     wait_for(lambda: not any(map(is_alive, all_)), SimpleNamespace(poll=lambda: None))
     assert not list(filter(is_alive, all_))
+
+
+@has_ray
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_fails_by_name_and_nothing_is_done_twice_when_there_is_room(
+    models_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for i in range(30):  # where the workers write first
+        (out / f".{i:03}.png.part").symlink_to("/dev/full")
+    full = srcli(*command(models_file, photos, out, "cpu,cpu"))
+    assert full.returncode == 1
+    failures = json.loads(full.stdout)["failed"]
+    assert [Path(each["input"]).name for each in sorted(failures, key=lambda each: each["input"])] == [
+        f"{i:03}.png" for i in range(30)
+    ]
+    assert all("No space left" in each["reason"] and "make room" in each["hint"] for each in failures)
+    assert sorted(contents(out)) == [f"{i:03}.png" for i in range(30, 60)]
+    status = json.loads(srcli("status", out, "--json").stdout)
+    assert (status["done"], status["failed"], status["missing"]) == (30, 30, 0)
+    again = json.loads(srcli(*command(models_file, photos, out, "cpu")).stdout)
+    assert (again["done"], again["skipped"], again["unknown_settings"]) == (30, 30, 0)
 
 
 def is_alive(process: int) -> bool:
