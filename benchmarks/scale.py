@@ -28,7 +28,6 @@ from pathlib import Path
 
 from measuring import host_gb, make_photos
 
-
 WARM_UP_S = 5.0
 LINE_BYTES = 88
 """Of a result of `photos` in a ledger."""

@@ -389,11 +389,11 @@ def test_killed_workers_and_drivers_change_no_byte(
         process = start(*command(models_file, photos, out, "cpu,cpu"))
         wait_for(lambda: workers_of(process.pid) and len(contents(out)) >= enough, process)  # noqa: B023
         victims = workers_of(process.pid)
+        assert victims, process.communicate()
         if kind == "driver":
             process.kill()
             process.communicate()
             continue
-        assert victims, process.communicate()
         chance.choice(victims).send_signal(signal.SIGKILL)
         told, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
@@ -424,8 +424,8 @@ def test_a_signal_ends_a_fleet_as_it_ends_a_run(
     out = tmp_path / "out"
     process = start(*command(models_file, photos, out, "cpu,cpu"))
     wait_for(lambda: contents(out), process)
-    all_ = [process_.pid for process_ in psutil.Process(process.pid).children(recursive=True)]
-    assert all_, process.communicate()
+    assert contents(out), process.communicate()
+    all_ = [each.pid for each in psutil.Process(process.pid).children(recursive=True)]
     for number in signals:
         process.send_signal(number)
         time.sleep(0.1)

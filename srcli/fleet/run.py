@@ -477,5 +477,8 @@ def _begin(ray: Any, config: UpscaleConfig) -> None:
             if left:  # a machine that is busy may take longer than Ray waits
                 log.info("Ray has not started, and is tried again: %s", first_line(fault))
                 continue
-            where = f"the Ray cluster `{config.ray_address}` is not reached" if config.ray_address else "Ray does not start"
-            raise UsageError(f"{where}: {first_line(fault)}", "check the address, and that `ray status` answers") from fault
+            if config.ray_address is None:
+                hint = "repeat the command when the machine is less busy, or name one device"
+                raise UsageError(f"Ray does not start: {first_line(fault)}", hint) from fault
+            message = f"the Ray cluster `{config.ray_address}` is not reached: {first_line(fault)}"
+            raise UsageError(message, "check the address, and that `ray status` answers") from fault
