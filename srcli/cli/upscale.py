@@ -250,7 +250,7 @@ def upscale(
 def run(config: UpscaleConfig) -> int:
     """Do what `config` says; returns the exit code.
 
-    Everything that can be told without loading the model is told first: wrong names and options, and files that cannot be read.
+    What can be told without loading the model is told first: wrong names and options, and of the first files what cannot be read.
     """
     if config.report is not None and was_url(config.report):
         raise UsageError(f"the report `{config.report}` is at a URL", "give a file as `--report`, and copy it afterwards")
