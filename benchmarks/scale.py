@@ -5,19 +5,20 @@
     python benchmarks/scale.py photos --count 100000
     python benchmarks/scale.py names --count 1000000
 
-`overhead` and `workers` need the package `ray` and an idle machine with two cores; of each run counts what it tells of its own
-work, without the seconds in which the model is loaded. `photos` runs the command over tiny photos with a network that does
-nothing: time to the first result, photos a second, and the memory after each fifth. `names` lists as many empty files and
-divides them into shards.
+`overhead` and `workers` need the package `ray` and an idle machine with two cores. They run both ways in turns, first one and
+then the other first, and count the results of each `--seconds` that begin when the first results are there; the last line has the
+ratio of all of them. `photos` runs the command over tiny photos with a network that does nothing: time to the first result,
+photos a second, and the memory at 10 %, 50 % and the end. `names` lists as many empty files and divides them into shards.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,18 @@ from pathlib import Path
 
 from measuring import host_gb, make_photos
 
+WARM_UP_S = 5.0
+LINE_BYTES = 88
+"""Of a result of `photos` in a ledger."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "workers", "photos", "names", "_unworked"], metavar="WHAT")
-    parser.add_argument("--count", type=int, help="of photos or names (of each: 64, 64, 100000, 1000000)")
-    parser.add_argument("--size", type=int, default=160, help="side of the photos of `overhead` and `workers` (%(default)s)")
+    parser.add_argument("--count", type=int, help="of photos or names (of each: 2000, 2000, 100000, 1000000)")
+    parser.add_argument("--size", type=int, default=96, help="side of the photos of `overhead` and `workers` (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of `overhead` and `workers` (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=30, help="of each run of `overhead` and `workers` (%(default)s)")
     parser.add_argument("--device", default="cpu", help="of the plain run and of each worker (%(default)s)")
     args, rest = parser.parse_known_args()
     if args.what == "_unworked":
@@ -49,13 +55,13 @@ def main() -> None:
 def overhead(folder: Path, args: argparse.Namespace) -> None:
     """Both with all cores; a fleet of one is asked for through a cluster of this machine, as the command has no other way to."""
     ray = Path(sys.executable).with_name("ray")
-    source = make_photos(folder / "in", args.count or 64, (args.size, args.size))
+    source = make_photos(folder / "in", args.count or 2000, (args.size, args.size))
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
     options = ["--block", "--disable-usage-stats", "--include-dashboard=false", f"--temp-dir={folder / 'ray'}"]
     with subprocess.Popen([ray, "start", "--head", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as cluster:
         time.sleep(15)  # it is up then
         try:
-            compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args.rounds)
+            compare(folder, source, ["--device", args.device], ["--device", args.device, "--ray-address", "auto"], args)
         finally:
             cluster.terminate()
 
@@ -64,29 +70,48 @@ def workers(folder: Path, args: argparse.Namespace) -> None:
     """One core for the plain run, and for each of two workers."""
     if args.device == "cpu" and len(os.sched_getaffinity(0)) != 2:
         raise SystemExit("needs two cores exactly: `taskset -c 0,1 python benchmarks/scale.py workers`")
-    source = make_photos(folder / "in", args.count or 64, (args.size, args.size))
+    source = make_photos(folder / "in", args.count or 2000, (args.size, args.size))
     os.environ["OMP_NUM_THREADS"] = "1"
-    compare(folder, source, ["--device", args.device], ["--device", f"{args.device},{args.device}"], args.rounds)
+    compare(folder, source, ["--device", args.device], ["--device", f"{args.device},{args.device}"], args)
 
 
-def compare(folder: Path, source: Path, one: list[str], other: list[str], rounds: int) -> None:
-    ratios = []
-    for turn in range(rounds):
-        first, second = (speed(source, folder / f"{turn}-{i}", options) for i, options in enumerate((one, other)))
-        ratios.append(second / first)
-        print(f"{' '.join(one)}: {first:.3f} MP/s; {' '.join(other)}: {second:.3f} MP/s; ratio {ratios[-1]:.3f}", flush=True)
-    print(f"median ratio {statistics.median(ratios):.3f}")
+def compare(folder: Path, source: Path, one: list[str], other: list[str], args: argparse.Namespace) -> None:
+    seen: dict[str, list[tuple[int, float]]] = {"one": [], "other": []}
+    for turn in range(args.rounds):
+        ways = [("one", one), ("other", other)]
+        for name, options in ways if turn % 2 == 0 else reversed(ways):
+            count, seconds = worked(source, folder / f"{turn}-{name}", options, args.seconds)
+            seen[name].append((count, seconds))
+            print(f"{' '.join(options)}: {count} photos in {seconds:.1f} s, {count / seconds:.3f} a second", flush=True)
+    first, second = (sum(count for count, _ in runs) / sum(seconds for _, seconds in runs) for runs in seen.values())
+    print(f"{' '.join(other)} / {' '.join(one)}: ratio {second / first:.3f}")
 
 
-def speed(source: Path, output: Path, options: list[str]) -> float:
-    """Megapixels a second from the second result on: the first one waits for the model, in a fleet as in a plain run."""
-    command = [sys.executable, "-m", "srcli", "upscale", str(source), "-o", str(output), "--quiet", "--json", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        before = first_result(output, process)
-        start = time.perf_counter()
-        told = json.loads(process.communicate()[0])
-    assert process.returncode == 0, told
-    return float(told["megapixels"] * (told["done"] - before) / told["done"] / (time.perf_counter() - start))
+def worked(source: Path, output: Path, options: list[str], seconds: float) -> tuple[int, float]:
+    """How many results a run makes in about so many seconds, counted from one result to another; then it is ended.
+
+    The model is loaded then, and a fleet's workers have begun all.
+    """
+    command = [sys.executable, "-m", "srcli", "upscale", str(source), "-o", str(output), "--quiet", *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        first_result(output, process)
+        time.sleep(WARM_UP_S)
+        marks = [(0, 0.0)]
+        begun = time.perf_counter()
+        while process.poll() is None and time.perf_counter() < begun + seconds:
+            if (count := results(output)) > marks[-1][0]:
+                marks.append((count, time.perf_counter()))
+            time.sleep(0.01)
+        process.terminate()
+    if process.returncode != 128 + signal.SIGTERM:
+        raise SystemExit(f"it ended by itself with {process.returncode}, too early to be measured: give a larger `--count`")
+    (before, start), (after, end) = marks[1], marks[-1]
+    return after - before, end - start
+
+
+def results(output: Path) -> int:
+    """How many there are of photos in one folder."""
+    return sum(1 for entry in os.scandir(output) if not entry.name.startswith("."))
 
 
 def first_result(output: Path, process: subprocess.Popen[str]) -> int:
@@ -111,14 +136,15 @@ def photos(folder: Path, args: argparse.Namespace) -> None:
         first: list[float] = []
         watcher = threading.Thread(target=lambda: (first_result(output, process), first.append(time.perf_counter() - start)))
         watcher.start()
-        memory = []
-        ledger, fifth = output / ".srcli" / "of-1" / "1.jsonl", 1
+        memory: dict[str, float] = {}
+        ledger, watched = output / ".srcli" / "of-1" / "1.jsonl", psutil.Process(process.pid)
         while process.poll() is None:
             time.sleep(0.2)
-            lines = ledger.stat().st_size / 90 if ledger.exists() else 0  # a line has about so many bytes
-            if lines >= fifth * count / 5:
-                memory.append(psutil.Process(process.pid).memory_info().rss / 1e6)
-                fifth += 1
+            done = ledger.stat().st_size / LINE_BYTES / count if ledger.exists() else 0
+            with contextlib.suppress(psutil.NoSuchProcess):
+                at = "the first results" if done < 0.1 else "10 %" if done < 0.5 else "50 %" if done < 0.9 else "the end"
+                now = watched.memory_info().rss / 1e6
+                memory[at] = now if at == "the end" else memory.get(at, now)
         told = json.loads(process.communicate()[0])
         watcher.join()
     seconds = time.perf_counter() - start
@@ -126,7 +152,7 @@ def photos(folder: Path, args: argparse.Namespace) -> None:
     print(
         f"{count} photos: first result after {first[0]:.1f} s, all after {seconds:.1f} s: {count / seconds:.0f} photos a second"
     )
-    print(f"memory after each fifth: {', '.join(f'{each:.0f} MB' for each in memory)}")
+    print(f"memory: {', '.join(f'{megabytes:.0f} MB at {at}' for at, megabytes in memory.items())}")
 
 
 def make_tiny(folder: Path, count: int) -> Path:

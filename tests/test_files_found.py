@@ -105,4 +105,4 @@ def test_the_home_folder_has_its_short_name(here: Path, monkeypatch: pytest.Monk
 
 def test_one_file_named_twice_may_go_to_a_file(here: Path) -> None:
     make("in/a.png")
-    assert plan_jobs(["in", "in/a.png"], Path("b.png")) == [Job(Path("in/a.png"), Path("b.png"))]
+    assert list(plan_jobs(["in", "in/a.png"], Path("b.png"))) == [Job(Path("in/a.png"), Path("b.png"))]

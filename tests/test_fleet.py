@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -30,7 +30,8 @@ from srcli.fleet import run as fleet_module
 from srcli.fleet.places import Place, places_of
 from srcli.fleet.run import Fleet
 from srcli.fleet.worker import Orders, Piece, Sign
-from srcli.images.files import Job, Outcome
+from srcli.images.files import Job, Jobs, Outcome
+from srcli.images.search import Found
 from srcli.opening import PlannedImage
 
 has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the package `ray`")
@@ -183,11 +184,18 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
     monkeypatch.setattr(fleet_module, "_connected", lambda config: Connected())
 
     def run(names: Sequence[str]) -> dict[str, Outcome]:
-        jobs = [Job(tmp_path / name, tmp_path / f"{name}.out", place=name) for name in names]
+        jobs = Jobs([Found(str(tmp_path), name) for name in names], tmp_path / "out")
+        (tmp_path / "out").mkdir()
         outcomes: list[Outcome] = []
         config = UpscaleConfig((str(tmp_path),), tmp_path / "out", device="cpu,cpu")
-        fleet = Fleet(config, None, None, outcomes.append, lambda name: None, shared=True)
-        fleet.run({job: PlannedImage(job) for job in jobs})
+        looked: list[int] = []
+
+        def good(jobs: Iterable[Job]) -> Iterator[PlannedImage]:
+            looked.append(len(outcomes))
+            return map(PlannedImage, jobs)
+
+        Fleet(config, None, None, good, outcomes.append, lambda name: None, shared=True).run(jobs)
+        assert looked[-1] > len(names) / 3 or len(names) < 100  # at the last ones when others were done
         assert sorted(each.job.source.name for each in outcomes) == sorted(names)
         return {each.job.source.name: each for each in outcomes}
 
@@ -201,7 +209,11 @@ def failed(outcomes: Mapping[str, Outcome]) -> list[str]:
     return sorted(name for name, each in outcomes.items() if each.status != "done")
 
 
-def test_a_fleet_does_all(made_up: Callable[..., dict[str, Outcome]]) -> None:
+def test_a_fleet_does_all_while_the_clock_jumps(
+    made_up: Callable[..., dict[str, Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 1e7 * (-1) ** next(jumps))
     assert failed(made_up(PLAIN)) == []
     assert next(MadeUp.count) == 2
 
@@ -289,13 +301,39 @@ def test_without_ray_several_devices_are_refused_with_a_way_out(
     assert "pip install 'srcli[cluster]'" in done.stderr
 
 
-@has_ray
-def test_a_cluster_that_is_not_there_is_told_at_once(photo_folder: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    done = srcli("upscale", photo_folder, "-o", tmp_path / "out", "--ray-address", f"127.0.0.1:{port}")
+def _nobody(server: socket.socket) -> None:
+    server.close()
+
+
+def _somebody_silent(server: socket.socket) -> None:
+    pass
+
+
+def _something_else(server: socket.socket) -> None:
+    def answer() -> None:
+        client, _ = server.accept()
+        with client:
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("who", "reason"), [(_nobody, "refused"), (_somebody_silent, "timed out"), (_something_else, "is no Ray cluster")]
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: Callable[[socket.socket], None], reason: str
+) -> None:
+    monkeypatch.setattr(fleet_module, "KNOCK_S", 0.5)
+    monkeypatch.setattr(fleet_module, "_imported", SimpleNamespace)  # it knocks before it uses anything of Ray
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        who(server)
+        done = srcli("upscale", photo_folder, "-o", tmp_path / "out", "--ray-address", f"127.0.0.1:{port}")
     assert done.returncode == 2
-    assert f"the Ray cluster `127.0.0.1:{port}` is not reached" in done.stderr
+    assert f"the Ray cluster `127.0.0.1:{port}` is not reached: " in done.stderr
+    assert reason in done.stderr
+    assert "`ray start --head` tells it" in done.stderr
 
 
 # With Ray itself ------------------------------------------------------------------------------------------------------
@@ -343,30 +381,93 @@ def test_killed_workers_and_drivers_change_no_byte(
     models_file: Path, photos: Path, tmp_path: Path, kills: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    out, chance = tmp_path / "out", random.Random(kills)
-    for kind in ("driver", "worker"):
-        for _ in range(kills):
-            for path in list(contents(out))[: chance.randint(30, 60)]:
-                (out / path).unlink()
-            enough = len(contents(out)) + chance.randint(0, 15)
-            process = start(*command(models_file, photos, out, "cpu,cpu"))
-            wait_for(lambda: workers_of(process.pid) and len(contents(out)) >= enough, process)  # noqa: B023
-            victims = workers_of(process.pid)
-            if kind == "driver":
-                process.kill()
-                process.communicate()
-                continue
-            assert victims, process.communicate()
-            victims[0].send_signal(signal.SIGKILL)
-            told, errors = process.communicate(timeout=900)
-            assert process.returncode == 0, errors
-            assert json.loads(told)["failed"] == []
-            assert (len(contents(out)), "has ended: its process died" in errors) == (60, True)
+    out, chance, noticed = tmp_path / "out", random.Random(kills), 0
+    for kind in ("driver", "worker") * kills:
+        for path in list(contents(out))[: chance.randint(30, 60)]:
+            (out / path).unlink()
+        enough = len(contents(out)) + chance.randint(0, 15)
+        process = start(*command(models_file, photos, out, "cpu,cpu"))
+        wait_for(lambda: workers_of(process.pid) and len(contents(out)) >= enough, process)  # noqa: B023
+        victims = workers_of(process.pid)
+        assert victims, process.communicate()
+        if kind == "driver":
+            process.kill()
+            process.communicate()
+            continue
+        chance.choice(victims).send_signal(signal.SIGKILL)
+        told, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors
+        assert json.loads(told)["failed"] == []
+        assert len(contents(out)) == 60
+        noticed += "has ended: its process died" in errors  # not of one that had nothing left to do
     plain = start(*command(models_file, photos, tmp_path / "plain", "cpu"))
     plain.communicate(timeout=600)
-    assert len(contents(out)) == 60
+    assert noticed > kills / 2
     assert contents(out) == contents(tmp_path / "plain")
     assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+@has_ray
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGINT], 130),
+        pytest.param([signal.SIGTERM], 143, marks=pytest.mark.slow),
+        pytest.param([signal.SIGINT] * 2, -signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param([signal.SIGTERM] * 2, -signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param([signal.SIGKILL], -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_a_fleet_as_it_ends_a_run(
+    models_file: Path, photos: Path, tmp_path: Path, signals: Sequence[int], code: int
+) -> None:
+    out = tmp_path / "out"
+    process = start(*command(models_file, photos, out, "cpu,cpu"))
+    wait_for(lambda: contents(out), process)
+    assert contents(out), process.communicate()
+    all_ = [each.pid for each in psutil.Process(process.pid).children(recursive=True)]
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    told, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    if len(signals) == 1 and code > 0:
+        assert json.loads(told)["done"] == len(contents(out)) < 60
+        assert "repeat the command to go on" in errors
+        assert not [path for path in out.rglob(".*") if path.is_file()]
+    wait_for(lambda: not any(map(is_alive, all_)), SimpleNamespace(poll=lambda: None))
+    assert not list(filter(is_alive, all_))
+
+
+@has_ray
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_fails_by_name_and_nothing_is_done_twice_when_there_is_room(
+    models_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for i in range(30):  # where the workers write first
+        (out / f".{i:03}.png.part").symlink_to("/dev/full")
+    full = srcli(*command(models_file, photos, out, "cpu,cpu"))
+    assert full.returncode == 1
+    failures = json.loads(full.stdout)["failed"]
+    assert [Path(each["input"]).name for each in sorted(failures, key=lambda each: each["input"])] == [
+        f"{i:03}.png" for i in range(30)
+    ]
+    assert all("No space left" in each["reason"] and "make room" in each["hint"] for each in failures)
+    assert sorted(contents(out)) == [f"{i:03}.png" for i in range(30, 60)]
+    status = json.loads(srcli("status", out, "--json").stdout)
+    assert (status["done"], status["failed"], status["missing"]) == (30, 30, 0)
+    again = json.loads(srcli(*command(models_file, photos, out, "cpu")).stdout)
+    assert (again["done"], again["skipped"], again["unknown_settings"]) == (30, 30, 0)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(condition: Callable[[], object], process: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,9 +121,41 @@ def test_shards_together_make_what_one_run_makes(models_file: Path, photos: Path
     again = [told(upscale(models_file, photos, "-o", out, "--shard", f"{i}/3", "--json")) for i in (1, 2, 3)]
     assert sorted(each["done"] for each in again) == [0, 0, 1]
     assert sum(each["skipped"] for each in again) == 12
-    other = told(upscale(models_file, photos, "-o", out, "--shard", "2/5", "--json"))  # another count knows the same results
-    assert (other["done"], other["other_settings"], other["unknown_settings"]) == (0, 0, 0)
-    assert other["skipped"] > 0
+
+
+def test_another_count_of_shards_loses_nothing_and_does_nothing_twice(models_file: Path, photos: Path, tmp_path: Path) -> None:
+    options = [photos, "-o", tmp_path / "out", "--json"]
+    first = told(upscale(models_file, *options, "--shard", "1/3"))["done"]
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    assert 0 < first < 12
+    others = [told(upscale(models_file, *options, "--shard", f"{i}/4")) for i in (4, 2, 1, 3)]
+    assert [sum(each[what] for each in others) for what in ("done", "skipped")] == [12 - first, first]
+    assert {each[what] for each in others for what in ("other_settings", "unknown_settings")} == {0}
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert told(srcli("status", tmp_path / "out", "--json"))["done"] == 12
+    upscale(models_file, photos, "-o", tmp_path / "whole")
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+def test_clocks_that_jump_are_told_of_and_cost_nothing(
+    models_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, now, jumps = tmp_path / "out", time.time(), itertools.count()
+    for path in photos.rglob("*.png"):  # of a camera whose clock was a year ahead
+        os.utime(path, (now + 3e7, now + 3e7))
+    monkeypatch.setattr(time, "time", lambda: now + 1e7 * (-1) ** next(jumps))
+    done = upscale(models_file, photos, "-o", out, "--json")
+    assert next(jumps)
+    assert (told(done)["done"], told(done)["failed"]) == (12, [])
+    before = results(out)
+    for path in out.rglob("*.png"):  # the clock was set back meanwhile
+        os.utime(path, (now - 3e7, now - 3e7))
+    again = upscale(models_file, photos, "-o", out, "--json")
+    assert (told(again)["done"], told(again)["skipped"], told(again)["outdated"]) == (0, 12, 12)
+    assert "12 photos are newer than their results" in again.stderr
+    assert told(upscale(models_file, photos, "-o", out, "--overwrite=changed", "--json"))["done"] == 12
+    assert results(out) == before
+    assert srcli("status", out).returncode == 0
 
 
 def test_one_file_has_no_shards(models_file: Path, photos: Path, tmp_path: Path) -> None:
@@ -143,6 +177,30 @@ def test_a_shard_is_one_run_s_alone_and_others_are_not_kept_out(models_file: Pat
         assert upscale(models_file, photos, "-o", tmp_path / "out", "--shard", "2/3").returncode == 0
         assert upscale(models_file, photos, "-o", tmp_path / "out").returncode == 0
     assert upscale(models_file, photos, "-o", tmp_path / "out", "--shard", "1/3").returncode == 0
+
+
+def test_a_large_folder_is_begun_before_all_of_it_is_looked_into(
+    models_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from srcli.cli import working
+    from srcli.engine.restore import Engine
+    from srcli.images import codec
+
+    for i in range(12, 60):
+        shutil.copy(photos / "00.png", photos / f"{i}.png")
+    for name in ("0.png", "z.png"):
+        (photos / "sub" / name).write_bytes(b"no picture")
+    probe, restore, looked = codec.probe, Engine.restore, list[Path]()
+    at: list[int] = []
+    monkeypatch.setattr(working, "_LOOKED_INTO", 3)
+    monkeypatch.setattr(codec, "probe", lambda path: looked.append(path) or probe(path))
+    monkeypatch.setattr(Engine, "restore", lambda self, *rest: at.append(len(looked)) or restore(self, *rest))
+    done = upscale(models_file, photos, "-o", tmp_path / "out", "--batch", 1, "--json", "--report", tmp_path / "report")
+    assert at[0] < 20
+    assert (done.returncode, told(done)["done"]) == (1, 60)
+    assert [Path(each["input"]).name for each in told(done)["failed"]] == ["0.png", "z.png"]
+    assert len((tmp_path / "report").read_text().splitlines()) == 62
+    assert len(results(tmp_path / "out")) == 60
 
 
 # Done with these settings ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def make_stream(restorer: MockRestorer, size: Size | None = None, batch: int = 2
 
 
 def jobs_of(folder: Path, output: Path) -> list[Job]:
-    return plan_jobs([str(folder)], output)
+    return list(plan_jobs([str(folder)], output))
 
 
 def many(folder: Path, count: int, side: int = 20) -> list[Job]:

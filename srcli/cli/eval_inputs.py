@@ -105,7 +105,7 @@ def _failed(source: Path, reason: str, hint: str) -> tuple[Path, str, str]:
     return source, reason, hint
 
 
-def _upscale(config: EvalConfig, spec: ModelSpec, jobs: list[Job]) -> Failures:
+def _upscale(config: EvalConfig, spec: ModelSpec, jobs: Sequence[Job]) -> Failures:
     settings = UpscaleConfig(
         inputs=(str(config.lq),),
         output=jobs[0].target.parent,
@@ -134,7 +134,7 @@ def _upscale(config: EvalConfig, spec: ModelSpec, jobs: list[Job]) -> Failures:
     return failures
 
 
-def _enlarge(filter_name: str, jobs: list[Job], scale: float) -> Failures:
+def _enlarge(filter_name: str, jobs: Sequence[Job], scale: float) -> Failures:
     from srcli.evaluation.reading import write_enlarged
 
     failures: Failures = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,49 +16,59 @@ from srcli.shards.ledger import Ledger
 class Standing:
     """Results that are there."""
 
-    reasons: dict[Job, str] = field(default_factory=dict)
-    """One of `EXISTS`, `OTHERWISE`, `UNKNOWN` and `OUTDATED` for each job that has a result."""
-    outdated: set[Job] = field(default_factory=set)
-    """Those whose photos, or the maps of these, are newer."""
+    reasons: list[str]
+    """One of `EXISTS`, `OTHERWISE`, `UNKNOWN` and `OUTDATED` for each job that has a result; empty for the others."""
+    outdated: int = 0
+    """How many have photos, or maps of these, that are newer."""
     makers: Counter[str] = field(default_factory=Counter)
     """Digest of other settings -> how many results they have made."""
 
     @property
-    def changed(self) -> list[Job]:
-        """Those that are not known to be what the command would make."""
-        return [job for job, reason in self.reasons.items() if reason != EXISTS]
+    def kept(self) -> int:
+        """How many there are."""
+        return len(self.reasons) - self.reasons.count("")
 
-    def without(self, jobs: Iterable[Job]) -> Standing:
-        """The others; the makers are not counted."""
-        left = set(jobs)
-        reasons = {job: reason for job, reason in self.reasons.items() if job not in left}
-        return Standing(reasons, self.outdated - left)
+    def unchanged(self) -> Standing:
+        """Only what is known to be what the command would make."""
+        return Standing([reason if reason == EXISTS else "" for reason in self.reasons])
 
 
 def standing_of(jobs: Sequence[Job], ledger: Ledger | None) -> Standing:
     """Look for the jobs' results, and where these come from; without a ledger that is not known of any."""
-    sizes = {job: state for job in jobs if (state := _size_and_time(job.target)) and state[0]}
-    paths = {} if ledger is None else {job: job.target.relative_to(ledger.output).as_posix() for job in sizes}
-    makers = {} if ledger is None else ledger.makers({paths[job]: size for job, (size, _) in sizes.items()})
-    standing = Standing(outdated={job for job, (_, time) in sizes.items() if _newest(job) > time})
-    for job in sizes:
-        maker = makers.get(paths.get(job, ""))
+    standing = Standing([])
+    sizes: dict[str, int] = {}
+    for job in jobs:
+        size, time = _size_and_time(job.target)
+        outdated = bool(size) and _newest(job) > time
+        standing.outdated += outdated
+        standing.reasons.append((OUTDATED if outdated else EXISTS) if size else "")
+        if size:
+            sizes[_path(job, ledger)] = size
+    makers = {} if ledger is None else ledger.makers(sizes)
+    for index, job in enumerate(jobs if sizes else ()):
+        maker = makers.get(_path(job, ledger))
+        if not standing.reasons[index]:
+            continue
         if maker is None or ledger is None:
-            standing.reasons[job] = UNKNOWN
+            standing.reasons[index] = UNKNOWN
         elif maker != ledger.made_with:
-            standing.reasons[job] = OTHERWISE
+            standing.reasons[index] = OTHERWISE
             standing.makers[maker] += 1
-        else:
-            standing.reasons[job] = OUTDATED if job in standing.outdated else EXISTS
     return standing
 
 
-def _size_and_time(path: Path) -> tuple[int, float] | None:
+def _path(job: Job, ledger: Ledger | None) -> str:
+    """Of a result, as ledgers have it."""
+    return "" if ledger is None else job.target.relative_to(ledger.output).as_posix()
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Of a file; zeros where there is none."""
     try:
         state = path.stat()
     except OSError:
-        return None
-    return (state.st_size, state.st_mtime) if path.is_file() else None
+        return 0, 0.0
+    return (state.st_size, state.st_mtime) if stat.S_ISREG(state.st_mode) else (0, 0.0)
 
 
 def _newest(job: Job) -> float:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +29,8 @@ from srcli.config.upscale import DEFAULT_MODEL, PIPE
 from srcli.console import counted, format_duration, format_megapixels, rough_duration, tell
 from srcli.errors import UsageError, escaped
 from srcli.images import telling
-from srcli.images.files import OTHERWISE, UNKNOWN, Job, Outcome, plan_jobs
-from srcli.images.search import LeftOut
+from srcli.images.files import OTHERWISE, UNKNOWN, Job, Jobs, Keys, Outcome, plan_jobs
+from srcli.images.search import LeftOut, key_of
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES
 from srcli.opening import PlannedImage, estimate_seconds, made_with, megapixels, model_of, open_stream, planned, with_devices
 from srcli.remote.urls import is_url, local, was_url
@@ -249,7 +250,7 @@ def upscale(
 def run(config: UpscaleConfig) -> int:
     """Do what `config` says; returns the exit code.
 
-    Everything that can be told without loading the model is told first: wrong names and options, and files that cannot be read.
+    What can be told without loading the model is told first: wrong names and options, and of the first files what cannot be read.
     """
     if config.report is not None and was_url(config.report):
         raise UsageError(f"the report `{config.report}` is at a URL", "give a file as `--report`, and copy it afterwards")
@@ -272,14 +273,14 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
         telling.of_one_picture()
     spec = model_of(config)
     config = with_devices(config)
-    ledger = None if _is_for_a_file(config, jobs) else Ledger(config.output, made_with(config, spec), config.shard)
-    standing = Standing() if config.overwrite else standing_of(jobs, ledger)
+    ledger = None if jobs.to_file else Ledger(config.output, made_with(config, spec), config.shard)
+    standing = Standing([""] * len(jobs)) if config.overwrite else standing_of(jobs, ledger)
     differences = list(dict.fromkeys(line for maker in standing.makers if ledger for line in ledger.differences(maker)))
-    kept = standing.without(standing.changed) if config.redo_changed else standing
-    to_do = [job for job in jobs if job not in kept.reasons]
+    kept = standing.unchanged() if config.redo_changed else standing
+    to_do = jobs.chosen(not reason for reason in kept.reasons)
     faulty = [PlannedImage(Job(each.path, config.output), fault=each.reason, hint=each.hint) for each in left_out.faults]
-    summary = Summary(config.output, outdated=len(kept.outdated), differences=differences, left_out=left_out, names=names)
-    skipped = [Outcome(job, "skipped", reason) for job, reason in kept.reasons.items()]
+    summary = Summary(config.output, outdated=kept.outdated, differences=differences, left_out=left_out, names=names)
+    skipped = (Outcome(job, "skipped", reason) for job, reason in zip(jobs, kept.reasons, strict=True) if reason)
     if config.dry_run:
         for outcome in skipped:
             summary.add(outcome)
@@ -288,15 +289,17 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     with ExitStack() as stack:
         notes = Notes(summary, stack.enter_context(Report(_report_of(config), summary.told)), ledger)
         if ledger is not None and config.for_fleet and config.shard is None:
-            places = [*(job.place for job in jobs), *(each.job.place for each in faulty)]
-            notes.divide = notes.dividing(ledger, places, [job.place for job in kept.reasons])
+            places = [*(each.place for each in jobs.found), *(each.job.place for each in faulty)]
+            notes.divide = notes.dividing(ledger, places, list(compress(places, kept.reasons)))
         elif ledger is not None and (to_do or faulty or config.shard is not None or ledger.can_go_on):
-            stack.enter_context(ledger.kept_by(Begun(len(jobs) + len(faulty), len(skipped))))
+            stack.enter_context(ledger.kept_by(Begun(len(jobs) + len(faulty), kept.kept)))
             notes.record = lambda job, reason: ledger.failed(job.source, reason)
         try:
             for outcome in skipped:
                 notes.add(outcome)
-            restore(config, spec, [*faulty, *planned(config, spec, to_do)], notes)
+            for image in faulty:
+                notes.add(Outcome(image.job, "failed", image.fault, image.hint))
+            restore(config, spec, to_do, notes)
         except KeyboardInterrupt as asked:
             stop = asked
     _tell_of_others(notes)
@@ -310,14 +313,9 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _is_for_a_file(config: UpscaleConfig, jobs: Sequence[Job]) -> bool:
-    """Whether the output is the file to write, beside which nothing else is written."""
-    return len(jobs) == 1 and jobs[0].target == config.output
-
-
 def _tell_of_others(notes: Notes) -> None:
     """A run beside this one may have other settings."""
-    reasons = Counter(standing_of(notes.met, notes.ledger).reasons.values())
+    reasons = Counter(standing_of(notes.met, notes.ledger).reasons)
     notes.summary.otherwise += reasons[OTHERWISE]
     notes.summary.unknown += reasons[UNKNOWN]
 
@@ -328,7 +326,7 @@ def _report_of(config: UpscaleConfig) -> Path | None:
     return path if path is None or shard is None else path.with_name(f"{path.stem}.{shard.index}-of-{shard.count}{path.suffix}")
 
 
-def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[list[Job], LeftOut]:
+def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[Jobs, LeftOut]:
     """What to do, and what is left out."""
     from srcli.images.metadata import is_own_result
 
@@ -353,24 +351,24 @@ def _plan(config: UpscaleConfig, inputs: Sequence[str]) -> tuple[list[Job], Left
         _check_report(report, jobs)
     if config.shard is None:
         return jobs, left_out
-    if _is_for_a_file(config, jobs):
+    if jobs.to_file:
         raise UsageError(f"`--shard` divides folders and lists, and `{config.output}` is one file", "leave `--shard` out")
     return _of_shard(config.shard, jobs, left_out)
 
 
-def _of_shard(shard: Shard, jobs: Sequence[Job], left_out: LeftOut) -> tuple[list[Job], LeftOut]:
-    own = [job for job in jobs if shard.has(job.place)]
+def _of_shard(shard: Shard, jobs: Jobs, left_out: LeftOut) -> tuple[Jobs, LeftOut]:
+    own = jobs.chosen(shard.has(each.place) for each in jobs.found)
     log.info("shard %s: %d of %s", shard, len(own), counted(len(jobs), "photo"))
     return own, replace(left_out, faults=[fault for fault in left_out.faults if shard.has(str(fault.path))])
 
 
-def _check_report(report: Path, jobs: Sequence[Job]) -> None:
+def _check_report(report: Path, jobs: Jobs) -> None:
     """Opening the report empties it: not a photo."""
-    place = os.path.realpath(report)
-    there = report.exists()
-    for job in jobs:
-        for path, what in ((job.source, "an input"), (job.target, "the output for an input")):
-            if os.path.realpath(path) == place or (there and path.exists() and report.samefile(path)):
+    keys, there = Keys(), report.exists()
+    place = key_of(report)
+    for each in jobs.found:
+        for path, what in ((each.text, "an input"), (jobs.target(each), "the output for an input")):
+            if keys.of(path) == place or (there and Path(path).exists() and report.samefile(path)):
                 raise UsageError(f"the report `{report}` is {what}", "give another `--report`")
     if report.suffix.lower() in INPUT_SUFFIXES | UNREAD_SUFFIXES:
         raise UsageError(f"the report `{report}` has the name of a picture", "call it `.jsonl`: it holds a JSON line per image")

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from srcli.engine.effort import Effort
 from srcli.errors import UsageError
 from srcli.fleet.places import Place, places_here, places_of
 from srcli.fleet.worker import Piece, Sign, Worker, orders_of
-from srcli.images.files import ELSEWHERE, EXISTS, Job, Outcome
+from srcli.images.files import ELSEWHERE, EXISTS, Job, Jobs, Outcome
+from srcli.images.search import Found
 from srcli.opening import PlannedImage
 from srcli.shards.shard import Shard
 
@@ -45,6 +46,10 @@ START_S, SILENT_S, STALLED_S = 600.0, 60.0, 900.0
 """How long a worker may take to its first sign of life, to another one, and to the network's next layer or the next photo."""
 STOP_S = 10.0
 KNOCK_S = 10.0
+_HTTP2_GREETING, _HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
+"""What begins a connection, and the kind of frame that answers it (RFC 9113, 3.4); clusters speak gRPC."""
+LETTING_GO_S = 60.0
+"""How long after its end a worker may keep others from its photos: one that hangs is long in dying."""
 STARTS = 3
 """How often Ray is tried to be started here."""
 
@@ -79,6 +84,16 @@ class _Slot:
         return [each for each in (self.loading, self.working, self.giving, self.sign) if each is not None]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What is yet to be given to a worker."""
+
+    shard: Shard
+    jobs: Sequence[Job]
+    alone: bool = False
+    """Whether its worker gets nothing beside it, so that nothing else is blamed for it."""
+
+
 class Fleet:
     """Workers at their places.
 
@@ -87,6 +102,7 @@ class Fleet:
         settings: for ledgers; None where none is kept.
         shared: as of `Stream.run`.
         begin: called once, with the number of shards that the work is divided into, before any is begun.
+        good: those of some jobs that can be read; what becomes of the others is no concern of the fleet.
         note: called with each outcome.
         start: called with the names of photos that are worked on.
     """
@@ -96,16 +112,18 @@ class Fleet:
         config: UpscaleConfig,
         settings: Mapping[str, Any] | None,
         begin: Callable[[int], None] | None,
+        good: Callable[[Iterable[Job]], Iterable[PlannedImage]],
         note: Callable[[Outcome], None],
         start: Callable[[str], None],
         *,
         shared: bool,
     ) -> None:
         self._config, self._settings, self._shared = config, settings, shared
-        self._begin, self._note, self._start = begin, note, start
-        self._images: Mapping[Job, PlannedImage] = {}
+        self._begin, self._good, self._tell, self._start = begin, good, note, start
+        self._images: dict[Job, PlannedImage] = {}
+        """What workers have, and what was at their results' places before."""
         self._before: dict[Job, tuple[int, ...] | None] = {}
-        self._pieces: deque[Piece] = deque()
+        self._parts: deque[_Part] = deque()
         self._elsewhere: list[Job] = []
         self._tries: Counter[Job] = Counter()
         self._again: set[Job] = set()
@@ -118,56 +136,79 @@ class Fleet:
         """Of all workers."""
         return sum((slot.former_effort + slot.effort for slot in self._slots), Effort())
 
-    def run(self, images: Mapping[Job, PlannedImage]) -> None:
+    def run(self, jobs: Jobs) -> None:
         """Do the jobs; every outcome is noted, whatever ends this.
 
         Raises:
             UsageError: Ray is not installed or not reached.
             SrcliError: the model cannot be loaded.
         """
-        self._images = images
-        self._before = {job: _state(job.target) for job in images}
         with _connected(self._config) as (ray, all_places):
-            self._ray, places = ray, all_places[: len(images)]
+            self._ray, places = ray, all_places[: len(jobs)]
             self._slots = [_Slot(place) for place in places]
             log.info("%s: %s", counted(len(places), "worker"), ", ".join(map(str, places)))
             if self._begin is not None:
                 self._begin(SHARDS_PER_WORKER * len(places))
-            self._pieces.extend(self._divided(images))
+            self._parts.extend(self._divided(jobs))
             try:
                 self._work()
-                if self._elsewhere:  # the run that was at these may have been ended meanwhile
-                    again, self._elsewhere = self._elsewhere, []
-                    self._pieces.extend(self._divided(again))
-                    self._work()
+                self._work_elsewhere()
             except KeyboardInterrupt:
                 self._stop()
                 raise
             finally:
                 for job in self._elsewhere:
-                    self._note(Outcome(job, "skipped", ELSEWHERE))
+                    self._note(self._left(job))
+
+    def _work_elsewhere(self) -> None:
+        """Another run that was at photos may have been ended meanwhile, and a worker of ours that was ended will let go."""
+        until = time.monotonic() + LETTING_GO_S
+        while self._elsewhere:
+            jobs, self._elsewhere = self._elsewhere, []
+            count = SHARDS_PER_WORKER * len(self._slots)
+            self._parts.extend(_Part(self._config.shard or Shard.of(job.place, count), [job]) for job in jobs)
+            self._work()
+            if self._again.isdisjoint(self._elsewhere) or time.monotonic() > until:
+                return
+            time.sleep(SIGN_EVERY_S)
+
+    def _left(self, job: Job) -> Outcome:
+        """Of a job that somebody else is at until the end."""
+        if job not in self._again:
+            return Outcome(job, "skipped", ELSEWHERE)
+        return Outcome(job, "failed", "a worker that was given up still keeps others from it", "repeat the command later")
 
     # --- pieces ---
 
-    def _divided(self, jobs: Mapping[Job, Any] | Sequence[Job]) -> Iterator[Piece]:
-        """By shards, each cut into pieces that are not too long."""
+    def _divided(self, jobs: Jobs) -> Iterator[_Part]:
+        """By shards, each cut into parts that are not too long."""
         count, own = SHARDS_PER_WORKER * len(self._slots), self._config.shard
-        groups: dict[int, list[Job]] = {}
-        for place, job in enumerate(jobs):
-            index = place % count if own else Shard.of(job.place, count).index
-            groups.setdefault(index, []).append(job)
+        groups: dict[int, list[Found]] = {}
+        for at, each in enumerate(jobs.found):
+            index = at % count if own else Shard.of(each.place, count).index
+            groups.setdefault(index, []).append(each)
         for index, group in sorted(groups.items()):
             for at in range(0, len(group), PIECE_JOBS):
-                yield self._piece(own or Shard(index, count), group[at : at + PIECE_JOBS])
+                yield _Part(own or Shard(index, count), replace(jobs, found=group[at : at + PIECE_JOBS]))
 
-    def _piece(self, shard: Shard, jobs: Iterable[Job]) -> Piece:
-        return Piece(shard, {job: self._images[job].header for job in jobs})
+    def _piece(self, part: _Part) -> Piece:
+        """For a worker, who is believed to have it from now on."""
+        images = {image.job: image for image in self._good(part.jobs)}
+        self._images |= images
+        for job in images:
+            self._before.setdefault(job, _state(job.target))
+        return Piece(part.shard, {job: image.header for job, image in images.items()})
+
+    def _note(self, outcome: Outcome) -> None:
+        self._images.pop(outcome.job, None)
+        self._before.pop(outcome.job, None)
+        self._tell(outcome)
 
     # --- work ---
 
     def _work(self) -> None:
         """Until there is nothing left to do, or nobody who could."""
-        while self._pieces or any(slot.left for slot in self._slots):
+        while self._parts or any(slot.left for slot in self._slots):
             open_ = [slot for slot in self._slots if slot.failed_starts < MOST_TRIES]
             if not open_:
                 self._give_up()
@@ -186,7 +227,7 @@ class Fleet:
             slot.actor = self._hired(slot.place)
             slot.heard, slot.heard_at = False, now
             slot.loading = slot.actor.load.remote()
-        if slot.loading is None and slot.working is None and self._pieces:
+        if slot.loading is None and slot.working is None and self._parts:
             slot.working, slot.queued, slot.ended = slot.actor.work.remote(), 0, False
         if slot.working is not None and slot.giving is None and not slot.ended and not slot.queued:
             self._give(slot)
@@ -195,16 +236,16 @@ class Fleet:
 
     def _give(self, slot: _Slot) -> None:
         """A piece more, or the end; what has ended two workers goes alone, so that nothing else is blamed for it."""
-        piece = self._pieces[0] if self._pieces else None
-        alone = piece is not None and any(self._tries[job] == MOST_TRIES - 1 for job in piece.jobs)
-        if piece is not None and alone and slot.left:
-            piece = None
-        slot.ended = piece is None or alone
-        if piece is not None:
-            self._pieces.popleft()
-            slot.left |= dict.fromkeys(piece.jobs, piece.shard)
+        part = self._parts[0] if self._parts else None
+        if part is not None and part.alone and slot.left:
+            part = None
+        slot.ended = part is None or part.alone
+        pieces = []
+        if part is not None:
+            pieces.append(self._piece(self._parts.popleft()))
+            slot.left |= dict.fromkeys(pieces[0].jobs, part.shard)
             slot.queued += 1
-        slot.giving = slot.actor.give.remote([] if piece is None else [piece], last=slot.ended)
+        slot.giving = slot.actor.give.remote(pieces, last=slot.ended)
 
     def _look_after(self, slot: _Slot) -> None:
         """Take what is there of a worker, or its end."""
@@ -285,9 +326,9 @@ class Fleet:
             groups.setdefault((shard, self._tries[job]), []).append(job)
         for (shard, tries), jobs in groups.items():
             if tries < MOST_TRIES - 1:
-                self._pieces.append(self._piece(shard, jobs))
+                self._parts.append(_Part(shard, jobs))
             elif tries < MOST_TRIES:
-                self._pieces.extend(self._piece(shard, [job]) for job in jobs)
+                self._parts.extend(_Part(shard, [job], alone=True) for job in jobs)
             else:
                 self._blame(jobs, reason)
 
@@ -299,10 +340,10 @@ class Fleet:
     def _give_up(self) -> None:
         """Nobody is left: what is not done has failed."""
         hint = "repeat the command on one device, which tells why"
-        for piece in self._pieces:
-            for job in piece.jobs:
+        for part in self._parts:
+            for job in part.jobs:
                 self._note(Outcome(job, "failed", "no worker is left: none could load the model", hint))
-        self._pieces.clear()
+        self._parts.clear()
 
     def _stop(self) -> None:
         """Photos that are restored are still written, for a while."""
@@ -386,11 +427,14 @@ def _connected(config: UpscaleConfig) -> Iterator[tuple[Any, list[Place]]]:
 
 
 def _knock(address: str) -> None:
-    """Raises: UsageError: nobody answers there, which Ray itself would take many minutes to tell."""
+    """Raises: UsageError: no cluster answers there, which Ray itself would take many minutes to tell."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S):
-            pass
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S) as there, there.makefile("rb") as answer:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                there.sendall(_HTTP2_GREETING)
+                if answer.read(9)[3:4] != _HTTP2_SETTINGS:
+                    raise OSError("what answers there is no Ray cluster")
     except (OSError, OverflowError) as fault:
         hint = "check the address; `ray start --head` tells it on the machine where the cluster begins"
         raise UsageError(f"the Ray cluster `{address}` is not reached: {first_line(fault)}", hint) from fault
@@ -433,5 +477,8 @@ def _begin(ray: Any, config: UpscaleConfig) -> None:
             if left:  # a machine that is busy may take longer than Ray waits
                 log.info("Ray has not started, and is tried again: %s", first_line(fault))
                 continue
-            where = f"the Ray cluster `{config.ray_address}` is not reached" if config.ray_address else "Ray does not start"
-            raise UsageError(f"{where}: {first_line(fault)}", "check the address, and that `ray status` answers") from fault
+            if config.ray_address is None:
+                hint = "repeat the command when the machine is less busy, or name one device"
+                raise UsageError(f"Ray does not start: {first_line(fault)}", hint) from fault
+            message = f"the Ray cluster `{config.ray_address}` is not reached: {first_line(fault)}"
+            raise UsageError(message, "check the address, and that `ray status` answers") from fault

@@ -10,13 +10,15 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, compress
 from pathlib import Path
+from typing import overload
 
 from srcli import disk
 from srcli.errors import UsageError, joined_faults
-from srcli.images.search import Fault, Found, LeftOut, find_files, find_listed, key_of, type_of
+from srcli.images.search import Fault, Found, LeftOut, find_files, find_listed, key_of, repeated, type_of
 from srcli.images.suffixes import FORMAT_OF_SUFFIX, INPUT_SUFFIXES, OUTPUT_FORMATS, format_of
 
 log = logging.getLogger("srcli")
@@ -33,7 +35,7 @@ OTHERWISE, UNKNOWN, OUTDATED = (
 """Why a job is skipped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One file to read and the file to write for it."""
 
@@ -45,6 +47,50 @@ class Job:
     """Whether the source is an input by itself, not found in a folder or by a glob."""
     place: str = field(default="", compare=False)
     """Of the source below the searched folder, with `/`."""
+
+
+@dataclass(frozen=True)
+class Jobs(Sequence[Job]):
+    """Jobs that are made when they are asked for: what is kept of each is a text, since a plan may have a million."""
+
+    found: Sequence[Found]
+    output: Path
+    format: str | None = None
+    suffix: str = ""
+    full: frozenset[Found] = frozenset()
+    """Those that keep their extension in their results' names."""
+    to_file: bool = False
+    """Whether `output` is the file of the only one."""
+    map_of: Callable[[Job], Path | None] | None = None
+    """Finds what leads the dials of a job."""
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> Jobs: ...
+    def __getitem__(self, index: int | slice) -> Job | Jobs:
+        return replace(self, found=self.found[index]) if isinstance(index, slice) else self.job(self.found[index])
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def job(self, found: Found) -> Job:
+        """Of an input."""
+        job = Job(found.source, Path(self.target(found)), named=found.named, place=found.place)
+        return job if self.map_of is None else replace(job, map=self.map_of(job))
+
+    def target(self, found: Found) -> str:
+        """The path of an input's result."""
+        name = result_name(found.place, self.format, self.suffix, full=found in self.full) if not self.to_file else ""
+        return os.path.join(self.output, name) if name else str(self.output)  # noqa: PTH118 (as of `Found.text`)
+
+    def chosen(self, keep: Iterable[bool]) -> Jobs:
+        """Those that `keep` is true for."""
+        return replace(self, found=list(compress(self.found, keep)))
+
+    def without(self, found: Collection[Found]) -> Jobs:
+        """The others."""
+        return replace(self, found=[each for each in self.found if each not in found]) if found else self
 
 
 @dataclass(frozen=True)
@@ -76,7 +122,7 @@ def plan_jobs(
     overwrite: bool = False,
     is_own: Callable[[Path], bool] | None = None,
     left_out: LeftOut | None = None,
-) -> list[Job]:
+) -> Jobs:
     """Find the input files and give each the file that is written for it.
 
     A folder's tree is kept below `output`, a glob's relative to its part without wildcards, a list's below the folder that
@@ -110,19 +156,12 @@ def plan_jobs(
     beside = LeftOut() if left_out is None else left_out
     found = find_listed(inputs, beside) if listed else find_files(inputs, output, recursive=recursive, left_out=left_out)
     found = found if is_own is None else _without_own(found, is_own, beside)
-    if _is_target_file(found, output, format, suffix):
-        jobs = [Job(found[0].source, output, place=found[0].relative.as_posix())]
-        _refuse_overwriting(jobs)
-        return jobs
-    jobs = [
-        Job(each.source, output / result_name(each.relative, format, suffix), named=each.named, place=each.relative.as_posix())
-        for each in found
-    ]
-    jobs = _without_results(jobs) if suffix and not overwrite else jobs
-    relative = {each.source: each.relative for each in found}
-    jobs = _with_full_names(jobs, output, relative, format, suffix)
+    jobs = Jobs(found, output, format, suffix, to_file=_is_target_file(found, output, format, suffix))
+    if not jobs.to_file:
+        jobs = _without_results(jobs) if suffix and not overwrite else jobs
+        jobs = _with_full_names(jobs)
     _refuse_overwriting(jobs)
-    jobs, faults = _apart(jobs, output)
+    jobs, faults = _apart(jobs)
     beside.faults += faults
     if left_out is None and beside.faults:
         raise UsageError(
@@ -176,26 +215,53 @@ def _is_target_file(found: Sequence[Found], output: Path, format: str | None, su
     return True
 
 
-def result_name(relative: Path, format: str | None, suffix: str, *, full: bool = False) -> Path:
-    """The name of a result; `full` keeps the input's extension in it."""
-    if format is not None:
-        extension = OUTPUT_FORMATS[format]
-    else:
-        extension = relative.suffix if relative.suffix.lower() in FORMAT_OF_SUFFIX else ".png"
-    return relative.with_name(f"{relative.name if full else relative.stem}{suffix}{extension}")
+def result_name(place: str, format: str | None, suffix: str, *, full: bool = False) -> str:
+    """The path of a result below the output, by its input's; `full` keeps the input's extension in it."""
+    folder, slash, name = place.rpartition("/")
+    own = suffix_of(name)
+    extension = (own if own.lower() in FORMAT_OF_SUFFIX else ".png") if format is None else OUTPUT_FORMATS[format]
+    return f"{folder}{slash}{name if full else name.removesuffix(own)}{suffix}{extension}"
 
 
-def _without_results(jobs: list[Job]) -> list[Job]:
+def suffix_of(name: str) -> str:
+    """As of `Path.suffix`."""
+    at = name.rfind(".")
+    return name[at:] if 0 < at < len(name) - 1 else ""
+
+
+class Keys:
+    """`key_of`, which asks the disk once for each folder."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, path: str) -> str:
+        """Of a file."""
+        return key_of(Path(path)) if os.path.islink(path) else os.path.normcase(self.beside(path))  # noqa: PTH114
+
+    def beside(self, path: str) -> str:
+        """The path with links in its folder followed, not those of its name."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)  # noqa: PTH118
+
+
+def _without_results(jobs: Jobs) -> Jobs:
     """Less what was found, not named, and is what another job writes: the work of an earlier run, beside its photos."""
-    writers: dict[str, set[str]] = defaultdict(set)
-    for job in jobs:
-        writers[key_of(job.target)].add(key_of(job.source))
-    keys = {job: key_of(job.source) for job in jobs}
-    results = {job for job in jobs if not job.named and writers[keys[job]] - {keys[job]}}
+    keys = Keys()
+    likely: dict[str, list[Found]] = defaultdict(list)
+    for each in jobs.found:
+        stem = (key := keys.of(each.text)).removesuffix(suffix_of(key))
+        if not each.named and stem.endswith(os.path.normcase(jobs.suffix)):
+            likely[key].append(each)
+    results: dict[Found, None] = {}
+    for each in jobs.found if likely else ():
+        if (key := keys.of(jobs.target(each))) in likely and key != keys.of(each.text):
+            results |= dict.fromkeys(likely[key])
     if results:
-        example = next(job.source for job in jobs if job in results)
-        log.info("files taken for results of this command: %d, `%s` for one", len(results), example)
-    return [job for job in jobs if job not in results]
+        log.info("files taken for results of this command: %d, `%s` for one", len(results), next(iter(results)).source)
+    return jobs.without(results)
 
 
 def _without_own(found: list[Found], is_own: Callable[[Path], bool], left_out: LeftOut) -> list[Found]:
@@ -210,36 +276,41 @@ def _without_own(found: list[Found], is_own: Callable[[Path], bool], left_out: L
     return [each for each in found if each not in left]
 
 
-def _with_full_names(jobs: list[Job], output: Path, relative: Mapping[Path, Path], format: str | None, suffix: str) -> list[Job]:
+def _with_full_names(jobs: Jobs) -> Jobs:
     """Files that differ by extension only have results of different names, whichever of them are there already."""
-    groups: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        groups[os.path.normcase(job.target)].append(job)
-    renamed: dict[Job, Job] = {}
-    for group in groups.values():
-        for job in group if len({key_of(job.source) for job in group}) > 1 else ():
-            if job.source.suffix != job.target.suffix:
-                target = output / result_name(relative[job.source], format, suffix, full=True)
-                renamed[job] = replace(job, target=target)
+    groups = _groups(jobs, os.path.normcase)
+    several = (group for group in groups if len({key_of(each.source) for each in group}) > 1)
+    renamed = [each for group in several for each in group if each.relative.suffix != suffix_of(jobs.target(each))]
+    jobs = replace(jobs, full=frozenset(renamed))
     if renamed:
-        first = next(iter(renamed.values()))
         message = "files that differ from others by their extension only keep it in their results' names: %d, as `%s`"
-        log.info(message, len(renamed), first.target)
-    return [renamed.get(job, job) for job in jobs]
+        log.info(message, len(renamed), jobs.job(renamed[0]).target)
+    return jobs
 
 
-def _refuse_overwriting(jobs: list[Job]) -> None:
+def _groups(jobs: Jobs, key: Callable[[str], str]) -> list[list[Found]]:
+    """Of the files whose results have one key, those together; the others, nearly all, are left out."""
+    several = repeated(key(jobs.target(each)) for each in jobs.found)
+    groups: dict[str, list[Found]] = defaultdict(list)
+    for each in jobs.found if several else ():
+        if hash(place := key(jobs.target(each))) in several:
+            groups[place].append(each)
+    return list(groups.values())
+
+
+def _refuse_overwriting(jobs: Jobs) -> None:
     """No original is replaced, whatever it is called: what counts is which file the disk finds.
 
     Raises:
         UsageError: targets are inputs; all of them.
     """
-    inputs = _Inputs(jobs)
+    marks = {mark for each in jobs.found for mark in _marks(jobs.target(each))}  # none in a new folder
+    inputs = _Inputs([source for each in jobs.found if not marks.isdisjoint(_marks(source := each.text))] if marks else [])
     faults = []
-    for job in jobs:
-        source = inputs.that_is(job.target)
-        if source is not None:
-            faults.append(f"`{job.source}` would overwrite the input `{source}`")
+    for each in jobs.found if inputs else ():
+        original = inputs.that_is(Path(jobs.target(each)))
+        if original is not None:
+            faults.append(f"`{each.source}` would overwrite the input `{original}`")
     if faults:
         more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
         raise UsageError(
@@ -248,19 +319,31 @@ def _refuse_overwriting(jobs: list[Job]) -> None:
         )
 
 
+def _marks(path: str) -> tuple[int, ...]:
+    """What a file has in common with another path to it: its place on the disk, or name and size; empty where there is none."""
+    found = _stat(path)
+    if found is None:
+        return ()
+    alike = hash((folded(Path(path).name), found.st_size))
+    return (hash((found.st_dev, found.st_ino)), alike) if found.st_ino else (alike,)
+
+
 class _Inputs:
     """Finds out whether a file is one of the inputs."""
 
-    def __init__(self, jobs: list[Job]) -> None:
-        self._by_path = {key_of(job.source): job.source for job in jobs}
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._by_path = {key_of(source): source for source in map(Path, sources)}
         self._by_file: dict[tuple[int, int], Path] = {}
         self._by_size: dict[tuple[str, int], list[Path]] = defaultdict(list)
         self._folders: dict[tuple[Path, Path], bool] = {}
-        for job in jobs:
-            found = _stat(job.source)
+        for source in self._by_path.values():
+            found = _stat(source)
             if found is not None:
-                self._by_file[found.st_dev, found.st_ino] = job.source
-                self._by_size[folded(job.source.name), found.st_size].append(job.source)
+                self._by_file[found.st_dev, found.st_ino] = source
+                self._by_size[folded(source.name), found.st_size].append(source)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_path)
 
     def that_is(self, target: Path) -> Path | None:
         """The input that `target` is, by its path or its place on the disk; None where it is none.
@@ -285,9 +368,9 @@ class _Inputs:
         return self._folders[first, second]
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def _stat(path: str | Path) -> os.stat_result | None:
     try:
-        return path.stat()
+        return os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return None
 
@@ -300,30 +383,28 @@ def _head(path: Path) -> bytes | None:
         return None
 
 
-def _apart(jobs: list[Job], output: Path) -> tuple[list[Job], list[Fault]]:
+def _apart(jobs: Jobs) -> tuple[Jobs, list[Fault]]:
     """The jobs, each file once, less those that would write the same file, which are faults.
 
     Names that differ by case or by the way that letters with marks are put together are one file on some disks: only where
     there are such names, the disk is asked.
     """
-    places: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        places[folded(os.path.realpath(job.target.parent) + os.sep + job.target.name)].append(job)
-    faults: dict[Job, Fault] = {}
-    repeated: set[Job] = set()
-    for group in places.values():
-        for index, job in enumerate(group):
-            for other in group[:index]:
-                if not _same_place(job.target, other.target, output):
-                    continue
-                if key_of(job.source) == key_of(other.source):  # the same pixels
-                    repeated.add(job)
-                    continue
-                for each in (other, job):
-                    reason = f"`{other.source}` and `{job.source}` would both become `{each.target}`"
-                    hint = "rename one of them, or process one into another output folder"
-                    faults.setdefault(each, Fault(each.source, reason, hint))
-    return [job for job in jobs if job not in faults and job not in repeated], list(faults.values())
+    keys = Keys()
+    faults: dict[Found, Fault] = {}
+    repeats: set[Found] = set()
+    for group in _groups(jobs, lambda target: folded(keys.beside(target))):
+        for other, each in combinations(group, 2):
+            first, second = jobs.job(other), jobs.job(each)
+            if not _same_place(first.target, second.target, jobs.output):
+                continue
+            if key_of(first.source) == key_of(second.source):  # the same pixels
+                repeats.add(each)
+                continue
+            hint = "rename one of them, or process one into another output folder"
+            for one, job in ((other, first), (each, second)):
+                reason = f"`{first.source}` and `{second.source}` would both become `{job.target}`"
+                faults.setdefault(one, Fault(job.source, reason, hint))
+    return jobs.without({*faults, *repeats}), list(faults.values())
 
 
 def _same_place(first: Path, second: Path, output: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -13,13 +13,13 @@ import numpy as np
 from srcli.console import counted
 from srcli.errors import ImageError, UsageError
 from srcli.images.codec import Header, decode, probe
-from srcli.images.files import Job, find_files
+from srcli.images.files import Job, Jobs, find_files
 from srcli.images.levels import Levels
 
 log = logging.getLogger("srcli")
 
 
-def with_maps(jobs: Sequence[Job], place: Path, output: Path) -> list[Job]:
+def with_maps(jobs: Jobs, place: Path, output: Path) -> Jobs:
     """The jobs with their maps; those without one stay as they are, which is said.
 
     Args:
@@ -31,18 +31,19 @@ def with_maps(jobs: Sequence[Job], place: Path, output: Path) -> list[Job]:
         UsageError: there are no maps, or none belongs to a photo.
     """
     if place.is_file() and len(jobs) == 1:
-        return [replace(jobs[0], map=place)]
+        return replace(jobs, map_of=lambda job: place)
     maps = {_stem(found.relative): found.source for found in find_files([str(place)], output)}
-    done = [replace(job, map=maps.get(_stem_of(job, output))) for job in jobs]
-    used = {job.map for job in done if job.map is not None}
+    jobs = replace(jobs, map_of=lambda job: maps.get(_stem_of(job, output)))
+    found = Counter(job.map for job in jobs)
+    without, used = found.pop(None, 0), set(found)
     if not used:
         hint = "a map has the path of its photo, apart from the suffix: `city/a.png` for `city/a.jpg`"
         raise UsageError(f"no map in `{place}` belongs to a photo", hint)
-    if without := sum(job.map is None for job in done):
+    if without:
         log.warning("no map for %s: there the dials hold everywhere", counted(without, "photo"))
     if idle := sorted(set(maps.values()) - used):
         log.warning("%s without a photo: `%s`%s", counted(len(idle), "map"), idle[0], " and others" if len(idle) > 1 else "")
-    return done
+    return jobs
 
 
 def read_map(path: Path, width: int, height: int) -> Levels:

@@ -11,10 +11,11 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,14 +30,36 @@ _MAGIC = re.compile(r"[*?\[]")
 _OWN_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
-    """An input file and its place below a folder: of results, or of references beside them."""
+    """An input file and its place below a folder: of results, or of references beside them.
 
-    source: Path
-    relative: Path
+    It keeps texts and makes paths of them when it is asked, since those of a million files would take a gigabyte.
+    """
+
+    base: str
+    """The searched folder."""
+    place: str
+    """Of the file below it, with `/`."""
     named: bool = False
     """Whether it is an input by itself, not found in a folder or by a glob."""
+    listed: str = ""
+    """Its path as a list has it, which need not begin with the folder."""
+
+    @property
+    def text(self) -> str:
+        """Its path."""
+        return self.listed or os.path.join(self.base, self.place)  # noqa: PTH118 (a path takes a hundred times as long)
+
+    @property
+    def source(self) -> Path:
+        """Its path."""
+        return Path(self.text)
+
+    @property
+    def relative(self) -> Path:
+        """`place` as a path."""
+        return Path(self.place)
 
 
 class Fault(NamedTuple):
@@ -98,7 +121,7 @@ class _Search:
             self.faults.append(f"`{text}` cannot be used: {error.strerror}")
             return []
         if kind == stat.S_IFREG:
-            return [Found(path, Path(path.name), named=True)]
+            return [Found(str(path.parent), path.name, named=True)]
         if kind == stat.S_IFDIR:
             return self._several(self._walk(path, path), path, f"`{text}` is a folder without images")
         if not kind and _MAGIC.search(text):
@@ -110,7 +133,7 @@ class _Search:
     def _several(self, files: Iterator[Found], argument: Path, none: str) -> list[Found]:
         """`files` by name; where there are none, or `argument` cannot be listed itself, that is a fault."""
         before, self.left_out = self.left_out, LeftOut()
-        found = sorted(files, key=lambda each: each.relative.parts)
+        found = sorted(files, key=lambda each: each.place.replace("/", "\0"))  # by the parts of the paths
         itself = [fault.reason for fault in self.left_out.faults if fault.path == argument]
         if itself:
             self.faults += itself
@@ -176,7 +199,7 @@ class _Search:
         """`path` if it is an image. A broken link is, to be named as such; a pipe, which would never end, is none."""
         suffix = path.suffix.lower()
         if suffix in suffixes and _leads_to(path, stat.S_IFREG, 0):
-            yield Found(path, path.relative_to(base))
+            yield Found(str(base), path.relative_to(base).as_posix())
         elif suffix in UNREAD_SUFFIXES:
             self.left_out.pictures.add(path)
         else:
@@ -249,19 +272,35 @@ def find_listed(paths: Sequence[str], left_out: LeftOut) -> list[Found]:
         root = os.path.commonpath([place.parent for place in places])
     except ValueError as fault:
         raise UsageError("the list names files of several drives", "give a list for each drive") from fault
-    found = [Found(path, place.relative_to(root), named=True) for path, place in zip(files, places, strict=True)]
+    below = (place.relative_to(root).as_posix() for place in places)
+    found = [Found(root, place, named=True, listed=str(path)) for path, place in zip(files, below, strict=True)]
     return without_repeats(found)
 
 
 def without_repeats(found: list[Found]) -> list[Found]:
     """Each file once, at its first place. Links are files of their own: only the path counts."""
-    first: dict[str, Found] = {}
+    several = repeated(map(_spelt, found))
+    if not several:
+        return found
+    first: dict[str, int] = {}
+    kept: list[Found] = []
     for each in found:
-        key = os.path.normcase(os.path.abspath(each.source))  # noqa: PTH100 (Path.resolve follows links)
-        known = first.setdefault(key, each)
-        if each.named and not known.named:
-            first[key] = replace(known, named=True)
-    return list(first.values())
+        key = _spelt(each)
+        if hash(key) in several and first.setdefault(key, len(kept)) < len(kept):
+            kept[first[key]] = replace(kept[first[key]], named=kept[first[key]].named or each.named)
+        else:
+            kept.append(each)
+    return kept
+
+
+def _spelt(found: Found) -> str:
+    return os.path.normcase(os.path.abspath(found.text))  # noqa: PTH100 (Path.resolve follows links)
+
+
+def repeated(keys: Iterable[str]) -> set[int]:
+    """The hashes that several keys have: mostly none, and found in a small part of the memory that the keys would take."""
+    hashes = sorted(map(hash, keys))
+    return {one for one, other in pairwise(hashes) if one == other}
 
 
 def counted_kinds(kinds: Counter[str]) -> str:

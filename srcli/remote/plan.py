@@ -67,7 +67,7 @@ class Naming:
 
     def of(self, relative: PurePosixPath, *, full: bool = False) -> PurePosixPath:
         """The result's path below the output."""
-        return PurePosixPath(result_name(Path(relative), self.format, self.suffix, full=full))
+        return PurePosixPath(result_name(str(relative), self.format, self.suffix, full=full))
 
 
 class Results:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -96,7 +97,7 @@ class Ledger:
                 if "settings" in line:
                     self._known.setdefault(line["made_with"], line["settings"])
                 elif "bytes" in line and sizes.get(line["result"]) == line["bytes"]:
-                    found[line["result"]] = line["made_with"]
+                    found[line["result"]] = sys.intern(line["made_with"])
             if len(found) == len(sizes):  # mostly after the first, which is the shard's own
                 break
         return found
