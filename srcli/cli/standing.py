@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srcli.images.files import EXISTS, OTHERWISE, OUTDATED, UNKNOWN, Job
+from srcli.images.files import EXISTS, OTHERWISE, UNKNOWN, Job
 from srcli.shards.ledger import Ledger
 
 
@@ -42,13 +42,9 @@ def standing_of(jobs: Sequence[Job], ledger: Ledger | None) -> Standing:
     standing = Standing(outdated={job for job, (_, time) in sizes.items() if _newest(job) > time})
     for job in sizes:
         maker = makers.get(paths.get(job, ""))
-        if maker is None or ledger is None:
-            standing.reasons[job] = UNKNOWN
-        elif maker != ledger.made_with:
-            standing.reasons[job] = OTHERWISE
-            standing.makers[maker] += 1
-        else:
-            standing.reasons[job] = OUTDATED if job in standing.outdated else EXISTS
+        reason = UNKNOWN if ledger is None else ledger.standing(maker, outdated=job in standing.outdated)
+        standing.reasons[job] = reason
+        standing.makers += Counter([maker] if maker and reason == OTHERWISE else [])
     return standing
 
 

@@ -21,7 +21,7 @@ from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Dtype, ModelsFil
 from srcli.cli.pipe import listed, piped
 from srcli.cli.standing import Standing, standing_of
 from srcli.cli.stopping import exit_code, word
-from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
+from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out, told_of_kept
 from srcli.cli.working import Notes, restore
 from srcli.config import UpscaleConfig
 from srcli.config.upscale import DEFAULT_MODEL, PIPE
@@ -395,13 +395,7 @@ def _dry_run(config: UpscaleConfig, spec: ModelSpec, images: list[PlannedImage],
     for image in images:
         tell(escaped(summary.told(image.line())))
     faulty = f", {len(images) - len(good)} that would fail" if code else ""
-    counts = {
-        "older than their photos": summary.outdated,
-        "of other settings": summary.otherwise,
-        "of unknown settings": summary.unknown,
-    }
-    which = ", ".join(f"{count} of them {what}" for what, count in counts.items() if count)
-    done = f", {summary.skipped} done already" + (f" ({which})" if which else "") if summary.skipped else ""
+    done = told_of_kept(summary.skipped, summary.outdated, summary.otherwise, summary.unknown)
     took = f"; about {rough_duration(seconds)} here, {format_duration(loading)} of it to load the model" if good else ""
     tell(f"{len(good)} to do ({format_megapixels(total)}){done}{faulty}{took}")
     return code
