@@ -372,7 +372,10 @@ def test_an_interrupted_run_puts_what_it_has_restored(
 ) -> None:
     server.put(make_many(tmp_path / "many", 20), "many")
     from srcli.cli import upscale_stores
+    from srcli.remote import transit
 
+    monkeypatch.setattr(transit, "BEHIND", 4)
+    monkeypatch.setattr(transit, "RECORDED_AT_ONCE", 2)
     add = upscale_stores.Summary.add
 
     def interrupted(self: upscale_stores.Summary, outcome: object) -> None:

@@ -279,6 +279,7 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     to_do = [job for job in jobs if job not in kept.reasons]
     faulty = [PlannedImage(Job(each.path, config.output), fault=each.reason, hint=each.hint) for each in left_out.faults]
     summary = Summary(config.output, outdated=len(kept.outdated), differences=differences, left_out=left_out, names=names)
+    begun = Begun(len(jobs) + len(faulty), len(kept.reasons))
     skipped = [Outcome(job, "skipped", reason) for job, reason in kept.reasons.items()]
     if config.dry_run:
         for outcome in skipped:
@@ -290,8 +291,8 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
         if ledger is not None and config.for_fleet and config.shard is None:
             places = [*(job.place for job in jobs), *(each.job.place for each in faulty)]
             notes.divide = notes.dividing(ledger, places, [job.place for job in kept.reasons])
-        elif ledger is not None and (to_do or faulty or config.shard is not None or ledger.can_go_on):
-            stack.enter_context(ledger.kept_by(Begun(len(jobs) + len(faulty), len(skipped))))
+        elif ledger is not None and (to_do or faulty or ledger.is_news(begun)):
+            stack.enter_context(ledger.kept_by(begun))
             notes.record = lambda job, reason: ledger.failed(job.source, reason)
         try:
             for outcome in skipped:

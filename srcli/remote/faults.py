@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from srcli.disk import DISK_FULL, first_line
 from srcli.errors import SrcliError, escaped
@@ -96,7 +97,7 @@ def named(fault: BaseException, url: Url) -> StoreError:
 
 def _is_here(name: object) -> bool:
     """Whether a fault's file is one of this disk: all of ours have whole paths, and the packages' objects have not."""
-    return isinstance(name, str | bytes | os.PathLike) and os.path.isabs(name)
+    return isinstance(name, str | bytes | os.PathLike) and Path(os.fsdecode(name)).is_absolute()
 
 
 def no_bucket(url: Url) -> StoreError:

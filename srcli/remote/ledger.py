@@ -113,7 +113,7 @@ class StoreLedger(Records):
         return _lines(self._store, [each for each in self._found.ledgers if each.shard != self.shard], self._folder)
 
     def is_news(self, begun: Begun) -> bool:
-        """Whether a run that had nothing to do should be recorded: earlier ones' lines do not tell yet that all is done."""
+        """Where earlier runs' lines do not tell yet that all is done."""
         status = shard_status(self.shard, self.own(), _size_in(self._found.results, self.output))
         return not status.complete or status.planned != begun.planned
 

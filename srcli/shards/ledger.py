@@ -121,6 +121,10 @@ class Records:
         counts = {} if begun is None else begun.as_dict()
         self._append({"shard": str(self.shard), **counts, "made_with": self.made_with, "settings": self.settings})
 
+    def is_news(self, begun: Begun) -> bool:
+        """Whether a run that has nothing to do should be recorded."""
+        raise NotImplementedError
+
     def planned(self, begun: Begun) -> None:
         """Record how many files the shard has turned out to have."""
         self._append(begun.as_dict())
@@ -175,14 +179,9 @@ class Ledger(Records):
 
     # --- what is ---
 
-    @property
-    def can_go_on(self) -> bool:
-        """Whether it is there and can be appended to."""
-        return self._file.exists() and os.access(self._file, os.W_OK)
-
     def is_news(self, begun: Begun) -> bool:
-        """Whether a run that had nothing to do should be recorded; runs without shards do that where it costs no new file."""
-        return self._alone or self.can_go_on
+        """Runs without shards do that where it costs no new file."""
+        return self._alone or (self._file.exists() and os.access(self._file, os.W_OK))
 
     @contextmanager
     def kept_by(self, begun: Begun | None) -> Iterator[Ledger]:
