@@ -165,14 +165,14 @@ class _Book:
             self._stack.enter_context(self._ledger.kept_by(None))
             self._is_open = True
 
-    def note(self, failed: Outcome | None = None, source: str = "") -> None:
-        """Record a failure, and how many files there are as soon as that is known."""
-        if failed is not None:
+    def note(self, source: str = "", reason: str = "") -> None:
+        """Record why a photo has failed, if one has, and how many there are as soon as that is known."""
+        if reason:
             self.open()
         if self._ledger is None or not self._is_open:
             return
-        if failed is not None:
-            self._ledger.failed(source, failed.reason)
+        if reason:
+            self._ledger.failed(source, reason)
         if self._is_listed and not self._is_told:
             self._ledger.planned(Begun(self._planned, self._kept))
             self._is_told = True
@@ -274,7 +274,8 @@ class _Run:
     def _note(self, outcome: Outcome) -> None:
         self.summary.add(outcome)
         self.report.add(outcome)
-        self.book.note(outcome if outcome.status == "failed" else None, self.summary.told(str(outcome.job.source)))
+        failure = (str(outcome.job.source), outcome.reason) if outcome.status == "failed" else ()
+        self.book.note(*map(self.summary.told, failure))
         self.transit.forget(outcome.job)
 
 
