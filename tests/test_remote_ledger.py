@@ -19,6 +19,7 @@ from store_case import BUCKET, Server, files, running
 from tiny_model import make_model
 
 from srcli.remote import store, transit
+from srcli.remote.known import Makers
 from srcli.remote.ledger import OBJECT_BYTES, StoreLedger, found_in
 from srcli.remote.store import Store
 from srcli.remote.urls import parsed
@@ -147,7 +148,7 @@ def test_status_tells_of_stores_as_of_folders(models_file: Path, server: Server,
     both("--shard", f"{owner}/3")
     status, code = both("--shard", f"{last}/3")
     assert (status["planned"], status["done"], code) == (12, 12, {"code": 0})
-    name = next(line["result"] for line in recorded(server) if "result" in line)
+    name = next(name for name in server.names("out") if Shard(last, 3).has(name))
     server.client.delete_object(Bucket=BUCKET, Key=f"out/{name}")
     (tmp_path / "out" / name).unlink()
     assert both()[0]["missing"] == 1
@@ -188,21 +189,44 @@ def test_status_in_the_middle_of_a_run(models_file: Path, server: Server, monkey
     assert seen[-1]["done"] + seen[-1]["missing"] == 12
 
 
-def test_runs_at_once_lose_nothing_of_each_other(models_file: Path, server: Server, twelve: Path, tmp_path: Path) -> None:
-    """Two shards, and two runs over all, that end at the same time."""
-    server.fail({"method": "PUT", "path": r"\.srcli", "times": 99, "do": 0.4})
-    for shards in (("1/2", "2/2"), (None, None)):
-        options = ["--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32", "--json"]
-        runs = [start("upscale", PHOTOS, "-o", OUT, *options, *(["--shard", shard] if shard else [])) for shard in shards]
-        assert [run.wait(120) for run in runs] == [0, 0], [run.communicate() for run in runs]
-        for run in runs:
-            run.communicate()
-        assert {line["result"] for line in recorded(server) if "result" in line} == files(twelve).keys()
-        done = told(upscale(models_file, PHOTOS, "-o", OUT, "--json"))
-        assert (done["skipped"], done["unknown_settings"], done["other_settings"]) == (12, 0, 0)
-        assert srcli("status", OUT).returncode == 0
-        for name in server.names("out"):
-            server.client.delete_object(Bucket=BUCKET, Key=f"out/{name}")
+@pytest.mark.parametrize("shards", [(Shard(1, 2), Shard(2, 2)), (None, None)])
+def test_runs_that_end_at_once_lose_nothing_of_each_other(
+    server: Server, tmp_path: Path, shards: tuple[Shard | None, Shard | None]
+) -> None:
+    output = parsed(OUT)
+    place = Store(output)
+    before = found_in(place, output)
+    ledgers = [StoreLedger(place, output, {"a": 1}, shard, before, tmp_path) for shard in shards]
+    server.fail({"method": "PUT", "path": r"\.srcli", "times": 99, "do": 0.2})
+    together = threading.Barrier(2)
+
+    def run(index: int) -> None:
+        with ledgers[index].kept_by(None):
+            ledgers[index].record(f"{index}.png", 7)
+            together.wait(60)
+            ledgers[index].commit()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for shard in shards:
+        makers = Makers(StoreLedger(place, output, {"a": 2}, shard, found_in(place, output), tmp_path))
+        assert [makers.of(f"{index}.png", 7) for index in (0, 1)] == [ledgers[0].made_with] * 2
+        assert makers.of("0.png", 8) is None
+
+
+@pytest.mark.slow
+def test_shards_at_once_make_the_whole(models_file: Path, server: Server, twelve: Path) -> None:
+    options = ["--models-file", models_file, "--model", "small", "--device", "cpu", "--dtype", "fp32"]
+    runs = [start("upscale", PHOTOS, "-o", OUT, *options, "--shard", f"{index}/2") for index in (1, 2)]
+    for run in runs:
+        run.communicate(timeout=600)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert {line["result"] for line in recorded(server) if "result" in line} == files(twelve).keys()
+    done = told(upscale(models_file, PHOTOS, "-o", OUT, "--json"))
+    assert (done["skipped"], done["unknown_settings"], done["other_settings"]) == (12, 0, 0)
 
 
 def test_a_result_is_recorded_before_it_is_put(models_file: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +253,9 @@ def test_faults_of_the_ledger_that_pass_are_tried_again(models_file: Path, serve
     server.log()
     again = told(upscale(models_file, PHOTOS, "-o", OUT, "--json"))
     assert (again["skipped"], again["unknown_settings"]) == (12, 0)
-    assert sum("GET /bucket/out/.srcli/" in line for line in server.log()) == 5
+    assert sum("GET /bucket/out/.srcli/" in line for line in server.log()) == 4 + 2, (
+        "and read once more to see that nothing is new"
+    )
 
 
 def test_a_ledger_that_cannot_be_read_is_told(models_file: Path, server: Server) -> None:
