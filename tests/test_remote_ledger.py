@@ -124,8 +124,9 @@ def test_photos_that_are_newer_are_told_and_done_again_when_asked(models_file: P
 
 
 def test_status_tells_of_stores_as_of_folders(models_file: Path, server: Server, tmp_path: Path) -> None:
-    none = srcli("status", OUT)
-    assert (none.returncode, f"`{OUT}` has no ledger" in none.stderr) == (2, True)
+    for nothing in (OUT, "https://host/out"):
+        none = srcli("status", nothing)
+        assert (none.returncode, f"`{nothing}` has no ledger" in none.stderr) == (2, True)
     server.client.put_object(Bucket=BUCKET, Key="photos/broken.png", Body=b"no picture")
     owner = next(i for i in (1, 2, 3) if Shard(i, 3).has("broken.png"))
     first, last = (i for i in (1, 2, 3) if i != owner)

@@ -163,6 +163,8 @@ def status_at(output: Url) -> list[ShardStatus]:
         UsageError: there are no ledgers.
         StoreError: the store cannot be used.
     """
+    if output.is_web:
+        raise no_ledger(output)
     store = Store(output)
     found = found_in(store, output)
     if not found.ledgers:
