@@ -64,6 +64,13 @@ def test_results_are_called_as_those_of_a_folder(
     assert len(clashes) == len(left_out.faults)
 
 
+def test_photos_of_a_folder_are_of_the_shard_that_they_are_of_on_the_disk(memory: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.bmp").write_bytes(b"x")
+    (item,) = Plan([str(tmp_path)], parsed("memory://bucket/out"), Stores()).items()
+    assert (item.place, item.result) == ("sub/a.bmp", "sub/a.png")
+
+
 def test_globs_take_what_they_take_on_the_disk(memory: str) -> None:
     assert list(planned(f"{memory}/*.gif")) == ["a.png", "c.png", "e.png"]
     assert set(planned(f"{memory}/**/a.*")) == {"a.gif.png", "a.png", "sub/a.png", "sub/deep/a.jpg"}
