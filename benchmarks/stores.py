@@ -4,7 +4,7 @@
 
 A server in a process of its own answers as S3 does (ListObjectsV2, a thousand names a page), out of nothing: `--names`
 photos, and a result for each of the first `--done`. What is measured is the plan of `srcli upscale s3://… -o s3://…`, with
-s3fs, without any picture. It stands in for a store and says nothing of a store's own speed.
+s3fs and through the disk as there, without any picture. It stands in for a store and says nothing of a store's own speed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from itertools import islice
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from srcli.remote.plan import Plan
 from srcli.remote.store import PAGE, Stores
+from srcli.remote.transit import Ahead
 from srcli.remote.urls import parsed
 
 ABOUT = "<LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>4000000</Size>"
@@ -86,18 +88,23 @@ def main() -> None:
 def measure(names: int) -> None:
     start = time.perf_counter()
     plan = Plan(["s3://bucket/photos/"], parsed("s3://bucket/out"), Stores())
-    items = plan.items()
-    opened = time.perf_counter() - start
-    print(f"results listed after {opened:.2f} s, {peak_mb():.0f} MB")
-    done = sum(item.done for item in islice(items, 1))
-    print(f"first name after {time.perf_counter() - start:.2f} s, {peak_mb():.0f} MB")
-    count = 1
-    for item in items:
-        count += 1
-        done += item.done
-        if count == names // 10:
-            print(f"{count} names after {time.perf_counter() - start:.2f} s, {peak_mb():.0f} MB")
-    print(f"{count} names after {time.perf_counter() - start:.2f} s, {peak_mb():.0f} MB, {done} of them done")
+
+    def told(what: str) -> None:
+        seconds, computed = time.perf_counter() - start, time.process_time()
+        print(f"{what} after {seconds:.2f} s ({computed:.2f} s of a core), {peak_mb():.0f} MB", flush=True)
+
+    told("results listed")
+    count = done = 0
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Ahead(plan.items(), Path(folder) / "listed")
+        while (item := listing.take(wait=True)) is not None:
+            count += 1
+            done += bool(item.kept)
+            if count in (1, names // 10):
+                told(f"{count} names")
+        listing.close()
+        size = (Path(folder) / "listed").stat().st_size
+    told(f"{count} names, of which {done} are done and {size / 1e6:.0f} MB on the disk,")
 
 
 if __name__ == "__main__":

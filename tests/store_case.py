@@ -43,9 +43,10 @@ class Server:
                 )
 
     def names(self, prefix: str) -> list[str]:
-        """Of the objects below the prefix."""
+        """Of the objects below the prefix, without what runs write down there."""
         found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
-        return [each["Key"].removeprefix(f"{prefix}/") for each in found]
+        names = [each["Key"].removeprefix(f"{prefix}/") for each in found]
+        return [name for name in names if prefix.endswith(".srcli") or not name.startswith(".srcli/")]
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Name below the prefix -> content."""

@@ -30,7 +30,7 @@ LAYERS = {  # what each room may import of srcli, besides itself, the ground flo
     "console": set(),
     "config": {"images", "evaluation", "shards"},
     "images": set(),
-    "remote": {"images"},
+    "remote": {"images", "shards"},
     "shards": {"images"},
     "rows": {"images", "config"},
     "store": {"rows", "images", "config"},

@@ -34,6 +34,7 @@ def of_s3(code: str, status: int, base: type[Exception] = OSError) -> Exception:
         (of_s3("SlowDown", 503), True, False, "it answers 503"),
         (of_s3("RequestTimeout", 400), True, False, "it answers 400"),
         (of_s3("NoSuchKey", 404, FileNotFoundError), False, False, "`gs://bucket/photos/a.png` does not exist"),
+        (FileNotFoundError(errno.ENOENT, "so", "bucket/photos/a.png"), False, False, "does not exist"),  # adlfs
         (of_s3("NoSuchBucket", 404, FileNotFoundError), False, True, "there is no bucket `bucket`"),
         (of_s3("ExpiredToken", 400, PermissionError), False, True, "have expired"),
         (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srcli.images.files import EXISTS, OTHERWISE, OUTDATED, UNKNOWN, Job
+from srcli.images.files import EXISTS, OTHERWISE, UNKNOWN, Job
 from srcli.shards.ledger import Ledger
 
 
@@ -37,23 +37,21 @@ def standing_of(jobs: Sequence[Job], ledger: Ledger | None) -> Standing:
     """Look for the jobs' results, and where these come from; without a ledger that is not known of any."""
     standing = Standing([])
     sizes: dict[str, int] = {}
+    outdated: list[bool] = []
     for job in jobs:
         size, time = _size_and_time(job.target)
-        outdated = bool(size) and _newest(job) > time
-        standing.outdated += outdated
-        standing.reasons.append((OUTDATED if outdated else EXISTS) if size else "")
+        outdated.append(bool(size) and _newest(job) > time)
+        standing.reasons.append(EXISTS if size else "")
         if size:
             sizes[_path(job, ledger)] = size
+    standing.outdated = sum(outdated)
     makers = {} if ledger is None else ledger.makers(sizes)
     for index, job in enumerate(jobs if sizes else ()):
-        maker = makers.get(_path(job, ledger))
-        if not standing.reasons[index]:
-            continue
-        if maker is None or ledger is None:
-            standing.reasons[index] = UNKNOWN
-        elif maker != ledger.made_with:
-            standing.reasons[index] = OTHERWISE
-            standing.makers[maker] += 1
+        if standing.reasons[index]:
+            maker = makers.get(_path(job, ledger))
+            reason = UNKNOWN if ledger is None else ledger.standing(maker, outdated=outdated[index])
+            standing.reasons[index] = reason
+            standing.makers += Counter([maker] if maker and reason == OTHERWISE else [])
     return standing
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from srcli.cli.options import REPORT
 from srcli.console import counted, print_table, tell
 from srcli.errors import escaped
+from srcli.remote.urls import is_url, local, parsed
 from srcli.shards.status import ShardStatus, status_of
 
 _FAILURES_TOLD = 20
@@ -20,8 +21,12 @@ _FAILURES_TOLD = 20
 
 def status(
     output: Annotated[
-        Path,
-        typer.Argument(help="Folder of results, as given to `srcli upscale` as --output.", metavar="OUTPUT", show_default=False),
+        str,
+        typer.Argument(
+            help="Folder of results, also of a store, as given to `srcli upscale` as --output.",
+            metavar="OUTPUT",
+            show_default=False,
+        ),
     ],
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout in place of the table.", rich_help_panel=REPORT)
@@ -35,7 +40,7 @@ def status(
 
     Example: srcli status ~/photos-x4
     """
-    shards = status_of(output)
+    shards = _status_at_store(output) if is_url(local(output)) else status_of(Path(local(output)))
     if json_:
         typer.echo(json.dumps(_as_dict(shards)))
     else:
@@ -43,13 +48,20 @@ def status(
     raise typer.Exit(0 if all(each.complete for each in shards) else 1)
 
 
+def _status_at_store(output: str) -> list[ShardStatus]:
+    from srcli.remote.ledger import status_at
+
+    return status_at(parsed(output))
+
+
 def _as_dict(shards: Sequence[ShardStatus]) -> dict[str, Any]:
     return {
-        "planned": sum(each.planned for each in shards),
+        "planned": sum(each.planned or 0 for each in shards),
         "done": sum(each.done for each in shards),
         "failed": sum(len(each.failed) for each in shards),
         "missing": sum(each.missing for each in shards),
         "not_begun": sum(not each.begun for each in shards),
+        "not_listed": sum(each.begun and each.planned is None for each in shards),
         "settings": sorted({each.made_with for each in shards if each.begun}),
         "shards": [each.as_dict() for each in shards],
     }
@@ -63,7 +75,8 @@ def _show(shards: Sequence[ShardStatus]) -> None:
         for column in table.columns[1:]:
             column.justify = "right"
         for each in open_:
-            counts = (each.planned, each.done, len(each.failed), each.missing)
+            listed = each.planned is not None
+            counts = (each.planned if listed else "not listed", each.done, len(each.failed), each.missing if listed else "")
             table.add_row(str(each.shard), *(map(str, counts) if each.begun else ("not begun", "", "", "")))
         print_table(table)
     failures = [failure for each in shards for failure in each.failed]
@@ -79,6 +92,11 @@ def _show(shards: Sequence[ShardStatus]) -> None:
 def _line(shards: Sequence[ShardStatus]) -> str:
     """`912 of 1000 photos done, 3 failed, 85 missing; 38 of 40 shards begun, 30 done`."""
     told = _as_dict(shards)
-    line = f"{told['done']} of {counted(told['planned'], 'photo')} done, {told['failed']} failed, {told['missing']} missing"
+    failed = f"{told['failed']} failed"
+    if told["not_listed"] == len(shards) - told["not_begun"] > 0:  # how many there are is not known of any
+        line = f"{counted(told['done'], 'photo')} done, {failed}; how many there are is known when all are listed"
+    else:
+        line = f"{told['done']} of {counted(told['planned'], 'photo')} done, {failed}, {told['missing']} missing"
     begun, complete = len(shards) - told["not_begun"], sum(each.complete for each in shards)
-    return line if len(shards) == 1 else f"{line}; {begun} of {len(shards)} shards begun, {complete} done"
+    listed = f" ({told['not_listed']} not fully listed)" if told["not_listed"] else ""
+    return line if len(shards) == 1 else f"{line}; {begun} of {len(shards)} shards begun{listed}, {complete} done"

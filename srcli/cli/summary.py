@@ -161,6 +161,13 @@ class Summary:
         return line + skipped + (f", {len(self.failed)} failed" if self.failed else "")
 
 
+def told_of_kept(kept: int, outdated: int, otherwise: int, unknown: int) -> str:
+    """`, 12 done already (3 of them of other settings)`, for a dry run; see `Summary`."""
+    counts = {"older than their photos": outdated, "of other settings": otherwise, "of unknown settings": unknown}
+    which = ", ".join(f"{count} of them {what}" for what, count in counts.items() if count)
+    return f", {kept} done already" + (f" ({which})" if which else "") if kept else ""
+
+
 def renamed(text: str, names: Mapping[str, str]) -> str:
     """A text with other names for files: path -> name."""
     for path, name in list(names.items()):  # a copy: files on their way come and go

@@ -22,7 +22,7 @@ from srcli.cli.options import FILES, MODEL, REPORT, SIZE, WORK, Dtype, ModelsFil
 from srcli.cli.pipe import listed, piped
 from srcli.cli.standing import Standing, standing_of
 from srcli.cli.stopping import exit_code, word
-from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out
+from srcli.cli.summary import Report, Summary, left_out_as_dict, tell_left_out, told_of_kept
 from srcli.cli.working import Notes, restore
 from srcli.config import UpscaleConfig
 from srcli.config.upscale import DEFAULT_MODEL, PIPE
@@ -280,6 +280,7 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     to_do = jobs.chosen(not reason for reason in kept.reasons)
     faulty = [PlannedImage(Job(each.path, config.output), fault=each.reason, hint=each.hint) for each in left_out.faults]
     summary = Summary(config.output, outdated=kept.outdated, differences=differences, left_out=left_out, names=names)
+    begun = Begun(len(jobs) + len(faulty), kept.kept)
     skipped = (Outcome(job, "skipped", reason) for job, reason in zip(jobs, kept.reasons, strict=True) if reason)
     if config.dry_run:
         for outcome in skipped:
@@ -291,8 +292,8 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
         if ledger is not None and config.for_fleet and config.shard is None:
             places = [*(each.place for each in jobs.found), *(each.job.place for each in faulty)]
             notes.divide = notes.dividing(ledger, places, list(compress(places, kept.reasons)))
-        elif ledger is not None and (to_do or faulty or config.shard is not None or ledger.can_go_on):
-            stack.enter_context(ledger.kept_by(Begun(len(jobs) + len(faulty), kept.kept)))
+        elif ledger is not None and (to_do or faulty or ledger.is_news(begun)):
+            stack.enter_context(ledger.kept_by(begun))
             notes.record = lambda job, reason: ledger.failed(job.source, reason)
         try:
             for outcome in skipped:
@@ -393,13 +394,7 @@ def _dry_run(config: UpscaleConfig, spec: ModelSpec, images: list[PlannedImage],
     for image in images:
         tell(escaped(summary.told(image.line())))
     faulty = f", {len(images) - len(good)} that would fail" if code else ""
-    counts = {
-        "older than their photos": summary.outdated,
-        "of other settings": summary.otherwise,
-        "of unknown settings": summary.unknown,
-    }
-    which = ", ".join(f"{count} of them {what}" for what, count in counts.items() if count)
-    done = f", {summary.skipped} done already" + (f" ({which})" if which else "") if summary.skipped else ""
+    done = told_of_kept(summary.skipped, summary.outdated, summary.otherwise, summary.unknown)
     took = f"; about {rough_duration(seconds)} here, {format_duration(loading)} of it to load the model" if good else ""
     tell(f"{len(good)} to do ({format_megapixels(total)}){done}{faulty}{took}")
     return code

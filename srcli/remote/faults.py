@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from srcli.disk import DISK_FULL, first_line
 from srcli.errors import SrcliError, escaped
@@ -72,7 +73,7 @@ def named(fault: BaseException, url: Url) -> StoreError:
     """The error that tells of what happened at `url`."""
     status, codes, kinds = _facts(fault)
     store = f"{url.scheme}://{url.place}"
-    if isinstance(fault, OSError) and (fault.filename or fault.errno in DISK_FULL) and not status:  # of the disk here
+    if isinstance(fault, OSError) and (_is_here(fault.filename) or fault.errno in DISK_FULL) and not status:
         message = f"`{url}` cannot be kept on the disk for its way: {fault.strerror or fault}"
         return StoreError(message, f"make room there, or name another folder by `XDG_CACHE_HOME`, {_AGAIN}")
     if kinds & _KEYLESS:
@@ -92,6 +93,11 @@ def named(fault: BaseException, url: Url) -> StoreError:
         return StoreError(f"`{url}` does not exist", f"check the spelling{_endpoint_hint(url)}", missing=True)
     told = f"{_word(codes) or status}: " if codes or status else ""
     return StoreError(f"`{url}` cannot be used: {told}{first_line(fault)}", "see what the store's own tool says of it")
+
+
+def _is_here(name: object) -> bool:
+    """Whether a fault's file is one of this disk: all of ours have whole paths, and the packages' objects have not."""
+    return isinstance(name, str | bytes | os.PathLike) and Path(os.fsdecode(name)).is_absolute()
 
 
 def no_bucket(url: Url) -> StoreError:

@@ -6,25 +6,26 @@ can change it: in a sorted listing, the files that differ by their extension onl
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-
-import numpy as np
+from typing import Any
 
 from srcli.errors import UsageError, joined_faults
-from srcli.images.files import is_done, plan_jobs, result_name
+from srcli.images.files import EXISTS, OTHERWISE, UNKNOWN, is_done, plan_jobs, result_name
 from srcli.images.metadata import is_own_result
-from srcli.images.search import LeftOut, counted_kinds
+from srcli.images.search import OWN_FOLDER, LeftOut, counted_kinds
 from srcli.images.suffixes import INPUT_SUFFIXES, UNREAD_SUFFIXES, counts_by_suffix, format_of
 from srcli.remote.faults import StoreError
+from srcli.remote.known import Made, Makers, Results, digest_of
+from srcli.remote.ledger import Found, StoreLedger, found_in
 from srcli.remote.store import Entry, Stores
 from srcli.remote.urls import Place, Url, is_url, parsed, relative_fault, trees
+from srcli.shards.ledger import Ledger
+from srcli.shards.shard import Shard
 
-_DIGEST_BYTES = 16
 _RENAME = "rename one of them, or process one into another output folder"
 
 
@@ -36,6 +37,8 @@ class Item:
     target: Place
     place: str
     """Of the photo below what was asked for, with `/`."""
+    result: str = ""
+    """Of the result below the output, with `/`."""
     size: int | None = None
     """Of the photo, in bytes."""
     modified: float | None = None
@@ -43,10 +46,10 @@ class Item:
     fault: str = ""
     """Why it cannot be done, where its name tells already."""
     hint: str = ""
-    done: bool = False
-    """Whether its result is there."""
+    kept: str = ""
+    """Why there is nothing to do: what is said of its result, which is there."""
     outdated: bool = False
-    """Whether the photo is newer than its result."""
+    """Whether the photo is newer than the result that is kept."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +73,6 @@ class Naming:
         return PurePosixPath(result_name(str(relative), self.format, self.suffix, full=full))
 
 
-class Results:
-    """Which results a store holds already, in 24 bytes for each.
-
-    Args:
-        entries: of its listing, in any order; empty objects are no results.
-    """
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        digests, times = bytearray(), np.zeros(1024)
-        for entry in entries:
-            if entry.size == 0:
-                continue
-            count = len(digests) // _DIGEST_BYTES
-            if count == len(times):
-                times = np.concatenate([times, np.zeros_like(times)])
-            times[count] = entry.modified or 0
-            digests += _digest(entry.url)
-        found = np.frombuffer(digests, f"S{_DIGEST_BYTES}")
-        order = np.argsort(found)
-        self._digests, self._times = found[order], times[order]
-
-    def made(self, url: Url) -> float | None:
-        """When a result was written, in seconds since 1970 (0: the store does not say); None where there is none."""
-        digest = np.bytes_(_digest(url))
-        place = int(np.searchsorted(self._digests, digest))
-        there = place < len(self._digests) and bool(self._digests[place] == digest)
-        return float(self._times[place]) if there else None
-
-
 @dataclass
 class Plan:
     """All that is to be done.
@@ -111,6 +85,7 @@ class Plan:
         listed: `inputs` are a list's: files, whatever their names look like.
         recursive: also take what lies in folders below the given ones.
         overwrite: results that are there do not count.
+        redo_changed: those do not that are not known to be what would be made.
 
     Raises:
         UsageError: an input lies where results go, or a package is missing.
@@ -124,6 +99,7 @@ class Plan:
     listed: bool = False
     recursive: bool = True
     overwrite: bool = False
+    redo_changed: bool = False
     left_out: LeftOut = field(default_factory=LeftOut)
     """Gets what becomes no photo, while the plan is gone through."""
 
@@ -135,10 +111,16 @@ class Plan:
             self.stores.of(url)
         if isinstance(self.output, Url):
             _check_output(self.output, urls)
-        self._to_file = _suffix(self.output) in INPUT_SUFFIXES and not (isinstance(self.output, Path) and self.output.is_dir())
-        if self._to_file:
+        self.is_for_a_file = _suffix(self.output) in INPUT_SUFFIXES and not (
+            isinstance(self.output, Path) and self.output.is_dir()
+        )
+        if self.is_for_a_file:
             self._check_file()
-        self._results = Results(self._there())
+        self._there = self._look()
+        self._ledger: StoreLedger | Ledger | None = None
+        self._makers: Makers | None = None
+        self.changed: Counter[str] = Counter()
+        """Digest of other settings -> how many results they have made, as far as the plan has been gone through."""
 
     def items(self) -> Iterator[Item]:
         """One after the other, each as soon as it is decided; no source and no target appears twice.
@@ -153,7 +135,7 @@ class Plan:
             if taken is None or item.fault:
                 yield self._looked_up(item)
                 continue
-            source, target = _digest(item.source), _digest(item.target)
+            source, target = digest_of(item.source), digest_of(item.target)
             if target not in taken:
                 taken[target] = source
                 yield self._looked_up(item)
@@ -174,28 +156,38 @@ class Plan:
             message = f"the output `{self.output}` is a file name, which gets no suffix"
             raise UsageError(message, f"put `{self.naming.suffix}` into the name")
 
-    def _there(self) -> Iterator[Entry]:
-        """The results that are there, in one listing; it also tells whether the store is there and lets us in."""
+    def ledger(self, settings: Mapping[str, Any], shard: Shard | None, folder: Path) -> StoreLedger | Ledger | None:
+        """That of the output, which from now on tells what results are; None for one that has a name, beside which none is.
+
+        Args:
+            settings: what decides the pixels, for JSON.
+            shard: of the run.
+            folder: for temporary files.
+        """
+        if self.is_for_a_file:
+            return None
+        if isinstance(self.output, Url):
+            store = self.stores.of(self.output)
+            self._ledger = StoreLedger(store, self.output, settings, shard, self._there, folder)
+        else:
+            self._ledger = Ledger(self.output, settings, shard)
+        self._makers = Makers(self._ledger)
+        return self._ledger
+
+    def _look(self) -> Found:
+        """What the store holds where results go; it also tells whether the store is there and lets us in."""
         if not isinstance(self.output, Url):
-            return
+            return Found(Results([]), [])
         store = self.stores.of(self.output)
-        if self._to_file:
-            try:
-                entry = store.look(self.output)
-            except StoreError as error:
-                if not error.missing:
-                    raise
-                entry = None
-            yield from [entry] if entry and not self.overwrite else []
-            return
+        if not self.is_for_a_file:
+            return found_in(store, self.output, ledgers_only=self.overwrite)
         try:
-            for entry in store.entries(self.output):
-                if self.overwrite:
-                    return
-                yield entry
+            entry = store.look(self.output)
         except StoreError as error:
-            if not error.missing:  # a folder that is yet to be made
+            if not error.missing:
                 raise
+            entry = None
+        return Found(Results([entry] if entry and not self.overwrite else []), [])
 
     def _all(self, faults: list[str]) -> Iterator[Item]:
         texts = [text for text in self.inputs if not is_url(text)]
@@ -235,14 +227,13 @@ class Plan:
         for fault in beside.faults:
             yield Item(fault.path, self.output, str(fault.path), fault=fault.reason, hint=fault.hint)
         beside.faults = []
-        if self._to_file and (len(jobs) != 1 or not jobs[0].named):
+        if self.is_for_a_file and (len(jobs) != 1 or not jobs[0].named):
             raise UsageError(f"the output `{self.output}` is a file name, but the input is or may be more", "name a folder")
         for job in jobs:
             about = job.source.stat() if job.source.is_file() else None
-            target = self.output if self._to_file else self.output.joined(job.target.relative_to(nowhere).as_posix())
-            yield Item(
-                job.source, target, job.target.relative_to(nowhere).as_posix(), about and about.st_size, about and about.st_mtime
-            )
+            name = PurePosixPath(job.target.relative_to(nowhere))
+            size, modified = (about.st_size, about.st_mtime) if about else (None, None)
+            yield Item(job.source, self._target(name), job.place, str(name), size, modified)
 
     def _found(self, url: Url) -> Iterator[_Input]:
         """The photos that one argument stands for."""
@@ -263,7 +254,7 @@ class Plan:
         if entry is not None:
             yield _input(entry, url.name)
             return
-        if self._to_file:
+        if self.is_for_a_file:
             raise UsageError(f"the output `{self.output}` is a file name, and `{url}` is or may be more than one file")
         yield from self._below(
             folder, patterns, f"`{url}` matches no images" if patterns else f"`{url}` is a folder without images"
@@ -281,6 +272,8 @@ class Plan:
             if patterns and not _matches(parts, patterns, self.recursive):
                 continue
             suffix = _suffix(entry.url)
+            if OWN_FOLDER in parts:
+                continue
             if any(part.startswith(".") and part not in (".", "..") for part in parts):
                 met.others["hidden file"] += 1
             elif suffix in INPUT_SUFFIXES or suffix in asked:
@@ -306,8 +299,9 @@ class Plan:
             if each.fault:
                 yield Item(url, self.output, str(url), fault=f"`{url}` {each.fault}", hint="rename it")
                 continue
-            item = Item(url, self._target(names[url]), each.relative.as_posix(), entry.size, entry.modified)
-            clash = f"`{url}` and another photo would both become `{item.target}`" if final[names[url]] > 1 else ""
+            name = names[url]
+            item = Item(url, self._target(name), each.relative.as_posix(), str(name), entry.size, entry.modified)
+            clash = f"`{url}` and another photo would both become `{item.target}`" if final[name] > 1 else ""
             yield replace(item, fault=clash, hint=_RENAME if clash else "")
 
     def _name(self, each: _Input, counts: Counter[PurePosixPath]) -> PurePosixPath:
@@ -316,7 +310,7 @@ class Plan:
         return self.naming.of(each.relative, full=True) if full else name
 
     def _target(self, name: PurePosixPath) -> Place:
-        if self._to_file:
+        if self.is_for_a_file:
             return self.output
         return self.output.joined(name) if isinstance(self.output, Url) else self.output / name
 
@@ -324,13 +318,31 @@ class Plan:
         """With what is known of its result."""
         if item.fault:
             return item
-        if isinstance(item.target, Url):
-            made = self._results.made(item.target)
-        else:
-            made = item.target.stat().st_mtime if not self.overwrite and is_done(item.target) else None
+        made = self._made(item.target)
         if made is None:
             return item
-        return replace(item, done=True, outdated=bool(made and item.modified and item.modified > made))
+        outdated = bool(made.time and item.modified and item.modified > made.time)
+        kept = self._standing(item.result, made, outdated=outdated)
+        if self.redo_changed and kept != EXISTS:
+            return item
+        return replace(item, kept=kept, outdated=outdated)
+
+    def _made(self, target: Place) -> Made | None:
+        if isinstance(target, Url):
+            return self._there.results.made(target)
+        if self.overwrite or not is_done(target):
+            return None
+        about = target.stat()
+        return Made(about.st_size, about.st_mtime)
+
+    def _standing(self, result: str, made: Made, *, outdated: bool) -> str:
+        if self._makers is None or self._ledger is None:
+            return UNKNOWN
+        maker = self._makers.of(result, made.size)
+        standing = self._ledger.standing(maker, outdated=outdated)
+        if maker is not None and standing == OTHERWISE:
+            self.changed[maker] += 1
+        return standing
 
 
 def _check_output(output: Url, urls: Sequence[Url]) -> None:
@@ -374,9 +386,3 @@ def _matches(parts: Sequence[str], patterns: Sequence[str], recursive: bool) -> 
 
 def _suffix(place: Place) -> str:
     return PurePosixPath(place.name).suffix.lower()
-
-
-def _digest(place: Place) -> bytes:
-    """Equal for one place only."""
-    text = place.address if isinstance(place, Url) else str(place)
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_DIGEST_BYTES).digest()

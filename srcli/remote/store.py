@@ -104,13 +104,14 @@ class Store:
         info = self._ask(lambda: self._files.info(url.address), url)
         return None if info["type"] == "directory" else Entry(url, info.get("size"), _modified(info))
 
-    def fetch(self, url: Url, size: int | None, path: Path) -> None:
+    def fetch(self, url: Url, size: int | None, path: Path, *, grows: bool = False) -> None:
         """Bring an object onto the disk.
 
         Args:
             url: of it.
             size: what the listing said, in bytes; None where there is none.
             path: the file to write.
+            grows: the object may have become larger since.
 
         Raises:
             StoreError: it cannot be had whole, or the store was given up before.
@@ -119,7 +120,7 @@ class Store:
         def once() -> None:
             self._files.get_file(url.address, str(path))
             came = path.stat().st_size
-            if size is not None and came != size:
+            if size is not None and (came < size or (came > size and not grows)):
                 raise ShortError(f"came with {came} bytes of the {size} that were listed: it was cut off, or changed meanwhile")
 
         try:

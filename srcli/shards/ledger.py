@@ -4,6 +4,7 @@
 that says what it is going to do and with which settings, a line for each result, and one for each failure. A result's line has
 its size, and is on the disk before the result takes its place: whatever kills a run, a line without its result is of another
 size than what lies there, and a result without its line there is none. No line holds a time: clocks may jump.
+`srcli.remote.ledger` keeps the same lines for outputs of stores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from srcli.disk import cannot_write, make_output_folder, only_run, write_whole
 from srcli.errors import SrcliError
+from srcli.images.files import EXISTS, OTHERWISE, OUTDATED, UNKNOWN
 from srcli.images.search import OWN_FOLDER
 from srcli.shards.shard import WHOLE, Shard
 
@@ -63,9 +65,82 @@ class Begun:
     kept: int
     """Of them, those whose results were there already."""
 
+    def as_dict(self) -> dict[str, int]:
+        return {"planned": self.planned, "kept": self.kept}
 
-class Ledger:
-    """The ledger of one shard, to append to, and those of all others, to look things up.
+
+class Records:
+    """Lines of results, and the settings that they were made with. Where lines are kept is up to those who inherit.
+
+    Args:
+        settings: what decides the pixels, for JSON.
+        shard: of the run.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], shard: Shard) -> None:
+        self.settings, self.made_with, self.shard = settings, digest_of(settings), shard
+        self._known: dict[str, Mapping[str, Any]] = {self.made_with: settings}
+
+    def own(self) -> Iterator[dict[str, Any]]:
+        """The lines that runs of the same shard have left."""
+        raise NotImplementedError
+
+    def others(self) -> Iterator[dict[str, Any]]:
+        """Those of all other shards, also of other divisions."""
+        raise NotImplementedError
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def told(self, lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, int, str]]:
+        """What lines say of results: path below the output, bytes, and the digest of the settings."""
+        for line in lines:
+            if "settings" in line:
+                self._known.setdefault(line["made_with"], line["settings"])
+            elif "bytes" in line:
+                yield line["result"], line["bytes"], sys.intern(line["made_with"])
+
+    def differences(self, made_with: str) -> list[str]:
+        """A phrase for each setting of results that is another now."""
+        return _differences("", self._known.get(made_with, {}), self.settings)
+
+    def standing(self, maker: str | None, *, outdated: bool) -> str:
+        """What is to be said of a result that is there: one of `EXISTS`, `OTHERWISE`, `UNKNOWN` and `OUTDATED`.
+
+        Args:
+            maker: digest of its settings; None where no line tells.
+            outdated: whether its photo is newer.
+        """
+        if maker is None:
+            return UNKNOWN
+        if maker != self.made_with:
+            return OTHERWISE
+        return OUTDATED if outdated else EXISTS
+
+    def begin(self, begun: Begun | None) -> None:
+        """A run's first line; None: how many files there are is yet to be seen, see `planned`."""
+        counts = {} if begun is None else begun.as_dict()
+        self._append({"shard": str(self.shard), **counts, "made_with": self.made_with, "settings": self.settings})
+
+    def is_news(self, begun: Begun) -> bool:
+        """Whether a run that has nothing to do should be recorded."""
+        raise NotImplementedError
+
+    def planned(self, begun: Begun) -> None:
+        """Record how many files the shard has turned out to have."""
+        self._append(begun.as_dict())
+
+    def record(self, result: str, size_bytes: int) -> None:
+        """Record a result that has yet to take its place, by its path below the output."""
+        self._append({"result": result, "bytes": size_bytes, "made_with": self.made_with})
+
+    def failed(self, source: Path | str, reason: str) -> None:
+        """Record a failure."""
+        self._append({"failed": str(source), "reason": reason})
+
+
+class Ledger(Records):
+    """The ledger of one shard in a folder, to append to, and those of all others, to look things up.
 
     Args:
         output: the folder of results.
@@ -74,11 +149,10 @@ class Ledger:
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any], shard: Shard | None = None) -> None:
-        self.output, self.shard = output, shard or WHOLE
-        self.settings, self.made_with = settings, digest_of(settings)
+        super().__init__(settings, shard or WHOLE)
+        self.output = output
         self._alone = shard is not None
         self._file = ledger_file(output, self.shard)
-        self._known: dict[str, Mapping[str, Any]] = {self.made_with: settings}
         self._handle: int | None = None
         self._whole_lines = True
         self._lock = threading.Lock()
@@ -92,33 +166,26 @@ class Ledger:
             sizes: bytes of the results that are there, by their paths in the folder.
         """
         found: dict[str, str] = {}
-        for file in self._files() if sizes else ():
-            for line in lines_of(file):
-                if "settings" in line:
-                    self._known.setdefault(line["made_with"], line["settings"])
-                elif "bytes" in line and sizes.get(line["result"]) == line["bytes"]:
-                    found[line["result"]] = sys.intern(line["made_with"])
-            if len(found) == len(sizes):  # mostly after the first, which is the shard's own
-                break
+        for lines in (self.own, self.others):
+            if len(found) < len(sizes):  # mostly all are in the first
+                found |= {result: maker for result, size, maker in self.told(lines()) if sizes.get(result) == size}
         return found
 
-    def differences(self, made_with: str) -> list[str]:
-        """A phrase for each setting of results that is another now."""
-        return _differences("", self._known.get(made_with, {}), self.settings)
+    def own(self) -> Iterator[dict[str, Any]]:
+        return lines_of(self._file)
 
-    def _files(self) -> Iterator[Path]:
-        yield self._file
-        yield from (file for file in sorted((self.output / OWN_FOLDER).glob("of-*/*.jsonl")) if file != self._file)
+    def others(self) -> Iterator[dict[str, Any]]:
+        for file in sorted((self.output / OWN_FOLDER).glob("of-*/*.jsonl")):
+            yield from lines_of(file) if file != self._file else ()
 
     # --- what is ---
 
-    @property
-    def can_go_on(self) -> bool:
-        """Whether it is there and can be appended to."""
-        return self._file.exists() and os.access(self._file, os.W_OK)
+    def is_news(self, begun: Begun) -> bool:
+        """Runs without shards do that where it costs no new file."""
+        return self._alone or (self._file.exists() and os.access(self._file, os.W_OK))
 
     @contextmanager
-    def kept_by(self, begun: Begun) -> Iterator[Ledger]:
+    def kept_by(self, begun: Begun | None) -> Iterator[Ledger]:
         """Append in the block; a shard's is one run's alone.
 
         Raises:
@@ -150,26 +217,18 @@ class Ledger:
             handle, self._handle = self._handle, None
             os.close(handle)
 
-    def begin(self, begun: Begun) -> None:
-        """A run's first line."""
-        told = {"shard": str(self.shard), "planned": begun.planned, "kept": begun.kept}
-        self._append({**told, "made_with": self.made_with, "settings": self.settings})
-
     def placing(self, result: Path, size_bytes: int) -> None:
         """Record a result that is written and has yet to take its place.
 
         Raises:
             OSError: it cannot be recorded, so that the result must not take its place.
         """
-        path = result.relative_to(self.output).as_posix()
-        self._append({"result": path, "bytes": size_bytes, "made_with": self.made_with})
+        self.record(result.relative_to(self.output).as_posix(), size_bytes)
 
-    def failed(self, source: Path, reason: str) -> None:
-        """Record a failure, as far as the disk lets."""
-        try:
-            self._append({"failed": str(source), "reason": reason})
-        except OSError:  # a full disk, which is told of the results
-            return
+    def failed(self, source: Path | str, reason: str) -> None:
+        """Record a failure, as far as the disk lets: a full one is told of the results."""
+        with suppress(OSError):
+            super().failed(source, reason)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """In one piece, so that lines of several processes do not mix."""
