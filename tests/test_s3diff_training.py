@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import Done, srcli
@@ -19,6 +21,7 @@ from srcli.config.training import TrainConfig
 from srcli.families import load_trainee
 from srcli.families.s3diff.restorer import load
 from srcli.families.s3diff.trainee import S3DiffTrainee
+from srcli.images.canvas import Canvas
 from srcli.networks.adapters import load_adapter
 from srcli.opening import complete
 from srcli.protocol import LoadOptions
@@ -36,12 +39,12 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Parity:
     return Parity(DATA, tmp_path_factory.mktemp("s3diff"))
 
 
-def trainee_of(parity: Parity, output: Path, **recipe: Any) -> S3DiffTrainee:
+def trainee_of(parity: Parity, output: Path, row: Mapping[str, Any] | None = None, **recipe: Any) -> S3DiffTrainee:
     spec = parity.spec
     built = build_recipe(
         "s3diff", "semantic", [{"rank": 4, "vae_rank": 2, "crop": 64, "losses": {"lpips": 0, "gan": 0}, **recipe}]
     )
-    told = {**spec.own, **complete(spec, {})}
+    told = {**spec.own, **complete(spec, {}), **(row or {})}
     adapters = {"estimator": adapter_path(spec, "estimator")}
     config = TrainConfig("s3diff", "semantic", ("x",), output, built, told, base_name="base", adapters=adapters, seed=3)
     torch.manual_seed(0)
@@ -78,6 +81,16 @@ def test_what_is_trained_is_what_is_used(parity: Parity, tmp_path: Path) -> None
             z_sr = restorer.apply(z_lq, restorer.predict_pass(("positive", blur, noise), z_lq))
         assert torch.allclose(z_sr, ours[index : index + 1], atol=1e-3 * float(ours.abs().max()))
     assert (ours[0] - ours[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+def test_training_enlarges_as_the_command_does(parity: Parity, tmp_path: Path, how: str) -> None:
+    trainee = trainee_of(parity, tmp_path, {"enlargement": how})
+    levels = np.random.default_rng(0).integers(70, 190, (16, 16, 3), dtype=np.uint8)  # the command cuts off what overshoots twice
+    lq = torch.from_numpy(levels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    ours = trainee._enlarged(Batch(lq, torch.zeros(1, 3, 64, 64), [0], [""]))[0]
+    used = torch.from_numpy(Canvas(levels).framed(4, 0, how).crop(0, 0, 64, 64)).permute(2, 0, 1) * 2 - 1
+    assert torch.allclose(ours, used, atol=1.5 / 127.5)
 
 
 def test_some_samples_are_to_stay_as_bad_as_they_are(parity: Parity, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ FAMILY = Family(
         RowKey("prompts.positive", "what guidance leads to", POSITIVE, prompt=True),
         RowKey("prompts.negative", "what guidance leads away from", NEGATIVE, prompt=True),
         RowKey("enlargement", "how the input is enlarged before it is encoded", "bilinear", choices=("bilinear", "bicubic")),
+        RowKey("timestep", "of the base's noise schedule, at which the one step begins", 999, 0),
     ),
     defaults={"color_fix": "wavelet"},
     raw_input=True,

@@ -33,7 +33,7 @@ from srcli.families.s3diff.modulation import (
     fourier_features,
 )
 from srcli.families.s3diff.recipe import SemanticRecipe
-from srcli.families.s3diff.schedule import last_step
+from srcli.families.s3diff.schedule import signal_share
 from srcli.networks.adapters import (
     Adapter,
     AdapterInfo,
@@ -65,9 +65,10 @@ class ModulatedNetwork(nn.Module):
         dtype: of the base's weights.
         ranks: of `UNET` and `VAE`.
         start: of the conditioners, as in `SemanticRecipe`.
+        timestep: at which the step begins.
     """
 
-    def __init__(self, base: Path, dtype: torch.dtype, ranks: Mapping[str, int], start: str) -> None:
+    def __init__(self, base: Path, dtype: torch.dtype, ranks: Mapping[str, int], start: str, timestep: int) -> None:
         super().__init__()
         self.autoencoder: Autoencoder = load_autoencoder(base, dtype)
         self.unet: Any = load_unet(base, dtype)
@@ -80,7 +81,7 @@ class ModulatedNetwork(nn.Module):
             self.add_module(f"{network}{CONDITIONER}", conditioner)
         self.recompute = False
         self._matrices: dict[str, Tensor] = {}
-        self._timestep, alpha = last_step(base)
+        self._timestep, alpha = timestep, signal_share(base, timestep)
         self._signal, self._noise = alpha**0.5, (1 - alpha) ** 0.5
 
     def modulate(self, adapter: str) -> None:
@@ -150,7 +151,7 @@ class S3DiffTrainee:
         self.config, self.recipe = config, cast(SemanticRecipe, config.recipe)
         self._device, self._dtype = device, dtype
         ranks = {UNET: self.recipe.rank, VAE: self.recipe.vae_rank}
-        self.network = ModulatedNetwork(base, dtype, ranks, self.recipe.start)
+        self.network = ModulatedNetwork(base, dtype, ranks, self.recipe.start, int(config.told["timestep"]))
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         autoencoder = self.network.autoencoder
         self.factor = autoencoder.factor
@@ -258,9 +259,8 @@ class S3DiffTrainee:
 
     def _enlarged(self, batch: Batch) -> Tensor:
         """(N, 3, crop, crop), as the row has it enlarged at inference."""
-        return functional.interpolate(batch.lq, scale_factor=self.config.scale, mode=str(self.config.told["enlargement"])).clamp(
-            -1, 1
-        )
+        mode = str(self.config.told["enlargement"])
+        return functional.interpolate(batch.lq, scale_factor=self.config.scale, mode=mode, antialias=True).clamp(-1, 1)
 
     @torch.no_grad()
     def _scores(self, batch: Batch) -> Tensor:
