@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from commands import Done, srcli
 from parity_s3diff import Parity
 from PIL import Image
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from tiny_model import make_base
 from training_case import make_photos
 
@@ -29,6 +32,8 @@ from srcli.rows.lookup import find_model
 from srcli.store.adapter_files import replace_adapters
 from srcli.store.weights import adapter_path
 from srcli.training.data.crops import Batch
+from srcli.training.memory_need import memory_need
+from srcli.training.objective import Objective
 
 DATA = Path(__file__).parent / "data" / "s3diff"
 CPU = torch.device("cpu")
@@ -170,6 +175,44 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(parity: Parity, tmp_
     small = tmp_path / "photos" / "0.png"
     done = srcli("upscale", small, "-o", tmp_path / "b.png", "--model", tmp_path / "whole", "--device", "cpu", "--scale", 1)
     assert done.returncode == 0, done.stderr
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that operations made and that are still there, and the most there were at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in (each for each in pytree.tree_leaves(made) if isinstance(each, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._seen:
+                self._seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def test_the_memory_that_is_told_is_what_a_step_takes(parity: Parity, tmp_path: Path) -> None:
+    """With gradient checkpointing: the encoder, which is computed again as a whole, needs less than decoder and losses did."""
+    trainee = trainee_of(parity, tmp_path, crop=256, batch=1)
+    trainee.network.unet.enable_gradient_checkpointing()
+    trainee.network.recompute = True
+    need = memory_need(trainee.config, trainee, [], lambda sr, hq: (sr - hq).square().mean())
+    batch = Batch(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 256, 256), [0], [""])
+    with Live() as live:
+        z_sr = trainee.forward(trainee.prepare(batch))
+        gradient, *_ = Objective(trainee.recipe, trainee, None, None, None, 1).gradient(z_sr, batch, 0)
+        (z_sr * gradient).sum().backward()
+    assert 0.9 < live.most / (need.network + need.decoder) < 1.2
 
 
 def test_training_refuses_what_it_has_no_use_for(parity: Parity, tmp_path: Path) -> None:
