@@ -245,7 +245,6 @@ def test_the_enlargement_is_the_rows(models_file: Path, here: Path, photo: np.nd
 
 
 def test_the_step_begins_at_the_rows_timestep(models_file: Path, here: Path, photo: np.ndarray) -> None:
-
     Image.fromarray(photo[:12, :10]).save(here / "a.png")
     for timestep in (0, 999):
         rows = _rows(models_file, here, f"timestep = {timestep}")

@@ -14,9 +14,9 @@ import torch
 from commands import Done, srcli
 from parity_s3diff import Parity
 from PIL import Image
+from tiny_model import make_base
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from tiny_model import make_base
 from training_case import make_photos
 
 from srcli.config.recipe_file import build_recipe
