@@ -34,7 +34,7 @@ def _estimator_faults(config: TrainConfig) -> list[str]:
 
     from srcli.config.degradation import Degradation
 
-    own = ("ranking", "anchors")
+    own = ("ranking", "anchors", "grades")
     pictures = [name for name, weight in asdict(config.recipe.losses).items() if weight and name not in own]
     faults = [f"the loss `{name}` compares pictures, and an estimator makes none: give it a weight of 0" for name in pictures]
     damage, usual = config.recipe.degradation, Degradation()

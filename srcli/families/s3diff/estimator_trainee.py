@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from srcli.config.training import TrainConfig
 from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Block, Estimator
-from srcli.families.s3diff.grades import VERSIONS, damaged, drawn_grades
+from srcli.families.s3diff.grades import VERSIONS, Grade, damaged, drawn_grades
 from srcli.families.s3diff.recipe import EstimatorRecipe
 from srcli.networks.adapters import Adapter, AdapterInfo, load_adapter, save_adapter
 from srcli.protocol import Batch, LayerRank
@@ -87,7 +88,7 @@ class EstimatorTrainee:
             [
                 damaged((hq + 1) / 2, grade, self.config.scale, ranges, seed, index)
                 for hq, index in zip(batch.hq, batch.indices, strict=True)
-                for grade in drawn_grades(seed, index)
+                for grade in self._grades(index)
             ]
         )
 
@@ -101,7 +102,7 @@ class EstimatorTrainee:
         return z_sr
 
     def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Margin ranking of versions of which one is the worse, and the squared error of the best and the worst ones' scores."""
+        """Margin ranking of versions of which one is the worse, and squared errors of the scores of the best and worst ones, and of all."""
         scores, weights = z_sr[..., 0], self.recipe.losses
         losses = {}
         if weights.ranking:
@@ -110,7 +111,13 @@ class EstimatorTrainee:
             losses["ranking"] = torch.stack(lacking).clamp_min(0).mean(1).sum()
         if weights.anchors:
             losses["anchors"] = scores[:, BEST].square().mean() + (1 - scores[:, WORST]).square().mean()
+        if weights.grades:
+            grades = torch.tensor([[(each.blur, each.noise) for each in self._grades(index)] for index in batch.indices])
+            losses["grades"] = functional.mse_loss(scores, grades.to(scores))
         return losses
+
+    def _grades(self, index: int) -> tuple[Grade, ...]:
+        return drawn_grades(self.config.seed, index)
 
     def before_step(self) -> None:
         """Nothing is done to gradients."""

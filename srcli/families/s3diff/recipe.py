@@ -33,6 +33,10 @@ class EstimatorLosses(Losses):
     anchors: Annotated[Weight, Field(description="squared error of scores of clean photos to 0, and of the worst ones to 1")] = (
         1e-4
     )
+    grades: Annotated[
+        Weight,
+        Field(description="squared error of all scores to how strong the damage is, so that they mean the same in all photos"),
+    ] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
