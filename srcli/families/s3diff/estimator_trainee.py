@@ -102,7 +102,7 @@ class EstimatorTrainee:
         return z_sr
 
     def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Margin ranking of versions of which one is the worse; squared errors of the scores of the best and worst ones, and of all."""
+        """Margin ranking where one version is the worse; squared errors of the best and worst ones' scores, and of all."""
         scores, weights = z_sr[..., 0], self.recipe.losses
         losses = {}
         if weights.ranking:
