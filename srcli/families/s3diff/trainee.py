@@ -20,6 +20,7 @@ from srcli.errors import ModelError, UsageError
 from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Estimator
 from srcli.families.s3diff.estimator_trainee import EstimatorTrainee
+from srcli.families.s3diff.grades import damaged, drawn_grades
 from srcli.families.s3diff.modulation import (
     CONDITIONER,
     FREQUENCIES,
@@ -214,6 +215,8 @@ class S3DiffTrainee:
 
     def aimed(self, batch: Batch) -> Batch:
         """Online negative prompting: some samples are to become their own enlarged input, which no discriminator judges."""
+        if self.recipe.scores == "drawn":
+            batch = cast(Batch, dataclasses.replace(cast(Any, batch), lq=self._graded(batch)))
         negative = self._negative(batch)
         own = torch.tensor(negative, device=batch.hq.device)[:, None, None, None]
         aims = {"hq": torch.where(own, self._enlarged(batch), batch.hq), "judged": [not each for each in negative]}
@@ -221,7 +224,8 @@ class S3DiffTrainee:
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The enlarged input, its scores, and the embedding of each sample's prompt; see `ModulatedNetwork`."""
-        return self._enlarged(batch), self._scores(batch), self._embeddings[[int(each) for each in self._negative(batch)]]
+        scores = self._drawn(batch) if self.recipe.scores == "drawn" else self._scores(batch)
+        return self._enlarged(batch), scores, self._embeddings[[int(each) for each in self._negative(batch)]]
 
     def forward(self, prepared: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         with self.autocast():
@@ -266,6 +270,20 @@ class S3DiffTrainee:
     def _scores(self, batch: Batch) -> Tensor:
         scores: Tensor = self._estimator((batch.lq + 1) / 2)
         return scores
+
+    def _graded(self, batch: Batch) -> Tensor:
+        """The samples' damage by the degrees that `_drawn` tells: (N, 3, h, w), RGB, in [-1, 1]."""
+        ranges, seed = self.recipe.degradation, self.config.seed
+        damages = [
+            damaged((hq + 1) / 2, drawn_grades(seed, index)[0], self.config.scale, ranges, seed, index)
+            for hq, index in zip(batch.hq, batch.indices, strict=True)
+        ]
+        return torch.stack(damages) * 2 - 1
+
+    def _drawn(self, batch: Batch) -> Tensor:
+        """How strong that is: blur and noise, (N, 2)."""
+        first = [drawn_grades(self.config.seed, index)[0] for index in batch.indices]
+        return torch.tensor([(grade.blur, grade.noise) for grade in first], device=batch.lq.device)
 
     def _negative(self, batch: Batch) -> list[bool]:
         """Which samples are: a function of the seed and their indices."""
