@@ -22,6 +22,7 @@ from training_case import make_photos
 from srcli.config.recipe_file import build_recipe
 from srcli.config.training import TrainConfig
 from srcli.families import load_trainee
+from srcli.families.s3diff.grades import Grade, damaged
 from srcli.families.s3diff.restorer import load
 from srcli.families.s3diff.trainee import S3DiffTrainee
 from srcli.images.canvas import Canvas
@@ -107,6 +108,19 @@ def test_some_samples_are_to_stay_as_bad_as_they_are(parity: Parity, tmp_path: P
     for index, judged in enumerate(aimed.judged):
         assert torch.equal(aimed.hq[index], batch.hq[index] if judged else picture[index])
         assert torch.equal(embedding[index], trainee._embeddings[0 if judged else 1])
+
+
+def test_drawn_scores_are_those_of_the_damage(parity: Parity, tmp_path: Path) -> None:
+    trainee = trainee_of(parity, tmp_path, scores="drawn", negative_ratio=0.0)
+    batch = batch_of(4)
+    aimed = trainee.aimed(batch)
+    picture, scores, _ = trainee.prepare(aimed)
+    assert torch.equal(picture, trainee._enlarged(aimed))
+    for hq, lq, (blur, noise), index in zip(batch.hq, aimed.lq, scores.tolist(), batch.indices, strict=True):
+        again = damaged((hq + 1) / 2, Grade(blur, noise), 4, trainee.recipe.degradation, 3, index) * 2 - 1
+        assert torch.allclose(lq, again, atol=1e-4)
+    assert len({tuple(each) for each in scores.tolist()}) == 4
+    assert not torch.equal(trainee._scores(aimed), scores)
 
 
 def test_the_reference_starts_on_a_saddle_and_the_identity_does_not(parity: Parity, tmp_path: Path) -> None:
@@ -220,11 +234,13 @@ def test_training_refuses_what_it_has_no_use_for(parity: Parity, tmp_path: Path)
     model = ["--data", photos, "-o", tmp_path / "run", "--models-file", file, "--model", "parity"]
     estimator = ["--estimator", adapter_path(parity.spec, "estimator")]
     (tmp_path / "back.toml").write_text("degradation.resize_back = 'random'\n")
+    (tmp_path / "drawn.toml").write_text("scores = 'drawn'\ndegradation.second.blur_probability = 0.1\n")
     for options, words in (
         ([], "it builds on the estimator adapter: give `--estimator`"),
         ([*estimator, "--pixel", "."], "has no `--pixel`"),
         ([*estimator, "--csd", 1], "has no `--csd`"),
         ([*estimator, "--recipe", tmp_path / "back.toml"], "`degradation.resize_back` has no effect"),
+        ([*estimator, "--recipe", tmp_path / "drawn.toml"], "of `degradation` only `degradation.first.sigma`"),
         ([*estimator, "--lpips", 0, "--gan", 0, "--crop", 36], "the crop `36` is no multiple of 8"),
         ([*estimator, "--lpips", 0, "--gan", 0, "--crop", 64, "--targets", "x"], "fits no layer of the UNet"),
     ):
