@@ -244,6 +244,18 @@ def test_the_enlargement_is_the_rows(models_file: Path, here: Path, photo: np.nd
     assert not np.array_equal(*(levels_of(here / f"{how}.png") for how in ("bilinear", "bicubic")))
 
 
+def test_the_step_begins_at_the_rows_timestep(models_file: Path, here: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo[:12, :10]).save(here / "a.png")
+    for timestep in (0, 999):
+        rows = _rows(models_file, here, f"timestep = {timestep}")
+        assert upscaled(rows, "a.png", "-o", f"{timestep}.png", "--color-fix", "none").returncode == 0
+    assert not np.array_equal(*(levels_of(here / f"{timestep}.png") for timestep in (0, 999)))
+    for timestep, words in ((1000, "has no timestep `1000`: it ends with 999"), (-1, "`timestep` must be 0 or more, not -1")):
+        done = upscaled(_rows(models_file, here, f"timestep = {timestep}"), "a.png", "-o", "b.png")
+        assert done.returncode == 2
+        assert words in " ".join(done.stderr.split())
+
+
 # --- import and fetch ---
 
 

@@ -26,8 +26,8 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Parity:
     return Parity(DATA, tmp_path_factory.mktemp("s3diff"))
 
 
-def trainee_of(output: Path) -> EstimatorTrainee:
-    recipe = build_recipe("s3diff", "estimator", [{"width": 4, "crop": 64}])
+def trainee_of(output: Path, **losses: float) -> EstimatorTrainee:
+    recipe = build_recipe("s3diff", "estimator", [{"width": 4, "crop": 64, "losses": losses}])
     config = TrainConfig("s3diff", "estimator", ("x",), output, recipe)
     torch.manual_seed(0)
     trainee = load_trainee(config, output, torch.device("cpu"), torch.float32)
@@ -68,6 +68,10 @@ def test_the_losses_are_a_margin_and_anchors(tmp_path: Path) -> None:
     assert float(losses["anchors"]) == pytest.approx((0.1**2 + 0.3**2 + 0.2**2) / 2, abs=1e-6)
     collapsed = trainee.losses(torch.full((1, 5, 2, 1), 0.5), batch)
     assert 0.01 * float(collapsed["ranking"]) == pytest.approx(2 * 5e-4, abs=1e-6)
+    grades = torch.tensor([[(each.blur, each.noise) for each in drawn_grades(0, 0)]])[..., None]
+    graded = trainee_of(tmp_path, grades=0.01)
+    assert float(graded.losses(grades, batch)["grades"]) == 0
+    assert float(graded.losses(grades + 0.1, batch)["grades"]) == pytest.approx(0.01)
 
 
 def test_what_is_trained_estimates(parity: Parity, tmp_path: Path) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import Done, srcli
 from parity_s3diff import Parity
 from PIL import Image
 from tiny_model import make_base
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_case import make_photos
 
 from srcli.config.recipe_file import build_recipe
 from srcli.config.training import TrainConfig
 from srcli.families import load_trainee
+from srcli.families.s3diff.grades import Grade, damaged
 from srcli.families.s3diff.restorer import load
 from srcli.families.s3diff.trainee import S3DiffTrainee
+from srcli.images.canvas import Canvas
 from srcli.networks.saved_adapters import load_adapter
 from srcli.opening import complete
 from srcli.protocol.restoring import LoadOptions
@@ -26,6 +33,8 @@ from srcli.rows.lookup import find_model
 from srcli.store.adapter_files import replace_adapters
 from srcli.store.weights import adapter_path
 from srcli.training.data.crops import Batch
+from srcli.training.memory_need import memory_need
+from srcli.training.objective import Objective
 
 DATA = Path(__file__).parent / "data" / "s3diff"
 CPU = torch.device("cpu")
@@ -36,12 +45,12 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Parity:
     return Parity(DATA, tmp_path_factory.mktemp("s3diff"))
 
 
-def trainee_of(parity: Parity, output: Path, **recipe: Any) -> S3DiffTrainee:
+def trainee_of(parity: Parity, output: Path, row: Mapping[str, Any] | None = None, **recipe: Any) -> S3DiffTrainee:
     spec = parity.spec
     built = build_recipe(
         "s3diff", "semantic", [{"rank": 4, "vae_rank": 2, "crop": 64, "losses": {"lpips": 0, "gan": 0}, **recipe}]
     )
-    told = {**spec.own, **complete(spec, {})}
+    told = {**spec.own, **complete(spec, {}), **(row or {})}
     adapters = {"estimator": adapter_path(spec, "estimator")}
     config = TrainConfig("s3diff", "semantic", ("x",), output, built, told, base_name="base", adapters=adapters, seed=3)
     torch.manual_seed(0)
@@ -80,6 +89,16 @@ def test_what_is_trained_is_what_is_used(parity: Parity, tmp_path: Path) -> None
     assert (ours[0] - ours[1]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+def test_training_enlarges_as_the_command_does(parity: Parity, tmp_path: Path, how: str) -> None:
+    trainee = trainee_of(parity, tmp_path, {"enlargement": how})
+    levels = np.random.default_rng(0).integers(70, 190, (16, 16, 3), dtype=np.uint8)  # the command cuts off what overshoots twice
+    lq = torch.from_numpy(levels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    ours = trainee._enlarged(Batch(lq, torch.zeros(1, 3, 64, 64), [0], [""]))[0]
+    used = torch.from_numpy(Canvas(levels).framed(4, 0, how).crop(0, 0, 64, 64)).permute(2, 0, 1) * 2 - 1
+    assert torch.allclose(ours, used, atol=1.5 / 127.5)
+
+
 def test_some_samples_are_to_stay_as_bad_as_they_are(parity: Parity, tmp_path: Path) -> None:
     trainee = trainee_of(parity, tmp_path, negative_ratio=0.5)
     batch = batch_of(8)
@@ -89,6 +108,19 @@ def test_some_samples_are_to_stay_as_bad_as_they_are(parity: Parity, tmp_path: P
     for index, judged in enumerate(aimed.judged):
         assert torch.equal(aimed.hq[index], batch.hq[index] if judged else picture[index])
         assert torch.equal(embedding[index], trainee._embeddings[0 if judged else 1])
+
+
+def test_drawn_scores_are_those_of_the_damage(parity: Parity, tmp_path: Path) -> None:
+    trainee = trainee_of(parity, tmp_path, scores="drawn", negative_ratio=0.0)
+    batch = batch_of(4)
+    aimed = trainee.aimed(batch)
+    picture, scores, _ = trainee.prepare(aimed)
+    assert torch.equal(picture, trainee._enlarged(aimed))
+    for hq, lq, (blur, noise), index in zip(batch.hq, aimed.lq, scores.tolist(), batch.indices, strict=True):
+        again = damaged((hq + 1) / 2, Grade(blur, noise), 4, trainee.recipe.degradation, 3, index) * 2 - 1
+        assert torch.allclose(lq, again, atol=1e-4)
+    assert len({tuple(each) for each in scores.tolist()}) == 4
+    assert not torch.equal(trainee._scores(aimed), scores)
 
 
 def test_the_reference_starts_on_a_saddle_and_the_identity_does_not(parity: Parity, tmp_path: Path) -> None:
@@ -159,16 +191,56 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(parity: Parity, tmp_
     assert done.returncode == 0, done.stderr
 
 
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that operations made and that are still there, and the most there were at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in (each for each in pytree.tree_leaves(made) if isinstance(each, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._seen:
+                self._seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def test_the_memory_that_is_told_is_what_a_step_takes(parity: Parity, tmp_path: Path) -> None:
+    """With gradient checkpointing: the encoder, which is computed again as a whole, needs less than decoder and losses did."""
+    trainee = trainee_of(parity, tmp_path, crop=256, batch=1)
+    trainee.network.unet.enable_gradient_checkpointing()
+    trainee.network.recompute = True
+    need = memory_need(trainee.config, trainee, [], lambda sr, hq: (sr - hq).square().mean())
+    batch = Batch(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 256, 256), [0], [""])
+    with Live() as live:
+        z_sr = trainee.forward(trainee.prepare(batch))
+        gradient, *_ = Objective(trainee.recipe, trainee, None, None, None, 1).gradient(z_sr, batch, 0)
+        (z_sr * gradient).sum().backward()
+    assert 0.9 < live.most / (need.network + need.decoder) < 1.2
+
+
 def test_training_refuses_what_it_has_no_use_for(parity: Parity, tmp_path: Path) -> None:
     photos, file = make_photos(tmp_path / "photos", 1), parity.spec.origin
     model = ["--data", photos, "-o", tmp_path / "run", "--models-file", file, "--model", "parity"]
     estimator = ["--estimator", adapter_path(parity.spec, "estimator")]
     (tmp_path / "back.toml").write_text("degradation.resize_back = 'random'\n")
+    (tmp_path / "drawn.toml").write_text("scores = 'drawn'\ndegradation.second.blur_probability = 0.1\n")
     for options, words in (
         ([], "it builds on the estimator adapter: give `--estimator`"),
         ([*estimator, "--pixel", "."], "has no `--pixel`"),
         ([*estimator, "--csd", 1], "has no `--csd`"),
         ([*estimator, "--recipe", tmp_path / "back.toml"], "`degradation.resize_back` has no effect"),
+        ([*estimator, "--recipe", tmp_path / "drawn.toml"], "of `degradation` only `degradation.first.sigma`"),
         ([*estimator, "--lpips", 0, "--gan", 0, "--crop", 36], "the crop `36` is no multiple of 8"),
         ([*estimator, "--lpips", 0, "--gan", 0, "--crop", 64, "--targets", "x"], "fits no layer of the UNet"),
     ):

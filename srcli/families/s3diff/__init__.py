@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from srcli.protocol.declarations import Dial, Family, Import, RowKey, Slot, Stage, StageOption
 
 if TYPE_CHECKING:
+    from srcli.config.degradation import Degradation
     from srcli.config.training import TrainConfig
 
 SEMANTIC, ESTIMATOR = "semantic", "estimator"
@@ -29,22 +30,33 @@ _GRADED = ("sigma", "shrink", "gaussian_sigma", "jpeg_quality")
 """What of the damage's first round the estimator's training has by degrees."""
 
 
+def _ungraded(config: TrainConfig, defaults: Degradation) -> list[str]:
+    """What of the damage is told and has no effect where it is by degrees."""
+    from dataclasses import replace
+
+    damage = config.recipe.degradation
+    if replace(damage, first=replace(damage.first, **{key: getattr(defaults.first, key) for key in _GRADED})) == defaults:
+        return []
+    keys = ", ".join(f"`degradation.first.{key}`" for key in _GRADED)
+    return [f"of `degradation` only {keys} have an effect here"]
+
+
 def _estimator_faults(config: TrainConfig) -> list[str]:
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from srcli.config.degradation import Degradation
 
-    own = ("ranking", "anchors")
+    own = ("ranking", "anchors", "grades")
     pictures = [name for name, weight in asdict(config.recipe.losses).items() if weight and name not in own]
     faults = [f"the loss `{name}` compares pictures, and an estimator makes none: give it a weight of 0" for name in pictures]
-    damage, usual = config.recipe.degradation, Degradation()
-    if replace(damage, first=replace(damage.first, **{key: getattr(usual.first, key) for key in _GRADED})) != usual:
-        keys = ", ".join(f"`degradation.first.{key}`" for key in _GRADED)
-        faults.append(f"of `degradation` only {keys} have an effect here")
-    return faults
+    return [*faults, *_ungraded(config, Degradation())]
 
 
 def _faults(config: TrainConfig) -> list[str]:
+    if config.recipe.scores == "drawn":
+        from srcli.config.recipe_file import build_recipe
+
+        return _ungraded(config, build_recipe(config.family, config.stage, []).degradation)
     if config.recipe.degradation.resize_back == "bicubic":
         return []
     return ["`degradation.resize_back` has no effect: the row's `enlargement` says how the input is enlarged"]
@@ -69,6 +81,7 @@ FAMILY = Family(
         RowKey("prompts.positive", "what guidance leads to", POSITIVE, prompt=True),
         RowKey("prompts.negative", "what guidance leads away from", NEGATIVE, prompt=True),
         RowKey("enlargement", "how the input is enlarged before it is encoded", "bilinear", choices=("bilinear", "bicubic")),
+        RowKey("timestep", "of the base's noise schedule, at which the one step begins", 999, 0),
     ),
     defaults={"color_fix": "wavelet"},
     raw_input=True,

@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from srcli.config.training import TrainConfig
 from srcli.families.s3diff import ESTIMATOR
-from srcli.families.s3diff.estimator import Estimator
-from srcli.families.s3diff.grades import VERSIONS, damaged, drawn_grades
+from srcli.families.s3diff.estimator import Block, Estimator
+from srcli.families.s3diff.grades import VERSIONS, Grade, damaged, drawn_grades
 from srcli.families.s3diff.recipe import EstimatorRecipe
 from srcli.networks.adapters import Adapter, AdapterInfo
 from srcli.networks.saved_adapters import load_adapter, save_adapter
@@ -21,6 +22,21 @@ from srcli.store.adapter_files import find_adapter
 
 FIRST, BLURRED, NOISY, BEST, WORST = range(len(VERSIONS))
 BLUR, NOISE = range(2)
+_BRANCH_START = 0.1
+"""By which MM-RealSR's code multiplies the first weights of its residual branches."""
+
+
+def begun(network: Estimator) -> Estimator:
+    """With first weights under which what tells two versions apart reaches the scores: He's, with faint residual branches."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(cast(Tensor, module.bias))
+    for module in network.modules():
+        if isinstance(module, Block):
+            for layer in (module.conv1, module.conv2):
+                layer.weight.data.mul_(_BRANCH_START)
+    return network
 
 
 class EstimatorTrainee:
@@ -43,7 +59,7 @@ class EstimatorTrainee:
         self._device, self._dtype = device, dtype
         self.factor = config.scale
         self.steps_before = 0
-        network = Estimator((self.recipe.width, 2 * self.recipe.width), hidden=8 * self.recipe.width)
+        network = begun(Estimator((self.recipe.width, 2 * self.recipe.width), hidden=8 * self.recipe.width))
         if config.start_from is not None:
             start = load_adapter(find_adapter(config.start_from, ESTIMATOR), ESTIMATOR)
             network, self.steps_before = Estimator.of_tensors(start.tensors), start.info.steps
@@ -73,7 +89,7 @@ class EstimatorTrainee:
             [
                 damaged((hq + 1) / 2, grade, self.config.scale, ranges, seed, index)
                 for hq, index in zip(batch.hq, batch.indices, strict=True)
-                for grade in drawn_grades(seed, index)
+                for grade in self._grades(index)
             ]
         )
 
@@ -87,7 +103,7 @@ class EstimatorTrainee:
         return z_sr
 
     def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Margin ranking of versions of which one is the worse, and the squared error of the best and the worst ones' scores."""
+        """Margin ranking where one version is the worse; squared errors of the best and worst ones' scores, and of all."""
         scores, weights = z_sr[..., 0], self.recipe.losses
         losses = {}
         if weights.ranking:
@@ -96,7 +112,13 @@ class EstimatorTrainee:
             losses["ranking"] = torch.stack(lacking).clamp_min(0).mean(1).sum()
         if weights.anchors:
             losses["anchors"] = scores[:, BEST].square().mean() + (1 - scores[:, WORST]).square().mean()
+        if weights.grades:
+            grades = torch.tensor([[(each.blur, each.noise) for each in self._grades(index)] for index in batch.indices])
+            losses["grades"] = functional.mse_loss(scores, grades.to(scores))
         return losses
+
+    def _grades(self, index: int) -> tuple[Grade, ...]:
+        return drawn_grades(self.config.seed, index)
 
     def before_step(self) -> None:
         """Nothing is done to gradients."""

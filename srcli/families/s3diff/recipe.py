@@ -19,6 +19,10 @@ class SemanticRecipe(Recipe):
     negative_ratio: Annotated[
         float, Field(ge=0, le=1, description="share of samples whose target is their own input, under the negative prompt")
     ] = 0.05
+    scores: Annotated[
+        Literal["estimated", "drawn"],
+        Field(description="estimated: of the input, as S3Diff has it; drawn: of damage by degrees, which then is all the damage"),
+    ] = "estimated"
     start: Annotated[
         Literal["identity", "reference"],
         Field(description="identity: at first the matrices are 1, plain LoRA; reference: about 1e-10, as S3Diff's code begins"),
@@ -33,6 +37,10 @@ class EstimatorLosses(Losses):
     anchors: Annotated[Weight, Field(description="squared error of scores of clean photos to 0, and of the worst ones to 1")] = (
         1e-4
     )
+    grades: Annotated[
+        Weight,
+        Field(description="squared error of all scores to how strong the damage is, so that they mean the same in all photos"),
+    ] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,7 +16,7 @@ from srcli.errors import ModelError
 from srcli.families.s3diff import ESTIMATOR, SEMANTIC
 from srcli.families.s3diff.estimator import SCORES, Estimator, estimate
 from srcli.families.s3diff.modulation import UNET, VAE, Modulation
-from srcli.families.s3diff.schedule import last_step
+from srcli.families.s3diff.schedule import signal_share
 from srcli.memory import free_bytes
 from srcli.networks.adapters import Adapter, check_fit, merged
 from srcli.networks.backbone import Autoencoder, load_autoencoder, prompt_embedding
@@ -47,7 +47,7 @@ def pass_weights(guidance_scale: float) -> dict[str, float]:
 
 
 class S3DiffRestorer:
-    """z_sr = (z_lq - sqrt(1 - ᾱ)·ε) / sqrt(ᾱ) at the last timestep, with ε of one prompt or two (eq. 5).
+    """z_sr = (z_lq - sqrt(1 - ᾱ)·ε) / sqrt(ᾱ) at the row's timestep, with ε of one prompt or two (eq. 5).
 
     Args:
         spec: the model's row.
@@ -57,7 +57,7 @@ class S3DiffRestorer:
         unet: of the base.
         embeddings: of the prompts that the options need, where the UNet is.
         estimator: of the scores; None where these are all given.
-        step: the last timestep, and its ᾱ.
+        alpha: ᾱ of the row's timestep.
 
     Raises:
         ModelError: the adapter does not fit the encoder.
@@ -75,7 +75,7 @@ class S3DiffRestorer:
         unet: RemadeUNet,
         embeddings: Mapping[str, Tensor],
         estimator: Estimator | None,
-        step: tuple[int, float],
+        alpha: float,
     ) -> None:
         self.name, self.enlargement = spec.name, str(spec.own["enlargement"])
         self.device, self.dtype = options.device, dtype_for(options)
@@ -95,7 +95,7 @@ class S3DiffRestorer:
         self._unets: dict[str, FixedPromptUNet] = {}
         self._estimator = None if estimator is None else estimator.to(options.device)
         self._known: weakref.WeakKeyDictionary[Picture, Scores] = weakref.WeakKeyDictionary()
-        self._timestep, alpha = step
+        self._timestep = int(spec.own["timestep"])
         self._signal, self._noise = alpha**0.5, (1 - alpha) ** 0.5
         self.cell_bytes = 64 * unet.width * self.dtype.itemsize
 
@@ -182,7 +182,8 @@ def load(spec: ModelSpec, options: LoadOptions) -> S3DiffRestorer:
     prompts = dict.fromkeys(prompt for each in options.settings for prompt in pass_weights(each["guidance_scale"]))
     embeddings = {prompt: prompt_embedding(base, str(spec.own[f"prompts.{prompt}"])).to(home) for prompt in prompts}
     autoencoder = load_autoencoder(base, dtype)
-    return S3DiffRestorer(spec, options, autoencoder, modulation, unet, embeddings, estimator, last_step(base))
+    alpha = signal_share(base, int(spec.own["timestep"]))
+    return S3DiffRestorer(spec, options, autoencoder, modulation, unet, embeddings, estimator, alpha)
 
 
 def dtype_for(options: LoadOptions) -> torch.dtype:

@@ -20,6 +20,7 @@ from srcli.errors import ModelError, UsageError
 from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Estimator
 from srcli.families.s3diff.estimator_trainee import EstimatorTrainee
+from srcli.families.s3diff.grades import damaged, drawn_grades
 from srcli.families.s3diff.modulation import (
     CONDITIONER,
     FREQUENCIES,
@@ -33,7 +34,7 @@ from srcli.families.s3diff.modulation import (
     fourier_features,
 )
 from srcli.families.s3diff.recipe import SemanticRecipe
-from srcli.families.s3diff.schedule import last_step
+from srcli.families.s3diff.schedule import signal_share
 from srcli.networks.adapters import Adapter, AdapterInfo
 from srcli.networks.attached import attach, extract, fill
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_autoencoder, load_unet
@@ -58,9 +59,10 @@ class ModulatedNetwork(nn.Module):
         dtype: of the base's weights.
         ranks: of `UNET` and `VAE`.
         start: of the conditioners, as in `SemanticRecipe`.
+        timestep: at which the step begins.
     """
 
-    def __init__(self, base: Path, dtype: torch.dtype, ranks: Mapping[str, int], start: str) -> None:
+    def __init__(self, base: Path, dtype: torch.dtype, ranks: Mapping[str, int], start: str, timestep: int) -> None:
         super().__init__()
         self.autoencoder: Autoencoder = load_autoencoder(base, dtype)
         self.unet: Any = load_unet(base, dtype)
@@ -73,7 +75,7 @@ class ModulatedNetwork(nn.Module):
             self.add_module(f"{network}{CONDITIONER}", conditioner)
         self.recompute = False
         self._matrices: dict[str, Tensor] = {}
-        self._timestep, alpha = last_step(base)
+        self._timestep, alpha = timestep, signal_share(base, timestep)
         self._signal, self._noise = alpha**0.5, (1 - alpha) ** 0.5
 
     def modulate(self, adapter: str) -> None:
@@ -143,7 +145,7 @@ class S3DiffTrainee:
         self.config, self.recipe = config, cast(SemanticRecipe, config.recipe)
         self._device, self._dtype = device, dtype
         ranks = {UNET: self.recipe.rank, VAE: self.recipe.vae_rank}
-        self.network = ModulatedNetwork(base, dtype, ranks, self.recipe.start)
+        self.network = ModulatedNetwork(base, dtype, ranks, self.recipe.start, int(config.told["timestep"]))
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         autoencoder = self.network.autoencoder
         self.factor = autoencoder.factor
@@ -206,6 +208,8 @@ class S3DiffTrainee:
 
     def aimed(self, batch: Batch) -> Batch:
         """Online negative prompting: some samples are to become their own enlarged input, which no discriminator judges."""
+        if self.recipe.scores == "drawn":
+            batch = cast(Batch, dataclasses.replace(cast(Any, batch), lq=self._graded(batch)))
         negative = self._negative(batch)
         own = torch.tensor(negative, device=batch.hq.device)[:, None, None, None]
         aims = {"hq": torch.where(own, self._enlarged(batch), batch.hq), "judged": [not each for each in negative]}
@@ -213,7 +217,8 @@ class S3DiffTrainee:
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The enlarged input, its scores, and the embedding of each sample's prompt; see `ModulatedNetwork`."""
-        return self._enlarged(batch), self._scores(batch), self._embeddings[[int(each) for each in self._negative(batch)]]
+        scores = self._drawn(batch) if self.recipe.scores == "drawn" else self._scores(batch)
+        return self._enlarged(batch), scores, self._embeddings[[int(each) for each in self._negative(batch)]]
 
     def forward(self, prepared: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         with self.autocast():
@@ -251,14 +256,27 @@ class S3DiffTrainee:
 
     def _enlarged(self, batch: Batch) -> Tensor:
         """(N, 3, crop, crop), as the row has it enlarged at inference."""
-        return functional.interpolate(batch.lq, scale_factor=self.config.scale, mode=str(self.config.told["enlargement"])).clamp(
-            -1, 1
-        )
+        mode = str(self.config.told["enlargement"])
+        return functional.interpolate(batch.lq, scale_factor=self.config.scale, mode=mode, antialias=True).clamp(-1, 1)
 
     @torch.no_grad()
     def _scores(self, batch: Batch) -> Tensor:
         scores: Tensor = self._estimator((batch.lq + 1) / 2)
         return scores
+
+    def _graded(self, batch: Batch) -> Tensor:
+        """The samples' damage by the degrees that `_drawn` tells: (N, 3, h, w), RGB, in [-1, 1]."""
+        ranges, seed = self.recipe.degradation, self.config.seed
+        damages = [
+            damaged((hq + 1) / 2, drawn_grades(seed, index)[0], self.config.scale, ranges, seed, index)
+            for hq, index in zip(batch.hq, batch.indices, strict=True)
+        ]
+        return torch.stack(damages) * 2 - 1
+
+    def _drawn(self, batch: Batch) -> Tensor:
+        """How strong that is: blur and noise, (N, 2)."""
+        first = [drawn_grades(self.config.seed, index)[0] for index in batch.indices]
+        return torch.tensor([(grade.blur, grade.noise) for grade in first], device=batch.lq.device)
 
     def _negative(self, batch: Batch) -> list[bool]:
         """Which samples are: a function of the seed and their indices."""
