@@ -26,7 +26,8 @@ def compare(args: argparse.Namespace) -> None:
     row += ["overlap = 256", 'prompts = { positive = "positive", negative = "negative" }']
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        (work / "models.toml").write_text("\n".join([random.read_text(), *row]) + "\n")
+        unframed = random.read_text().replace("min_side = 128", "min_side = 0")  # else PiSA-SR would get a larger photo
+        (work / "models.toml").write_text("\n".join([unframed, *row]) + "\n")
         (work / "recipe.toml").write_text(NO_HUB)
         alone(make_estimator, work)
         width, height = map(int, args.size.split("x"))

@@ -5,7 +5,7 @@ Source: Zhang et al., "Degradation-Guided One-Step Image Super-Resolution with D
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from srcli.protocol.declarations import Dial, Family, Import, RowKey, Slot, Stage, StageOption
 
@@ -53,9 +53,10 @@ def _estimator_faults(config: TrainConfig) -> list[str]:
 
 
 def _faults(config: TrainConfig) -> list[str]:
-    if config.recipe.scores == "drawn":
-        from srcli.config.recipe_file import build_recipe
+    from srcli.config.recipe_file import build_recipe
+    from srcli.families.s3diff.recipe import SemanticRecipe
 
+    if cast(SemanticRecipe, config.recipe).scores == "drawn":
         return _ungraded(config, build_recipe(config.family, config.stage, []).degradation)
     if config.recipe.degradation.resize_back == "bicubic":
         return []
