@@ -29,7 +29,7 @@ from pathlib import Path
 from measuring import host_gb, make_photos
 
 WARM_UP_S = 5.0
-LINE_BYTES = 88
+LINE_BYTES = 79
 """Of a result of `photos` in a ledger."""
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="of photos or names (of each: 2000, 2000, 100000, 1000000)")
     parser.add_argument("--size", type=int, default=96, help="side of the photos of `overhead` and `workers` (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of `overhead` and `workers` (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30, help="of each run of `overhead` and `workers` (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=25, help="of each run of `overhead` and `workers` (%(default)s)")
     parser.add_argument("--device", default="cpu", help="of the plain run and of each worker (%(default)s)")
     args, rest = parser.parse_known_args()
     if args.what == "_unworked":
@@ -142,6 +142,8 @@ def photos(folder: Path, args: argparse.Namespace) -> None:
             time.sleep(0.2)
             done = ledger.stat().st_size / LINE_BYTES / count if ledger.exists() else 0
             with contextlib.suppress(psutil.NoSuchProcess):
+                if not done:
+                    continue
                 at = "the first results" if done < 0.1 else "10 %" if done < 0.5 else "50 %" if done < 0.9 else "the end"
                 now = watched.memory_info().rss / 1e6
                 memory[at] = now if at == "the end" else memory.get(at, now)

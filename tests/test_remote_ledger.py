@@ -296,6 +296,7 @@ def test_what_cannot_be_recorded_is_not_put(
     assert srcli("status", OUT).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_store_that_dies_in_mid_run_leaves_a_ledger_of_all_that_is_there(
     models_file: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +313,8 @@ def test_a_store_that_dies_in_mid_run_leaves_a_ledger_of_all_that_is_there(
     assert (gone_on["done"], gone_on["skipped"], gone_on["unknown_settings"]) == (60 - there, there, 0)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 8])
 def test_kills_leave_no_result_of_unknown_settings(models_file: Path, server: Server, tmp_path: Path, kills: int) -> None:
     folder = make(tmp_path / "many", 12 + 8 * kills)
     server.put(folder, "photos")

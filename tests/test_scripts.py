@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(file for folder in ("benchmarks", "scripts") for file in (ROOT / folder).iterdir() if file.is_file())
-LIBRARIES = [ROOT / "benchmarks" / name for name in ("measuring.py", "modulating.py")]
+LIBRARIES = [ROOT / name for name in ("benchmarks/measuring.py", "benchmarks/modulating.py", "scripts/pretraining.py")]
 """What others import, and nobody runs."""
 HEAVY = ("torch", "diffusers", "peft", "transformers", "srcli.networks")
 PROGRAM = """

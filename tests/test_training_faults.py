@@ -379,6 +379,7 @@ def test_the_base_of_tiny_refuses_keys_that_it_does_not_know(
     script = Path(__file__).resolve().parents[1] / "scripts" / "pretrain_tiny.py"
     words = [str(script), str(tmp_path), "-o", str(tmp_path), "--recipe", str(tmp_path / "base.toml")]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.syspath_prepend(str(script.parent))  # as Python does for a script
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(script), run_name="__main__")
     assert caught.value.code == 2

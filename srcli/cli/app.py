@@ -53,9 +53,9 @@ def _with_voice(function: Callable[..., None]) -> Callable[..., None]:
         with stopping_in_order():
             try:
                 function(**given)
-            except KeyboardInterrupt as stop:
-                console.print(word(stop))
-                raise typer.Exit(exit_code(stop)) from None
+            except KeyboardInterrupt:
+                console.print(word())
+                raise typer.Exit(exit_code()) from None
 
     signature = inspect.signature(function, eval_str=True)
     added = {"quiet": Quiet, "debug": Debug}

@@ -202,8 +202,8 @@ def _evaluate(config: EvalConfig, plan: Plan, opened: Opened, failures: Sequence
     elif results.images:
         print_table(report.table(results, uncertain))
     if stop is not None:
-        log.warning("%s: these are the results so far", word(stop))
-        return exit_code(stop)
+        log.warning("%s: these are the results so far", word())
+        return exit_code()
     return 1 if results.failures or plan.unmatched or opened.missing or _lacks_fid(results, opened) else 0
 
 

@@ -166,9 +166,9 @@ def _fetch_repo(base: BaseSource, what: str, shown: str, *, dry_run: bool) -> Pa
     try:
         with progress.bar:
             folder = fetch_base(base, what, progress, dry_run=dry_run)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         _LOGGER.warning("stopped; what has come is kept, and the same command goes on from there")
-        raise typer.Exit(exit_code(stop)) from None
+        raise typer.Exit(exit_code()) from None
     return folder if folder is None or base.file is None else folder / base.file
 
 

@@ -124,10 +124,10 @@ def tune_model(
         _tell_dials(spec, config)
         with opened_sweep(config) as sweep:
             tell_plan(sweep)
-            if (stop := run_cells(sweep, Counts())) is not None:
+            if run_cells(sweep, Counts()) is not None:
                 again = "repeat the command to go on" if keep is not None else "nothing is written"
-                _LOGGER.warning("%s: %s", word(stop), again)
-                raise typer.Exit(exit_code(stop))
+                _LOGGER.warning("%s: %s", word(), again)
+                raise typer.Exit(exit_code())
             table = _table(sweep, report=keep is not None)
         result = _result(spec, table)
     path = None if dry_run or (target.is_own and not result.changed) else target.write(result.dials)

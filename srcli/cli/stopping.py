@@ -9,20 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C."""
-
-
-class Terminated(KeyboardInterrupt):
-    """A signal other than Ctrl-C asked for the end.
-
-    Attributes:
-        signal: its number.
-    """
-
-    def __init__(self, signal: int) -> None:
-        super().__init__()
-        self.signal = signal
+_asked = signal.SIGINT
+"""What has asked for the end. Not kept in the exception: packages that wait in C raise one of their own in its place."""
 
 
 @contextmanager
@@ -31,6 +19,8 @@ def stopping_in_order() -> Iterator[None]:
 
     What is ignored from outside, as SIGHUP by `nohup`, stays ignored.
     """
+    global _asked
+    _asked = signal.SIGINT
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names]
     if threading.current_thread() is not threading.main_thread():
@@ -42,12 +32,14 @@ def stopping_in_order() -> Iterator[None]:
     owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        global _asked
         for each in asked:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() != owner:  # a forked process of some package, which knows nothing of us
             signal.raise_signal(number)
             return
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        _asked = signal.Signals(number)
+        raise KeyboardInterrupt
 
     for number in asked:
         signal.signal(number, stop)
@@ -58,11 +50,11 @@ def stopping_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def exit_code(stop: KeyboardInterrupt) -> int:
+def exit_code() -> int:
     """What the process tells of its end: 128 and the signal's number, as shells have it."""
-    return 128 + stop.signal if isinstance(stop, Terminated) else INTERRUPTED
+    return 128 + _asked
 
 
-def word(stop: KeyboardInterrupt) -> str:
+def word() -> str:
     """For people: `interrupted`, or `terminated`."""
-    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+    return "interrupted" if _asked == signal.SIGINT else "terminated"

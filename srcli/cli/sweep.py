@@ -185,8 +185,8 @@ def run(config: SweepConfig) -> int:
     elif outputs is not None and outputs.table.infos:
         _show_table(outputs)
     if stop is not None:
-        log.warning("%s: repeat the command to go on", word(stop))
-        return exit_code(stop)
+        log.warning("%s: repeat the command to go on", word())
+        return exit_code()
     return 1 if sweep.failures or missing else 0
 
 

@@ -309,8 +309,8 @@ def _run(config: UpscaleConfig, names: Mapping[str, str]) -> int:
     if config.json:
         typer.echo(json.dumps(summary.as_dict()))
     if stop is not None:
-        log.warning("%s: repeat the command to go on", word(stop))
-        return exit_code(stop)
+        log.warning("%s: repeat the command to go on", word())
+        return exit_code()
     return 1 if summary.failed else 0
 
 

@@ -97,8 +97,8 @@ def run_at_stores(config: UpscaleConfig, inputs: Sequence[str], names: Mapping[s
     if config.json:
         typer.echo(json.dumps(summary.as_dict()))
     if stop is not None:
-        log.warning("%s: repeat the command to go on", word(stop))
-        return exit_code(stop)
+        log.warning("%s: repeat the command to go on", word())
+        return exit_code()
     return 1 if summary.failed or summary.stopped else 0
 
 
