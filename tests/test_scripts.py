@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(file for folder in ("benchmarks", "scripts") for file in (ROOT / folder).iterdir() if file.is_file())
-LIBRARIES = [ROOT / name for name in ("benchmarks/measuring.py", "benchmarks/modulating.py", "scripts/pretraining.py")]
+LIBRARIES = [file for file in FILES if file.suffix == ".py" and "__main__" not in file.read_text(encoding="utf-8")]
 """What others import, and nobody runs."""
 HEAVY = ("torch", "diffusers", "peft", "transformers", "srcli.networks")
 PROGRAM = """
