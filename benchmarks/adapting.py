@@ -265,6 +265,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
                 label = f"{row['network']}, {row['way']}" if row["way"] == "bare" else None
                 axes.axhline(row[metric], color=colour, linestyle="--" if row["way"] == "bare" else ":", linewidth=1, label=label)
         axes.set(xscale="log", xlabel="trained numbers", ylabel=metric)
+        axes.xaxis.set_minor_formatter("")
+        axes.margins(x=0.2)
         axes.legend(fontsize=7)
     figure.suptitle("Quality against trained numbers; dotted: bicubic; of `features`, less is better", fontsize=9)
     figure.savefig(file, dpi=150)

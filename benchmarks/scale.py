@@ -146,7 +146,7 @@ def photos(folder: Path, args: argparse.Namespace) -> None:
                     continue
                 at = "the first results" if done < 0.1 else "10 %" if done < 0.5 else "50 %" if done < 0.9 else "the end"
                 now = watched.memory_info().rss / 1e6
-                memory[at] = now if at == "the end" else memory.get(at, now)
+                memory[at] = max(now, memory.get(at, 0)) if at == "the end" else memory.get(at, now)  # 0 of one that has ended
         told = json.loads(process.communicate()[0])
         watcher.join()
     seconds = time.perf_counter() - start
