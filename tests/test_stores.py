@@ -199,7 +199,7 @@ def make_many(folder: Path, count: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("method", "count"), [("GET", 40), pytest.param("PUT", 80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("method", "count"), [("GET", 40), pytest.param("PUT", 240, marks=pytest.mark.slow)])
 def test_a_store_that_dies_is_given_up_and_the_same_command_goes_on(
     models_file: Path, server: Server, tmp_path: Path, method: str, count: int
 ) -> None:
@@ -213,7 +213,9 @@ def test_a_store_that_dies_is_given_up_and_the_same_command_goes_on(
     assert told["stopped"]["message"].endswith("it answers 500")
     assert "the run ended early" in done.stderr
     assert 4 <= len(told["failed"]) < count - 12, "not all that is left is tried"
-    assert told["done"] == len(server.objects("out")) == 12
+    made = len(server.objects("out"))
+    assert told["done"] == made
+    assert made == 12 if method == "GET" else 0 < made < 12, "the ledger's objects are of the twelve"
     server.fail()
     assert upscale(models_file, f"s3://{BUCKET}/many", "-o", f"s3://{BUCKET}/out", *few).returncode == 0
     assert server.objects("out") == files(tmp_path / "single")
