@@ -415,6 +415,10 @@ def test_bfloat16_trains_and_resumes_exactly_too(stage: str, base: Path, photos:
 def test_targets_that_fit_no_layer_are_told(base: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fits no layer"):
         train(make_config("pixel", photos, tmp_path, {"targets": "nothing"}), base)
+    one, empty = ({"steps": 1, **more} for more in ({}, {"targets": ""}))  # empty: those of the method
+    assert trained(make_config("pixel", photos, tmp_path / "a", one), base).keys() == (
+        trained(make_config("pixel", photos, tmp_path / "b", empty), base).keys()
+    )
 
 
 def test_a_stable_diffusion_base_trains_with_captions_and_decodes_one_by_one(tmp_path: Path) -> None:
