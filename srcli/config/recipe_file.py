@@ -28,8 +28,11 @@ def build_recipe(family: str, stage: str, layers: Sequence[Mapping[str, Any]]) -
         UsageError: unknown keys, wrong types or values out of range; all of them.
     """
     merged: dict[str, Any] = {}
-    for layer in (families()[family].stages[stage].defaults, *layers):
+    defaults = families()[family].stages[stage].defaults
+    for layer in (defaults, *layers):
         _lay_over(merged, layer)
+    if merged.get("targets") == "":  # those of the method, whatever a row has
+        merged["targets"] = defaults.get("targets", "")
     try:
         return TypeAdapter(recipe_class(family, stage)).validate_python(merged)
     except ValidationError as error:

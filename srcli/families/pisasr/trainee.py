@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srcli.config.training import TrainConfig
 from srcli.errors import UsageError
-from srcli.families.pisasr import PIXEL, SEMANTIC, TARGETS
+from srcli.families.pisasr import PIXEL, SEMANTIC
 from srcli.families.pisasr.csd import csd, draw_timesteps_and_noise
 from srcli.families.pisasr.orthogonal import Projector, fidelity_subspaces
 from srcli.families.pisasr.recipe import SemanticRecipe
@@ -65,8 +65,7 @@ class PisaTrainee:
         self.network: Any = load_unet(base, dtype).to(device, memory_format=torch.channels_last)
         pixel = self._attach_pixel(config.adapters.get(PIXEL))
         self._names = [PIXEL, SEMANTIC] if pixel is not None else [config.stage]
-        targets = self.recipe.targets or TARGETS
-        self.parameters = attach(self.network, config.stage, self.recipe.rank, self.recipe.alpha, targets)
+        self.parameters = attach(self.network, config.stage, self.recipe.rank, self.recipe.alpha, self.recipe.targets)
         self.steps_before = self._start_from(config.start_from)
         self._switch(self._names)
         merge_where_it_pays(self.network, config.stage)

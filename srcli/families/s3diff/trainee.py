@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from srcli.config.training import TrainConfig
 from srcli.errors import ModelError, UsageError
-from srcli.families.s3diff import ESTIMATOR, TARGETS
+from srcli.families.s3diff import ESTIMATOR
 from srcli.families.s3diff.estimator import Estimator
 from srcli.families.s3diff.estimator_trainee import EstimatorTrainee
 from srcli.families.s3diff.grades import damaged, drawn_grades
@@ -174,7 +174,7 @@ class S3DiffTrainee:
             UsageError: it fits no layer of the UNet.
         """
         layers = (name for name, module in self.network.named_modules() if can_have_lora(module))
-        chosen = {name: ranks[name.partition(".")[0]] for name in layers if re.fullmatch(self.recipe.targets or TARGETS, name)}
+        chosen = {name: ranks[name.partition(".")[0]] for name in layers if re.fullmatch(self.recipe.targets, name)}
         if not any(name.startswith(UNET) for name in chosen):
             raise UsageError(f"`targets` fits no layer of the UNet: `{self.recipe.targets}`", "leave it out for the model's own")
         return chosen
