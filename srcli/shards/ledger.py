@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -69,7 +70,7 @@ class Begun:
         return {"planned": self.planned, "kept": self.kept}
 
 
-class Records:
+class Records(ABC):
     """Lines of results, and the settings that they were made with. Where lines are kept is up to those who inherit.
 
     Args:
@@ -81,16 +82,17 @@ class Records:
         self.settings, self.made_with, self.shard = settings, digest_of(settings), shard
         self._known: dict[str, Mapping[str, Any]] = {self.made_with: settings}
 
+    @abstractmethod
     def own(self) -> Iterator[dict[str, Any]]:
         """The lines that runs of the same shard have left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def others(self) -> Iterator[dict[str, Any]]:
         """Those of all other shards, also of other divisions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _append(self, line: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Keep a line."""
 
     def told(self, lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, int, str]]:
         """What lines say of results: path below the output, bytes, and the digest of the settings."""
@@ -122,9 +124,9 @@ class Records:
         counts = {} if begun is None else begun.as_dict()
         self._append({"shard": str(self.shard), **counts, "made_with": self.made_with, "settings": self.settings})
 
+    @abstractmethod
     def is_news(self, begun: Begun) -> bool:
         """Whether a run that has nothing to do should be recorded."""
-        raise NotImplementedError
 
     def planned(self, begun: Begun) -> None:
         """Record how many files the shard has turned out to have."""
