@@ -26,6 +26,7 @@ from tiny_model import make_model
 
 from srcli.config import UpscaleConfig
 from srcli.engine.effort import Effort
+from srcli.fleet import cluster
 from srcli.fleet import run as fleet_module
 from srcli.fleet.places import Place, places_of
 from srcli.fleet.run import Fleet
@@ -181,7 +182,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(fleet_module, "_connected", lambda config: Connected())
+    monkeypatch.setattr(fleet_module, "connected", lambda config: Connected())
 
     def run(names: Sequence[str]) -> dict[str, Outcome]:
         jobs = Jobs([Found(str(tmp_path), name) for name in names], tmp_path / "out")
@@ -324,8 +325,8 @@ def _something_else(server: socket.socket) -> None:
 def test_a_cluster_that_is_not_there_is_told_at_once(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: Callable[[socket.socket], None], reason: str
 ) -> None:
-    monkeypatch.setattr(fleet_module, "KNOCK_S", 0.5)
-    monkeypatch.setattr(fleet_module, "_imported", SimpleNamespace)  # it knocks before it uses anything of Ray
+    monkeypatch.setattr(cluster, "KNOCK_S", 0.5)
+    monkeypatch.setattr(cluster, "_imported", SimpleNamespace)  # it knocks before it uses anything of Ray
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         who(server)

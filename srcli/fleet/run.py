@@ -9,11 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
-import socket
-import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +20,8 @@ from srcli.config import UpscaleConfig
 from srcli.console import counted
 from srcli.disk import first_line
 from srcli.engine.effort import Effort
-from srcli.errors import UsageError
-from srcli.fleet.places import Place, places_here, places_of
+from srcli.fleet.cluster import connected
+from srcli.fleet.places import Place
 from srcli.fleet.worker import Piece, Sign, Worker, orders_of
 from srcli.images.files import ELSEWHERE, EXISTS, Job, Jobs, Outcome
 from srcli.images.search import Found
@@ -45,13 +40,8 @@ SIGN_EVERY_S = 0.2
 START_S, SILENT_S, STALLED_S = 600.0, 60.0, 900.0
 """How long a worker may take to its first sign of life, to another one, and to the network's next layer or the next photo."""
 STOP_S = 10.0
-KNOCK_S = 10.0
-_HTTP2_GREETING, _HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
-"""What begins a connection, and the kind of frame that answers it (RFC 9113, 3.4); clusters speak gRPC."""
 LETTING_GO_S = 60.0
 """How long after its end a worker may keep others from its photos: one that hangs is long in dying."""
-STARTS = 3
-"""How often Ray is tried to be started here."""
 
 
 @dataclass
@@ -143,7 +133,7 @@ class Fleet:
             UsageError: Ray is not installed or not reached.
             SrcliError: the model cannot be loaded.
         """
-        with _connected(self._config) as (ray, all_places):
+        with connected(self._config) as (ray, all_places):
             self._ray, places = ray, all_places[: len(jobs)]
             self._slots = [_Slot(place) for place in places]
             log.info("%s: %s", counted(len(places), "worker"), ", ".join(map(str, places)))
@@ -403,82 +393,3 @@ def _reason(fault: Exception) -> str:
         lost = "its machine is gone" if "node" in text.lower() and "NODE_DIED" in text else ""
         return lost or "its process died, by a kill, a crash, or for want of memory"
     return first_line(fault)
-
-
-# Ray -----------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _connected(config: UpscaleConfig) -> Iterator[tuple[Any, list[Place]]]:
-    """Ray, and where workers may be: a cluster that runs already, or one of this machine alone, which ends with the block.
-
-    What Ray prints is kept from standard output.
-    """
-    quiet = os.devnull if log.getEffectiveLevel() > logging.DEBUG else None
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(Path(quiet).open("w")) if quiet else sys.stderr
-        stack.enter_context(contextlib.redirect_stdout(out))
-        with _own_signals():
-            ray = _imported()
-            _begin(ray, config)
-        stack.callback(ray.shutdown)
-        devices = config.devices
-        yield ray, places_of(ray.nodes(), devices) if config.ray_address else places_here(devices)
-
-
-def _knock(address: str) -> None:
-    """Raises: UsageError: no cluster answers there, which Ray itself would take many minutes to tell."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S) as there, there.makefile("rb") as answer:
-            if os.environ.get("RAY_USE_TLS", "0") == "0":
-                there.sendall(_HTTP2_GREETING)
-                if answer.read(9)[3:4] != _HTTP2_SETTINGS:
-                    raise OSError("what answers there is no Ray cluster")
-    except (OSError, OverflowError) as fault:
-        hint = "check the address; `ray start --head` tells it on the machine where the cluster begins"
-        raise UsageError(f"the Ray cluster `{address}` is not reached: {first_line(fault)}", hint) from fault
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, and would end the command without its summary."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
-def _imported() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as fault:
-        hint = "`pip install 'srcli[cluster]'` installs it, or name one device"
-        raise UsageError("several devices or machines need the package `ray`, which is not installed", hint) from fault
-    return ray
-
-
-def _begin(ray: Any, config: UpscaleConfig) -> None:
-    """Raises: UsageError: the cluster is not reached, or none can be started here."""
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    here = {"address": "local", "num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
-    if config.ray_address is None:
-        os.environ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"  # workers name their device themselves
-    elif ":" in config.ray_address:
-        _knock(config.ray_address)
-    for left in reversed(range(1 if config.ray_address else STARTS)):
-        try:
-            ray.init(**(here if config.ray_address is None else {"address": config.ray_address}), **common)
-            return
-        except Exception as fault:  # whatever it is that is in Ray's way
-            ray.shutdown()
-            if left:  # a machine that is busy may take longer than Ray waits
-                log.info("Ray has not started, and is tried again: %s", first_line(fault))
-                continue
-            if config.ray_address is None:
-                hint = "repeat the command when the machine is less busy, or name one device"
-                raise UsageError(f"Ray does not start: {first_line(fault)}", hint) from fault
-            message = f"the Ray cluster `{config.ray_address}` is not reached: {first_line(fault)}"
-            raise UsageError(message, "check the address, and that `ray status` answers") from fault
