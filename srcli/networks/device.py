@@ -66,6 +66,11 @@ def prepare(device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which networks compute in a run's precision: `dtype` where torch deems it safe; nothing for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def layout_for(dtype: torch.dtype) -> torch.memory_format:
     """How pictures and weights of convolutions best lie in memory.
 

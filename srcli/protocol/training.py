@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +46,7 @@ class Trainee(Protocol):
 
     First comes settle(). A step is batch = aimed(batch); prepared = prepare(batch); z = forward(prepared); the losses of
     decode(z) and losses(z, batch) go back to z and on through `network`; before_step(), the optimiser's step, after_step().
+    Methods derive from it and leave out what they do not need: what has a body here does nothing.
     """
 
     network: nn.Module
@@ -78,11 +78,7 @@ class Trainee(Protocol):
         Raises:
             UsageError: the recipe allows no decision.
         """
-        ...
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which networks compute in the run's precision."""
-        ...
+        return ()
 
     def know(self, prompts: Sequence[str]) -> None:
         """All prompts that will be asked for, where they are few: what embeds them may be let go then.
@@ -90,11 +86,11 @@ class Trainee(Protocol):
         Raises:
             ModelError: a prompt cannot be embedded.
         """
-        ...
+        return
 
     def aimed(self, batch: Batch) -> Batch:
         """The batch with what the losses of training are to compare with, where that is not each sample's own original."""
-        ...
+        return batch
 
     def prepare(self, batch: Batch) -> Any:
         """What `forward` needs, without gradients."""
@@ -110,15 +106,15 @@ class Trainee(Protocol):
 
     def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The stage's own losses on latents, by their names in the recipe; those of weight 0 are left out."""
-        ...
+        return {}
 
     def before_step(self) -> None:
         """Gradients are complete (summed over processes, not yet clipped)."""
-        ...
+        return
 
     def after_step(self) -> None:
         """The optimiser has stepped."""
-        ...
+        return
 
     def views(self, batch: Batch) -> Mapping[str, Tensor]:
         """For validation, z_sr by what it shows, without gradients; the whole result comes last. Empty where it is no picture."""

@@ -32,9 +32,10 @@ from srcli.families.network.layers import (
 from srcli.families.network.recipe import AUTO, FULL, RANK, NetworkRecipe
 from srcli.networks.adapters import Adapter, AdapterInfo
 from srcli.networks.attached import attach, attach_frozen, extract, fill, use_adapters
+from srcli.networks.device import autocast
 from srcli.networks.merged import merge_where_it_pays
 from srcli.networks.saved_adapters import save_adapter, warn_of_another_beside, warn_of_strange_base
-from srcli.protocol.training import Batch, LayerRank
+from srcli.protocol.training import Batch, LayerRank, Trainee
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 
@@ -46,8 +47,8 @@ _SAMPLES = 16
 """That importance is measured on."""
 
 
-class NetworkTrainee:
-    """What one stage trains; implements `srcli.protocol.training.Trainee`. Its z_sr are the pictures themselves.
+class NetworkTrainee(Trainee):
+    """What one stage trains. Its z_sr are the pictures themselves.
 
     The network is kept once, in float32, as are the adapters; the run's precision is autocast's. Evaluation mode keeps statistics
     of batches, dropped paths and what else architectures do in training out of it: what is trained is what is used.
@@ -198,15 +199,6 @@ class NetworkTrainee:
 
     # A step ----------------------------------------------------------------------------------------------------------
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
-
-    def know(self, prompts: Sequence[str]) -> None:
-        """There is nothing that prompts are for."""
-
-    def aimed(self, batch: Batch) -> Batch:
-        return batch
-
     def prepare(self, batch: Batch) -> Tensor:
         """The raw input, (N, 3, h, w), RGB, float32 in [0, 1]."""
         return (batch.lq + 1) / 2
@@ -217,15 +209,6 @@ class NetworkTrainee:
 
     def decode(self, z_sr: Tensor) -> Tensor:
         return z_sr
-
-    def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def before_step(self) -> None:
-        """Nothing is done to gradients."""
-
-    def after_step(self) -> None:
-        """Nothing is done to weights."""
 
     @torch.no_grad()
     def views(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -256,7 +239,7 @@ class NetworkTrainee:
     def _answer(self, network: Any, picture: Tensor) -> Tensor:
         """As the restorer asks it, but with a graph, and without a limit at black and white, which gradients do not cross."""
         planes = picture if self._held.channels == 3 else picture.flatten(0, 1)[:, None]
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             answer = self._held.answer(planes.clone(), network).float()  # some write into it
         return answer.reshape(len(picture), 3, *answer.shape[2:]) * 2 - 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +20,10 @@ from srcli.families.pisasr.recipe import SemanticRecipe
 from srcli.networks.adapters import Adapter, AdapterInfo
 from srcli.networks.attached import attach, attach_frozen, extract, fill, use_adapters
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_alphas, load_autoencoder, load_unet
+from srcli.networks.device import autocast
 from srcli.networks.merged import merge_where_it_pays
 from srcli.networks.saved_adapters import load_adapter, save_adapter, warn_of_another_beside, warn_of_strange_base
-from srcli.protocol.training import Batch, LayerRank
+from srcli.protocol.training import Batch, Trainee
 from srcli.store.adapter_files import find_adapter
 from srcli.store.weights import sha256_of
 
@@ -30,8 +31,8 @@ _NULL_PROMPT_STREAM = 4
 """Of the seed."""
 
 
-class PisaTrainee:
-    """What one stage trains and what it needs for that; implements `srcli.protocol.training.Trainee`.
+class PisaTrainee(Trainee):
+    """What one stage trains and what it needs for that.
 
     The base is kept once, in the precision of the run; adapters are float32. The teacher of score distillation is the same UNet
     with its adapters switched off, so it costs no memory.
@@ -124,23 +125,11 @@ class PisaTrainee:
     def _negative(self) -> str:
         return str(self.config.told["prompts.negative"])
 
-    def settle(
-        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
-    ) -> Sequence[LayerRank]:
-        """All is decided already."""
-        return ()
-
     # A step ----------------------------------------------------------------------------------------------------------
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     def know(self, prompts: Sequence[str]) -> None:
         self._prompts(sorted({self._inference, self._negative, self._positive, *prompts}))
         self._prompts.release()
-
-    def aimed(self, batch: Batch) -> Batch:
-        return batch
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """z_lq, (N, channels, h, w), and the embeddings of what the UNet is told, (N, tokens, width); float32."""
@@ -151,7 +140,7 @@ class PisaTrainee:
         return self._restored(self.trained, *prepared)
 
     def decode(self, z_sr: Tensor) -> Tensor:
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             return self._autoencoder.decode(z_sr).float()
 
     def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -205,18 +194,18 @@ class PisaTrainee:
     def _encode(self, picture: Tensor) -> Tensor:
         """(N, 3, H, W), RGB, in [-1, 1], to latents; one by one where the encoder needs memory."""
         parts = torch.split(picture, 1) if self.decodes_alone else [picture]
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             return torch.cat([self._autoencoder.encode(part).float() for part in parts])
 
     def _restored(self, unet: Any, z_lq: Tensor, embedding: Tensor) -> Tensor:
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             residual: Tensor = unet(z_lq, int(self.config.told["timestep"]), encoder_hidden_states=embedding).sample
         return z_lq - residual.float()
 
     @torch.no_grad()
     def _teacher(self, noisy: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
         """ε of the frozen base: (N, channels, h, w), (N,), (N, tokens, width) -> (N, channels, h, w), float32."""
-        with self._only([]), self.autocast():
+        with self._only([]), autocast(self._device, self._dtype):
             epsilon: Tensor = self.network(noisy, timestep, encoder_hidden_states=embedding).sample
         return epsilon.float()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +16,9 @@ from srcli.families.s3diff.estimator import Block, Estimator
 from srcli.families.s3diff.grades import VERSIONS, Grade, damaged, drawn_grades
 from srcli.families.s3diff.recipe import EstimatorRecipe
 from srcli.networks.adapters import Adapter, AdapterInfo
+from srcli.networks.device import autocast
 from srcli.networks.saved_adapters import load_adapter, save_adapter
-from srcli.protocol.training import Batch, LayerRank
+from srcli.protocol.training import Batch, Trainee
 from srcli.store.adapter_files import find_adapter
 
 FIRST, BLURRED, NOISY, BEST, WORST = range(len(VERSIONS))
@@ -39,8 +40,8 @@ def begun(network: Estimator) -> Estimator:
     return network
 
 
-class EstimatorTrainee:
-    """What the stage trains; implements `srcli.protocol.training.Trainee`. Its z_sr are scores, and nothing decodes them.
+class EstimatorTrainee(Trainee):
+    """What the stage trains. Its z_sr are scores, and nothing decodes them.
 
     Args:
         config: of the run.
@@ -67,21 +68,6 @@ class EstimatorTrainee:
         self.trained: Any = self.network
         self.parameters = list(self.network.parameters())
 
-    def settle(
-        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
-    ) -> Sequence[LayerRank]:
-        """All is decided already."""
-        return ()
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
-
-    def know(self, prompts: Sequence[str]) -> None:
-        """There is nothing that prompts are for."""
-
-    def aimed(self, batch: Batch) -> Batch:
-        return batch
-
     def prepare(self, batch: Batch) -> Tensor:
         """The `VERSIONS` of each sample, (N · 5, 3, h, w), RGB, in [0, 1]."""
         ranges, seed = self.recipe.degradation, self.config.seed
@@ -95,7 +81,7 @@ class EstimatorTrainee:
 
     def forward(self, prepared: Tensor) -> Tensor:
         """Scores, (N, 5, 2, 1)."""
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             scores: Tensor = self.trained(prepared)
         return scores.float().view(-1, len(VERSIONS), 2, 1)
 
@@ -119,12 +105,6 @@ class EstimatorTrainee:
 
     def _grades(self, index: int) -> tuple[Grade, ...]:
         return drawn_grades(self.config.seed, index)
-
-    def before_step(self) -> None:
-        """Nothing is done to gradients."""
-
-    def after_step(self) -> None:
-        """Nothing is done to weights."""
 
     def views(self, batch: Batch) -> Mapping[str, Tensor]:
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -38,9 +38,10 @@ from srcli.families.s3diff.schedule import signal_share
 from srcli.networks.adapters import Adapter, AdapterInfo
 from srcli.networks.attached import attach, extract, fill
 from srcli.networks.backbone import Autoencoder, PromptEncoder, load_autoencoder, load_unet
+from srcli.networks.device import autocast
 from srcli.networks.lora import LoraLayer, can_have_lora
 from srcli.networks.saved_adapters import load_adapter, save_adapter, warn_of_strange_base
-from srcli.protocol.training import Batch, LayerRank
+from srcli.protocol.training import Batch, Trainee
 from srcli.store.adapter_files import find_adapter
 
 _NEGATIVE_STREAM = 9
@@ -127,8 +128,8 @@ def _fresh(blocks: int, rank: int, largest: int, start: str) -> Conditioner:
     return conditioner
 
 
-class S3DiffTrainee:
-    """What the semantic stage trains and what it needs for that; implements `srcli.protocol.training.Trainee`.
+class S3DiffTrainee(Trainee):
+    """What the semantic stage trains and what it needs for that.
 
     Args:
         config: of the run.
@@ -192,19 +193,7 @@ class S3DiffTrainee:
         fill(self.network, Adapter(start.name, tensors, start.info), self._info)
         return start.info.steps
 
-    def settle(
-        self, known: Mapping[str, int], sample: Callable[[int], Batch], gradient: Callable[[Tensor, Batch], Tensor]
-    ) -> Sequence[LayerRank]:
-        """All is decided already."""
-        return ()
-
     # A step ----------------------------------------------------------------------------------------------------------
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
-
-    def know(self, prompts: Sequence[str]) -> None:
-        """There are two, and they are known."""
 
     def aimed(self, batch: Batch) -> Batch:
         """Online negative prompting: some samples are to become their own enlarged input, which no discriminator judges."""
@@ -221,28 +210,19 @@ class S3DiffTrainee:
         return self._enlarged(batch), scores, self._embeddings[[int(each) for each in self._negative(batch)]]
 
     def forward(self, prepared: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             z_sr: Tensor = self.trained(*prepared)
         return z_sr
 
     def decode(self, z_sr: Tensor) -> Tensor:
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             return self.network.autoencoder.decode(z_sr).float()
-
-    def losses(self, z_sr: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def before_step(self) -> None:
-        """Nothing is done to gradients."""
-
-    def after_step(self) -> None:
-        """Nothing is done to weights."""
 
     @torch.no_grad()
     def views(self, batch: Batch) -> Mapping[str, Tensor]:
         """The result without guidance."""
         positive = self._embeddings[:1].expand(len(batch.indices), -1, -1)
-        with self.autocast():
+        with autocast(self._device, self._dtype):
             return {"sr": self.network(self._enlarged(batch), self._scores(batch), positive)}
 
     def save(self, step: int, folder: Path, *, half: bool = False) -> None:
