@@ -55,7 +55,8 @@ def main() -> None:
     from PIL import Image
 
     for folder in args.folders:
-        found = np.array([grid_db(np.asarray(Image.open(path).convert("RGB"))) for path in sorted(folder.iterdir())])
+        pictures = [path for path in sorted(folder.iterdir()) if path.is_file()]
+        found = np.array([grid_db(np.asarray(Image.open(path).convert("RGB"))) for path in pictures])
         print(f"{folder}: mean {found.mean():+.2f} dB, largest {found.max():+.2f} dB, of {len(found)} pictures")
 
 

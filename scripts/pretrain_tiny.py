@@ -1,6 +1,6 @@
 """Pretrain the base of the built-in model `tiny`: a small pixel-patch diffusion model of photos.
 
-    python scripts/pretrain_tiny.py ../shared/photos/train -o runs/tiny-base --recipe scripts/builtin/base.toml
+    python scripts/pretrain_tiny.py ../shared/photos/train -o runs/tiny-base --recipe scripts/builtin/tiny.toml
 
 The UNet learns to predict the noise (DDPM, Ho et al. 2020, eq. 14) in 4x4-patchified photos. It sees clean crops under the
 `positive` embedding, degraded ones under the `negative` embedding, and both under `null`: the three stand in for the

@@ -193,7 +193,7 @@ def test_show(models_file: Path, base: Path) -> None:
     assert pairs["prompt"] == '""'
     assert {key for key in pairs if key.startswith("dials")} == {"dials.lambda_pixel", "dials.timestep"}
     assert "dials.lambda_semantic   " in run("show", "tiny")
-    assert json.loads(run("show", "tiny", "--json"))["dials"]["lambda_semantic"] == 0.25
+    assert json.loads(run("show", "tiny", "--json"))["dials"]["lambda_semantic"] == 1
     assert json.loads(run("show", "tiny", "--json"))["prompts"] == {"positive": "positive", "negative": "negative"}
     with pytest.raises(ModelError, match="unknown model `mime`; did you mean `mine`"):
         run("show", "mime", "--models-file", models_file)

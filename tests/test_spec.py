@@ -61,10 +61,10 @@ def test_packaged_row() -> None:
     assert tiny.adapters["pixel"].path == str(BUILTIN / "tiny/pixel/adapter_model.safetensors")
     assert tiny.origin == packaged_models_file()
     assert (tiny.training["crop"], tiny.training["alpha"]) == (160, 128)
-    assert [layer.get("batch") for layer in tiny.recipe_layers("semantic")] == [12, 8]
+    assert [layer.get("batch") for layer in tiny.recipe_layers("semantic")] == [12, 6]
     assert "semantic" not in tiny.recipe_layers("pixel")[0]
     assert tiny.prompts == ["", "positive", "negative"]
-    assert {dial.name: dial.default for dial in tiny.dials} == {"lambda_pixel": 1.0, "lambda_semantic": 0.25, "timestep": 1}
+    assert {dial.name: dial.default for dial in tiny.dials} == {"lambda_pixel": 1.0, "lambda_semantic": 1.0, "timestep": 1}
 
 
 def test_packaged_row_that_waits_for_an_import() -> None:

@@ -214,8 +214,18 @@ def test_a_declared_tail_is_fetched_and_missed(tmp_path: Path) -> None:
 
 
 def test_a_rows_targets_hold_for_its_own_base_alone(tmp_path: Path) -> None:
-    own = srcli("train-semantic", "--show-recipe")
+    rows = tmp_path / "models.toml"
+    rows.write_text(
+        """[models.own]
+family = "pisasr"
+native_scale = 4
+base = { embedded = "tiny" }
+training.semantic = { targets = 'tail\\.detail\\d' }
+"""
+    )
+    shown = ("train-semantic", "--show-recipe", "--model", "own", "--models-file", rows)
+    own = srcli(*shown)
     assert 'targets = "tail' in own.stdout
-    other = srcli("train-semantic", "--show-recipe", "--base", make_base(tmp_path / "base"))
+    other = srcli(*shown, "--base", make_base(tmp_path / "base"))
     assert other.returncode == 0, other.stderr
     assert 'targets = "(conv_in|' in other.stdout
