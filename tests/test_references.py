@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from commands import srcli
@@ -57,8 +59,9 @@ def test_settings_out_of_range_are_refused(table: dict[str, float]) -> None:
         build_recipe("pisasr", "semantic", [{"references": table}])
 
 
-def test_the_recipe_tells_them() -> None:
-    told = srcli("train-semantic", "--show-recipe")
+def test_the_recipe_tells_them(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("references.sharpening = 0.75\n")
+    told = srcli("train-semantic", "--recipe", tmp_path / "recipe.toml", "--show-recipe")
     assert told.returncode == 0, told.stderr
     assert "[references]" in told.stdout
     assert "sharpening = 0.75 # amount of an unsharp mask on them" in told.stdout
