@@ -83,7 +83,7 @@ def test_both_stages_from_a_shell_script_to_an_upscaled_photo(base: Path, photos
     assert find_model(str(pixel)).licence == "CC0-1.0"
     done = run(
         *("train-semantic", "--data", photos, "--pixel", pixel, "-o", semantic, "--base", base, "--steps", 4, *SHORT),
-        *("--lpips", 0, "--csd", 1, "--prompt", "positive", "--negative-prompt", "negative"),
+        *("--lpips", 0, "--features", 0, "--csd", 1, "--prompt", "positive", "--negative-prompt", "negative"),
     )
     assert done.returncode == 0, done.stderr
     assert f"--model {semantic}" in done.stderr
@@ -157,8 +157,8 @@ def test_two_processes_train_what_one_process_trains(stage: str, base: Path, pho
     words: list[object] = [f"train-{stage}", "--data", photos, "--base", base, "--steps", 6, *SHORT, "--save-every", 3]
     if stage == "semantic":
         run("train-pixel", "--data", photos, "-o", tmp_path / "pixel", "--base", base, "--steps", 2, *SHORT)
-        (tmp_path / "recipe.toml").write_text("losses = { l2 = 1, gan = 0.1 }\ngan.features = 4\n")
-        words += ["--pixel", tmp_path / "pixel", "--lpips", 0, "--recipe", tmp_path / "recipe.toml"]
+        (tmp_path / "recipe.toml").write_text("losses = { l2 = 1, gan = 0.1, features = 0, lpips = 0 }\ngan.features = 4\n")
+        words += ["--pixel", tmp_path / "pixel", "--recipe", tmp_path / "recipe.toml"]
     launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launch += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m")
     without_gpu = {"CUDA_VISIBLE_DEVICES": ""}

@@ -255,8 +255,12 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, mode: str
             with pytest.raises(ImageError, match="TIFF with JPEG compression is not read"):
                 read(tmp_path / "a.tif")
         return
-    found = decode(tmp_path / "a.tif").levels
     with Image.open(tmp_path / "a.tif") as other:
+        try:
+            other.load()
+        except OSError as fault:  # 12.1 does not read the YCbCr that it writes uncompressed
+            pytest.skip(f"Pillow does not read this: {fault}")
+        found = decode(tmp_path / "a.tif").levels
         if mode == "LAB":
             other = ImageCms.profileToProfile(other, lab, srgb, outputMode="RGB")
         right = np.asarray(other.convert({"CMYK": "RGB", "YCbCr": "RGB", "P": "RGB", "LAB": "RGB"}.get(mode, mode)))
