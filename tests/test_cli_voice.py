@@ -66,6 +66,13 @@ def test_the_commands_stand_in_panels() -> None:
     assert words == ["upscale", "status", "models", "eval", "sweep", "train-pixel", "train-semantic", "train-estimator"]
 
 
+def test_a_stage_of_several_methods_names_them_before_each_has_its_say() -> None:
+    told = " ".join(srcli("train-pixel", "--help").stdout.split())
+    parts = ("models of these kinds: PiSA-SR, super-resolution network.", "PiSA-SR's first stage", "The network stays as it is")
+    found = [told.index(part) for part in parts]
+    assert found == sorted(found)
+
+
 def test_completion_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     done = srcli("--show-completion", "bash")

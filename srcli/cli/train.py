@@ -18,7 +18,7 @@ from srcli.cli import training_options as o
 from srcli.cli.family_options import stage_options, with_needed_adapters, with_stage_options
 from srcli.cli.options import Device, Dtype, ModelsFile
 from srcli.errors import UsageError
-from srcli.families import all_stages
+from srcli.families import all_stages, families
 from srcli.protocol.declarations import Base
 
 if TYPE_CHECKING:
@@ -83,8 +83,16 @@ def training_command(stage: str) -> Callable[..., None]:
         run_training(stage, locals())
 
     command.__name__ = f"train_{stage}"
-    command.__doc__ = "\n\n".join(inspect.cleandoc(each.about) for each in all_stages()[stage].values())
+    command.__doc__ = _help(stage)
     return with_needed_adapters(stage)(with_stage_options(stage)(command))
+
+
+def _help(stage: str) -> str:
+    """What the methods say of their stage; where several have it, below a sentence that names them."""
+    declared = sorted((families()[family].title, inspect.cleandoc(each.about)) for family, each in all_stages()[stage].items())
+    titles, abouts = zip(*declared, strict=True)
+    several = [f"Train a {stage} adapter, for models of these kinds: {', '.join(titles)}."] if len(declared) > 1 else []
+    return "\n\n".join([*several, *abouts])
 
 
 def run_training(stage: str, given: Mapping[str, Any]) -> None:

@@ -68,8 +68,8 @@ FAMILY = Family(
             """Train a semantic adapter on a frozen pixel adapter: PiSA-SR's second stage.
 
             Squared error, LPIPS and score distillation by the base (all weights are
-            options). Without LPIPS weights, train with `--lpips 0` and the adversarial
-            or the frequency loss.
+            options). Without LPIPS weights, train with `--lpips 0 --features 1`, as
+            the recipe of `tiny` does.
 
             Example: srcli train-semantic --data ~/photos --pixel runs/pixel -o runs/semantic
             """,
