@@ -565,7 +565,9 @@ def test_a_flipped_bit_in_a_16_bit_png_is_noticed(tmp_path: Path, at: float) -> 
     [
         (b"", "empty"),
         (b"hello, this is a text", "no known image"),
-        (b"\x89PNG\r\n\x1a\n", "no known image"),
+        (b"\x89PNG\r\n\x1a\n", r"it is damaged or incomplete \(its header cannot be read\)\n\nhint: .* copy it again"),
+        (b"GIF89a", "it is damaged or incomplete"),
+        (b"RIFF\x40\0\0\0WEBPVP8 ", "it is damaged or incomplete"),
         (b"II*\0", "read"),
         (b"\0" * 1000, "no known image"),
     ],

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from PIL import Image, ImageCms
@@ -255,12 +256,10 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, mode: str
             with pytest.raises(ImageError, match="TIFF with JPEG compression is not read"):
                 read(tmp_path / "a.tif")
         return
+    if (mode, compression) == ("YCbCr", "raw") and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow 12 does not read the YCbCr that it writes uncompressed")
+    found = decode(tmp_path / "a.tif").levels
     with Image.open(tmp_path / "a.tif") as other:
-        try:
-            other.load()
-        except OSError as fault:  # 12.1 does not read the YCbCr that it writes uncompressed
-            pytest.skip(f"Pillow does not read this: {fault}")
-        found = decode(tmp_path / "a.tif").levels
         if mode == "LAB":
             other = ImageCms.profileToProfile(other, lab, srgb, outputMode="RGB")
         right = np.asarray(other.convert({"CMYK": "RGB", "YCbCr": "RGB", "P": "RGB", "LAB": "RGB"}.get(mode, mode)))

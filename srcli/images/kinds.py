@@ -1,10 +1,11 @@
-"""Kinds of files that are known by how they begin, and not read: to be told apart from damaged ones."""
+"""Kinds of files that are known by how they begin: what is not read is told apart from what is damaged."""
 
 from __future__ import annotations
 
 import struct
 from typing import BinaryIO
 
+from srcli.images import jpeg, png16
 from srcli.images.faults import RESAVE, UnreadableError
 
 _HEAD_BYTES = 512
@@ -51,6 +52,8 @@ _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     b"crx ": "camera RAW",
 }
+_READ = (jpeg.MAGIC, png16.SIGNATURE, b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+"""Of formats that are read; TIFF has its own reader; the marks of BMP and PPM are too short to be sure of."""
 _HINTS = {"AVIF": "install Pillow 11.3 or newer, or save it as PNG with another program"}
 
 
@@ -58,6 +61,11 @@ def refusal(file: BinaryIO) -> UnreadableError | None:
     """That a file is of a kind that is not read; None where its kind is not known, or is one that is read."""
     kind = _kind_of(file)
     return None if kind is None else UnreadableError(f"{kind} is not read", _HINTS.get(kind, RESAVE))
+
+
+def begins_as_read(head: bytes) -> bool:
+    """Whether a file is of a format that is read, by its first 12 bytes: where it is not understood, it is damaged."""
+    return head.startswith(_READ) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def _kind_of(file: BinaryIO) -> str | None:

@@ -209,7 +209,8 @@ def opened(path: Path) -> Iterator[Source]:
             try:
                 image = Image.open(file, formats=formats)  # what others there are may start programs, as EPS does
             except UnidentifiedImageError as fault:
-                raise kinds.refusal(file) or fault from fault
+                damaged = OSError("its header cannot be read") if kinds.begins_as_read(head) else fault
+                raise kinds.refusal(file) or damaged from fault
             if image.mode in ("I", "F") and not _is_gray16(image):
                 raise UnreadableError("its pixels are 32-bit numbers", NARROWER)
             about = _about(image, head, notes)
